@@ -1,0 +1,67 @@
+# The one place that names torch: make setup TORCH=torch==2.14.1
+TORCH ?= torch==2.13.0
+PYTHON ?= python3
+VENV ?= .venv
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+BUILD_TOOLS := "setuptools>=77" wheel "cmake>=3.26" ninja "pybind11>=2.13"
+SOURCES := $(shell find csrc tools -type f -not -name '*.pyc') CMakeLists.txt setup.py pyproject.toml
+# Another torch, asked for here or put into the environment by hand, starts a new build.
+TORCH_STAMP := $(VENV)/.made-$(TORCH)
+TORCH_VERSION_FILE = $(wildcard $(VENV)/lib/python*/site-packages/torch/version.py)
+
+.SECONDEXPANSION:
+.DEFAULT_GOAL := help
+.PHONY: help setup test reproduce bench readme-tables lint format clean FORCE
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+
+setup: $(VENV)/.made-package  ## build .venv with torch, the tools and growkernels, whatever is missing
+	@$(BIN)/python -c "import growkernels.ops.library" 2>/dev/null || \
+	  { rm -f growkernels/*.so $<; $(MAKE) --no-print-directory $<; }
+	@$(BIN)/python -c "from growkernels import _build_info as b; \
+	  print(f'growkernels is ready in $(VENV): torch {b.torch_version}, {b.cuda_note}')"
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(TORCH_STAMP): | $(BIN)/python
+	$(PIP) install --quiet $(TORCH) $(BUILD_TOOLS)
+	@rm -f $(VENV)/.made-torch*
+	@touch $@
+
+$(VENV)/.made-package: $(TORCH_STAMP) $(SOURCES) $$(TORCH_VERSION_FILE)
+	$(PIP) install --quiet --no-build-isolation --editable ".[dev]"
+	@touch $@
+
+test: setup  ## run the tests
+	$(BIN)/python -m pytest -q tests
+
+reproduce: setup  ## reproduce SensLI's spiral experiments; the report lands in runs/
+	$(BIN)/growkernels reproduce sensli
+
+bench: setup  ## run the benchmarks; results are stored in benchmarks/results
+	$(BIN)/growkernels bench
+
+readme-tables: setup  ## write the README's tables anew from the stored benchmark results
+	$(BIN)/python -m benchmarks.readme_tables
+
+CPP_FILES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+lint: setup  ## ruff, mypy, clang-format, and a build with warnings as errors
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
+	GROWKERNELS_WERROR=1 $(BIN)/python setup.py --quiet build_ext --build-lib build/lint
+
+format: setup  ## let ruff and clang-format rewrite the sources
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP_FILES)
+
+clean:  ## remove what was built, the environment too
+	rm -rf $(VENV) build dist *.egg-info growkernels/*.so .pytest_cache .mypy_cache .ruff_cache \
+	  .hypothesis .benchmarks

@@ -1,0 +1,6 @@
+torch_version: str
+cuda_version: str | None
+cuda_architectures: tuple[str, ...]
+cuda_families: tuple[str, ...]
+cuda_note: str
+compiler: str

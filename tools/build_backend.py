@@ -1,0 +1,71 @@
+"""PEP 517 backend: setuptools, with torch asked for only where none is installed.
+
+A fixed `requires = ["torch"]` would download some torch into the isolated build, several GB and
+often another version than the one growkernels will run with. The library must be built for the
+torch it runs beside, so that one is used when it exists.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from setuptools import build_meta
+from setuptools.build_meta import (
+    build_sdist,
+    get_requires_for_build_sdist,
+    prepare_metadata_for_build_editable,
+    prepare_metadata_for_build_wheel,
+)
+from toolchain import find_torch
+
+__all__ = [
+    "build_editable",
+    "build_sdist",
+    "build_wheel",
+    "get_requires_for_build_editable",
+    "get_requires_for_build_sdist",
+    "get_requires_for_build_wheel",
+    "prepare_metadata_for_build_editable",
+    "prepare_metadata_for_build_wheel",
+]
+
+# Kept equal to the default of TORCH in the Makefile (a test compares them).
+DEFAULT_TORCH = "torch==2.13.0"
+
+Settings = Mapping[str, Any] | None
+
+
+def _build_requires() -> list[str]:
+    torch = [] if find_torch() else [os.environ.get("TORCH", DEFAULT_TORCH)]
+    return ["cmake>=3.26", "ninja", "pybind11>=2.13", *torch]
+
+
+def get_requires_for_build_wheel(config_settings: Settings = None) -> list[str]:
+    return _build_requires()
+
+
+def get_requires_for_build_editable(config_settings: Settings = None) -> list[str]:
+    return _build_requires()
+
+
+def build_wheel(
+    wheel_directory: str,
+    config_settings: Settings = None,
+    metadata_directory: str | None = None,
+) -> str:
+    # setuptools packs everything it finds there, modules deleted since the last build included.
+    for leftover in [*Path("build").glob("lib*"), *Path("build").glob("bdist*")]:
+        shutil.rmtree(leftover)
+    return str(build_meta.build_wheel(wheel_directory, config_settings, metadata_directory))
+
+
+def build_editable(
+    wheel_directory: str,
+    config_settings: Settings = None,
+    metadata_directory: str | None = None,
+) -> str:
+    return str(build_meta.build_editable(wheel_directory, config_settings, metadata_directory))
