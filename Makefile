@@ -1,39 +1,41 @@
-# The one place that names torch: make setup TORCH=torch==2.14.1
+# The one place that names torch; for another one: make setup TORCH=torch==2.14.1
 TORCH ?= torch==2.13.0
 PYTHON ?= python3
 VENV ?= .venv
 
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check
-BUILD_TOOLS := "setuptools>=77" wheel "cmake>=3.26" ninja "pybind11>=2.13"
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 SOURCES := $(shell find csrc tools -type f -not -name '*.pyc') CMakeLists.txt setup.py pyproject.toml
+CPP_FILES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 # Another torch, asked for here or put into the environment by hand, starts a new build.
-TORCH_STAMP := $(VENV)/.made-$(TORCH)
+TOOLS_STAMP := $(VENV)/.made-tools-$(shell printf %s '$(TORCH)' | tr -c 'A-Za-z0-9.' '-')
+PACKAGE_STAMP := $(VENV)/.made-package
 TORCH_VERSION_FILE = $(wildcard $(VENV)/lib/python*/site-packages/torch/version.py)
 
 .SECONDEXPANSION:
 .DEFAULT_GOAL := help
-.PHONY: help setup test reproduce bench readme-tables lint format clean FORCE
+.PHONY: help setup test reproduce bench readme-tables lint format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
 
-setup: $(VENV)/.made-package  ## build .venv with torch, the tools and growkernels, whatever is missing
-	@$(BIN)/python -c "import growkernels.ops.library" 2>/dev/null || \
+setup: $(PACKAGE_STAMP)  ## make .venv with torch, the tools and growkernels: whatever is missing
+	@$(BIN)/python -c "import growkernels.ops" 2>/dev/null || \
 	  { rm -f growkernels/*.so $<; $(MAKE) --no-print-directory $<; }
 	@$(BIN)/python -c "from growkernels import _build_info as b; \
 	  print(f'growkernels is ready in $(VENV): torch {b.torch_version}, {b.cuda_note}')"
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade "pip>=25.1"
 
-$(TORCH_STAMP): | $(BIN)/python
-	$(PIP) install --quiet $(TORCH) $(BUILD_TOOLS)
-	@rm -f $(VENV)/.made-torch*
+$(TOOLS_STAMP): pyproject.toml | $(BIN)/python
+	$(PIP) "$(TORCH)" --group dev
+	@rm -f $(VENV)/.made-tools-*
 	@touch $@
 
-$(VENV)/.made-package: $(TORCH_STAMP) $(SOURCES) $$(TORCH_VERSION_FILE)
-	$(PIP) install --quiet --no-build-isolation --editable ".[dev]"
+$(PACKAGE_STAMP): $(TOOLS_STAMP) $(SOURCES) $$(TORCH_VERSION_FILE)
+	$(PIP) --no-build-isolation --editable ".[experiments]"
 	@touch $@
 
 test: setup  ## run the tests
@@ -47,8 +49,6 @@ bench: setup  ## run the benchmarks; results are stored in benchmarks/results
 
 readme-tables: setup  ## write the README's tables anew from the stored benchmark results
 	$(BIN)/python -m benchmarks.readme_tables
-
-CPP_FILES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 lint: setup  ## ruff, mypy, clang-format, and a build with warnings as errors
 	$(BIN)/ruff check .

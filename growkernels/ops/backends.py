@@ -1,0 +1,116 @@
+"""Which backend every op uses for a device and dtype, and why not the others.
+
+Each family lists its backends in order of preference. A backend states its obstacles: functions
+that return a reason when it cannot be used, and None when nothing stands in the way. The kernels
+ask the same questions where they dispatch; this table is what `growkernels info` shows.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from growkernels import _build_info
+
+Obstacle = Callable[[torch.device, torch.dtype], str | None]
+
+
+class Backend(NamedTuple):
+    """One way to compute an op."""
+
+    name: str
+    obstacle: Obstacle
+
+
+class Choice(NamedTuple):
+    """The backend that would run (None: no backend can), and the ones refused before it."""
+
+    backend: str | None
+    refused: tuple[tuple[str, str], ...]
+
+
+def _no_such_device(device: torch.device) -> str | None:
+    if device.type == "cuda" and not torch.cuda.is_available():
+        build = "a CPU build" if torch.version.cuda is None else "without a visible GPU"
+        return f"torch {torch.__version__} is {build}"
+    return None
+
+
+def _cuda_obstacle(family: str) -> Obstacle:
+    def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+        if device.type != "cuda":
+            return f"the tensors are on {device.type}"
+        if family not in _build_info.cuda_families:
+            note = _build_info.cuda_note
+            return note if note.startswith("CUDA off") else f"{family} has no CUDA sources"
+        return _no_such_device(device)
+
+    return obstacle
+
+
+# float16 tiles are widened to float32 while they are packed, so float32 products decide for them.
+_TILE_DTYPE = {torch.float16: torch.float32}
+
+
+def _brgemm_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type != "cpu":
+        return f"the tensors are on {device.type}"
+    if dtype == torch.float64:
+        return "oneDNN has no float64 tiles"
+    if os.environ.get("GROWKERNELS_BRGEMM") == "0":
+        return "GROWKERNELS_BRGEMM=0"
+    tile_dtype = _TILE_DTYPE.get(dtype, dtype)
+    if not torch.ops.growkernels.brgemm_available(tile_dtype):
+        return f"oneDNN in this torch has no {_name(tile_dtype)} tiles for this CPU"
+    return None
+
+
+def _cpu_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    return None if device.type == "cpu" else f"the tensors are on {device.type}"
+
+
+def _composed_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    return _no_such_device(device)
+
+
+def _family(name: str) -> tuple[Backend, ...]:
+    return (
+        Backend("cuda", _cuda_obstacle(name)),
+        Backend("brgemm", _brgemm_obstacle),
+        Backend("portable", _cpu_obstacle),
+        Backend("aten", _composed_obstacle),
+    )
+
+
+DEVICES = ("cpu", "cuda")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+# Every op with its backends, the preferred one first.
+BACKENDS: dict[str, tuple[Backend, ...]] = {
+    "virtual_grad_norms": _family("virtual_grad"),
+    "virtual_grads": _family("virtual_grad"),
+}
+
+
+def choose_backend(op: str, device: torch.device | str, dtype: torch.dtype) -> Choice:
+    """The backend that `op` uses for tensors of `dtype` on `device`, and why not those before it.
+
+    Raises ValueError for an op that is not in the table.
+    """
+    if op not in BACKENDS:
+        raise ValueError(f"{op!r} is not an op of growkernels; choose from {', '.join(BACKENDS)}")
+    device = torch.device(device)
+    refused = []
+    for backend in BACKENDS[op]:
+        reason = backend.obstacle(device, dtype)
+        if reason is None:
+            return Choice(backend.name, tuple(refused))
+        refused.append((backend.name, reason))
+    return Choice(None, tuple(refused))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
