@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -68,4 +69,6 @@ def build_editable(
     config_settings: Settings = None,
     metadata_directory: str | None = None,
 ) -> str:
+    # setuptools warns, every time, that folders named like the package may shadow it.
+    warnings.filterwarnings("ignore", message="Editable installation")
     return str(build_meta.build_editable(wheel_directory, config_settings, metadata_directory))

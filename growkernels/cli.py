@@ -1,0 +1,96 @@
+"""Floor 5: the `growkernels` command. Every subcommand only hands over to the floor it belongs to."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from growkernels import info as information
+
+try:
+    import typer
+    from rich.console import Console
+    from rich.table import Table
+except ModuleNotFoundError as missing:
+    raise ImportError(
+        f"growkernels: the command line needs {missing.name}; "
+        "run `pip install 'growkernels[experiments]'`"
+    ) from None
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Fast ops and drivers for neural networks that grow while they train.",
+)
+reproduce = typer.Typer(no_args_is_help=True, help="Reproduce a paper's experiments.")
+app.add_typer(reproduce, name="reproduce")
+
+# The commands below parse their arguments themselves, `--help` included.
+HAND_OVER = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+@app.command("info")
+def show_info(
+    as_json: bool = typer.Option(False, "--json", help="The same as JSON, for programs."),
+) -> None:
+    """Versions, CPU features, what was built, and the backend every op would use, with reasons."""
+    report = {
+        "environment": information.environment(),
+        "built": information.built(),
+        "backends": information.backend_table(),
+    }
+    if as_json:
+        print(json.dumps(report, indent=2))
+    else:
+        print_report(report)
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """Prints what `growkernels info` collected as three tables."""
+    console = Console()
+    for title in ("environment", "built"):
+        table = Table("", "", title=title, title_justify="left", show_header=False)
+        for key, value in report[title].items():
+            text = ", ".join(value) if isinstance(value, list) else value
+            table.add_row(key, "none" if text in (None, "") else str(text))
+        console.print(table)
+    table = Table("op", "device", "dtype", "backend", "refused", title="backends", title_justify="left")
+    for row in report["backends"]:
+        reasons = "\n".join(f"{name}: {reason}" for name, reason in row["refused"].items())
+        table.add_row(row["op"], row["device"], row["dtype"], row["backend"] or "none", reasons)
+    console.print(table)
+
+
+@app.command(context_settings=HAND_OVER, add_help_option=False)
+def bench(context: typer.Context) -> None:
+    """Run the benchmarks, all or those of the families named."""
+    checkout = Path(__file__).resolve().parents[1]
+    if not (checkout / "benchmarks" / "__main__.py").is_file():
+        raise FileNotFoundError(
+            f"the benchmarks are part of the source checkout and {checkout} is none; "
+            "run `growkernels bench` from an environment made by `make setup`"
+        )
+    sys.path.insert(0, str(checkout))
+    raise typer.Exit(importlib.import_module("benchmarks.__main__").main(context.args))
+
+
+@reproduce.command(context_settings=HAND_OVER, add_help_option=False)
+def sensli(context: typer.Context) -> None:
+    """Layer insertion by virtual-layer gradients (SensLI, arXiv 2311.15995)."""
+    from growkernels.experiments.sensli.command import main as run
+
+    raise typer.Exit(run(context.args))
+
+
+def main() -> int:
+    """Runs the command line; what a user got wrong is one sentence and a non-zero exit status."""
+    try:
+        return int(app(standalone_mode=True) or 0)
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
+        print(f"growkernels: {error}", file=sys.stderr)
+        return 1
