@@ -1,0 +1,20 @@
+"""Drivers that let networks grow while they train."""
+
+from growkernels.growth.grown import insertions, rebuild
+from growkernels.growth.layer_insertion import LayerInsertion
+from growkernels.growth.merits import Merits
+from growkernels.growth.positions import Position, find_positions
+from growkernels.growth.triggers import FixedStep, LossPlateau, MeritRatio, Trigger
+
+__all__ = [
+    "FixedStep",
+    "LayerInsertion",
+    "LossPlateau",
+    "MeritRatio",
+    "Merits",
+    "Position",
+    "Trigger",
+    "find_positions",
+    "insertions",
+    "rebuild",
+]

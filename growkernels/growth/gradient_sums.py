@@ -1,0 +1,98 @@
+"""Sums over mini-batches of the virtual layers' and the existing weights' gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, distributed
+
+from growkernels.growth.merit_norms import squared_norm
+from growkernels.growth.merits import Merits
+
+
+@dataclass
+class GradientSums:
+    """What the batches recorded so far add up to.
+
+    Attributes:
+        virtual: position -> sum over batches of its virtual layer's gradient G.
+        second_moments: position -> sum over batches of ||G||^2 (Frobenius), a 0-d tensor.
+        base: index of an existing weight -> sum over batches of its gradient.
+        feature_maps: position, or index of an existing convolution -> (H, W) of its last input.
+        batches: how many batches.
+        loss_scale: the factor the recorded losses were multiplied by (a GradScaler's).
+    """
+
+    virtual: dict[str, Tensor] = field(default_factory=dict)
+    second_moments: dict[str, Tensor] = field(default_factory=dict)
+    base: dict[int, Tensor] = field(default_factory=dict)
+    feature_maps: dict[str | int, tuple[int, int]] = field(default_factory=dict)
+    batches: int = 0
+    loss_scale: float = 1.0
+
+    def rescale(self, loss_scale: float) -> None:
+        """Turn the sums into those of a loss scaled by `loss_scale`."""
+        factor = loss_scale / self.loss_scale
+        if factor != 1.0:
+            for total in [*self.virtual.values(), *self.base.values()]:
+                total.mul_(factor)
+            for moment in self.second_moments.values():
+                moment.mul_(factor**2)
+        self.loss_scale = loss_scale
+
+    def over_all_processes(self) -> GradientSums:
+        """The sums over every rank of the default process group, by one all_reduce.
+
+        The same bits on every rank, so that every rank takes the same decision. Without a process
+        group: self.
+        """
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return self
+        self.rescale(1.0)
+        base_keys = sorted(self.base)
+        tensors = [
+            *self.virtual.values(),
+            *self.second_moments.values(),
+            *(self.base[key] for key in base_keys),
+            torch.tensor([float(self.batches)]),
+        ]
+        dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+        flat = torch.cat([t.to(tensors[0].device, dtype).flatten() for t in tensors])
+        distributed.all_reduce(flat)
+        pieces = torch.split(flat, [t.numel() for t in tensors])
+        summed = iter([piece.view_as(t) for piece, t in zip(pieces, tensors, strict=True)])
+        return GradientSums(
+            virtual={name: next(summed) for name in self.virtual},
+            second_moments={name: next(summed) for name in self.second_moments},
+            base={key: next(summed) for key in base_keys},
+            feature_maps=self.feature_maps,
+            batches=round(float(next(summed))),
+        )
+
+    def merits(self, names: Sequence[str], norm: str) -> Merits:
+        """The norms of the means over the batches."""
+        mean_factor = 1 / (self.batches * self.loss_scale)
+
+        def mean_norm(total: Tensor, key: str | int, which: str) -> Tensor:
+            mean = total * mean_factor
+            return squared_norm(mean, which, self.feature_maps.get(key)).double().cpu()
+
+        values = torch.stack([mean_norm(self.virtual[name], name, norm) for name in names])
+        base = [mean_norm(total, index, norm) for index, total in self.base.items()]
+        snr = None
+        if self.batches > 1:
+            means = torch.stack([mean_norm(self.virtual[n], n, "frobenius") for n in names])
+            moments = torch.stack([self.second_moments[n].double().cpu() for n in names])
+            moments /= self.loss_scale**2
+            spread = (moments - self.batches * means).clamp(min=0)
+            snr = means * self.batches * (self.batches - 1) / spread
+        return Merits(
+            names=tuple(names),
+            values=values,
+            base=float(torch.stack(base).mean()) if base else float("nan"),
+            snr=snr,
+            batches=self.batches,
+            norm=norm,
+        )

@@ -1,0 +1,171 @@
+"""Growing a model by one identity layer, and growing it again the same way from a record."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from growkernels.growth.positions import Position, layers_before
+from growkernels.growth.surgery import (
+    RECORD,
+    groups_for_new_layer,
+    insert_after,
+    join_groups,
+    undone_on_error,
+)
+from growkernels.nn import ResidualBlock, identity_layer
+
+TOLERANCE = 1e-6  # of the largest |output|
+
+
+def insertions(model: nn.Module) -> list[dict[str, Any]]:
+    """The insertions made in a model so far, in order.
+
+    Plain dicts of strings and numbers, made for checkpoints (``torch.load`` with
+    ``weights_only=True`` takes them); ``rebuild`` reads them.
+    """
+    return [dict(record) for record in getattr(model, RECORD, [])]
+
+
+def rebuild(
+    model: nn.Module, records: Sequence[dict[str, Any]], optimizer: Optimizer | None = None
+) -> None:
+    """Repeat recorded insertions on the base model, so that a checkpoint's states fit.
+
+    ::
+
+        model = build_base_model()
+        optimizer = build_optimizer(model)
+        rebuild(model, checkpoint["insertions"], optimizer)
+        model.load_state_dict(checkpoint["model"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+
+    Raises:
+        ValueError: a record that does not fit the model; model and optimizer are untouched.
+    """
+    with undone_on_error(model, optimizer):
+        for record in records:
+            grow(
+                model,
+                Position(record["position"], record["kind"]),
+                optimizer,
+                activation=record["activation"],
+                scale=record["scale"],
+                width=record["width"],
+            )
+
+
+def grow(
+    model: nn.Module,
+    position: Position,
+    optimizer: Optimizer | None,
+    *,
+    activation: str,
+    scale: float,
+    sample: Tensor | None = None,
+    width: int | None = None,
+) -> nn.Module:
+    """Insert an identity layer and let its parameters join the optimizer; not undone on error.
+
+    The width is that of ``sample`` (an h of this position) if given, else ``width``, else that of
+    the layer in front.
+    """
+    layers = layers_before(model, position.name)
+    if sample is not None:
+        width = sample.shape[1 if position.kind == "conv2d_relu" else -1]
+    elif width is None:
+        width = _width_in_front(model, position.name, layers)
+    like = layers[0].weight if layers else sample
+    new = identity_layer(
+        position.kind,
+        width,
+        activation=activation,
+        scale=scale,
+        device=None if like is None else like.device,
+        dtype=None if like is None else like.dtype,
+    )
+    new.train(model.get_submodule(position.name).training)
+    if sample is not None:
+        _check_identity(position, new, sample)
+    groups = None
+    if optimizer is not None:
+        groups = groups_for_new_layer(model, position.name, optimizer)
+    insert_after(model, position.name, new)
+    if optimizer is not None and groups is not None:
+        join_groups(model, new, optimizer, groups)
+    record = {
+        "position": position.name,
+        "kind": position.kind,
+        "width": width,
+        "activation": activation,
+        "scale": scale,
+    }
+    setattr(model, RECORD, [*insertions(model), record])
+    return new
+
+
+def outputs_in_eval_mode(model: nn.Module, sample: Any) -> Tensor:
+    """model(sample) in eval mode without gradients; every module's mode is as before afterwards.
+
+    Raises:
+        TypeError: the output is not a tensor.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            output = model(*sample) if isinstance(sample, tuple) else model(sample)
+    finally:
+        for module, training in modes:
+            module.training = training
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"The model returns a {type(output).__name__}; the check with `sample` needs a tensor."
+        )
+    return output
+
+
+def check_same_output(before: Tensor, after: Tensor) -> None:
+    """Raise RuntimeError unless max |after - before| is within 1e-6 of the largest |before|.
+
+    Types with less precision are allowed four units in the last place.
+    """
+    tolerance = max(TOLERANCE, 4 * torch.finfo(before.dtype).eps)
+    error = float((after.double() - before.double()).abs().max())
+    largest = float(before.double().abs().max())
+    if not error <= tolerance * largest:
+        raise RuntimeError(
+            f"The insertion would change the network's output by {error:.3g} (largest output "
+            f"{largest:.3g}): its forward does not simply pass on what this position computes. "
+            "Model and optimizer are as before."
+        )
+
+
+def _check_identity(position: Position, new: nn.Module, h: Tensor) -> None:
+    # In float64, because TF32 and 16-bit arithmetic would blur what is a check of structure.
+    exact = h.double()
+    with torch.no_grad():
+        error = float((copy.deepcopy(new).to(h.device).double()(exact) - exact).abs().max())
+    if not error <= TOLERANCE * float(exact.abs().max()):
+        raise RuntimeError(
+            f"The new layer at {position.name!r} would not be the identity on the recorded h "
+            f"(error {error:.3g}); a {position.kind} layer needs h >= 0 there. "
+            "Model and optimizer are as before."
+        )
+
+
+def _width_in_front(model: nn.Module, name: str, layers: Sequence[nn.Linear | nn.Conv2d]) -> int:
+    module = model.get_submodule(name)
+    if isinstance(module, ResidualBlock):
+        return module.width
+    if not layers:
+        raise ValueError(
+            f"The width at {name!r} cannot be told without a recorded batch; record one first."
+        )
+    layer = layers[0]
+    return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels

@@ -1,0 +1,285 @@
+"""SensLI: insert the layer whose virtual parameters have the largest gradient (2311.15995)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from growkernels.growth.grown import check_same_output, grow, outputs_in_eval_mode
+from growkernels.growth.merit_norms import NORMS
+from growkernels.growth.merits import Merits
+from growkernels.growth.positions import KINDS, Position, find_positions, named_positions
+from growkernels.growth.recorder import Recorder
+from growkernels.growth.surgery import undone_on_error
+from growkernels.nn import ResidualBlock
+
+
+class LayerInsertion:
+    """Merits of every candidate position from ordinary passes, and the insertion itself.
+
+    ::
+
+        inserter = LayerInsertion(model)
+        for x, y in batches:                       # one pass, no update
+            with inserter.recording():
+                loss_fn(model(x), y).backward()
+        merits = inserter.merits()
+        position = inserter.select(merits)
+        if position is not None:
+            inserter.insert(position, optimizer)
+
+    The merit of a position is the squared norm of dL/dW of a layer that would be inserted there
+    as the identity, for the gradient averaged over the recorded batches (each counts the same, so
+    with a loss that is a mean over its batch use batches of one size; drop a smaller last one).
+    Such a layer passes dL/dh on unchanged, so h and dL/dh of the model as it is are enough.
+
+    Gradients accumulate in ``.grad`` as usual: clear them as usual. Between a position's backward
+    and the end of ``recording()`` its h and dL/dh stay in memory.
+
+    Args:
+        model: any module. Not a wrapper: see Raises.
+        positions: None to find them (``find_positions``), or module paths whose outputs are the
+            h, or {path: kind} where the kind cannot be inferred.
+        norm: ``"frobenius"``, ``"frobenius_scaled"`` or ``"operator"`` (``merit_norms``).
+        kinds: keep only the found positions of these kinds, e.g. ``("conv2d_relu",)``.
+        activation: of the residual candidates; None: that of the model's ResidualBlocks, or tanh.
+        scale: W1 = scale * I in residual candidates (the authors use 0.8).
+
+    Raises:
+        TypeError: the model is compiled, or wrapped for data parallelism.
+        ValueError: nothing found, a position that is not in the model, an unknown norm or kind.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        positions: Sequence[str] | Mapping[str, str] | None = None,
+        *,
+        norm: str = "frobenius",
+        kinds: Collection[str] | None = None,
+        activation: str | None = None,
+        scale: float = 0.8,
+    ) -> None:
+        _refuse_wrappers(model)
+        if norm not in NORMS:
+            raise ValueError(f"Unknown norm {norm!r}; choose one of {', '.join(NORMS)}.")
+        unknown = set(kinds or ()) - set(KINDS)
+        if unknown:
+            raise ValueError(f"Unknown kinds {sorted(unknown)}; choose from {', '.join(KINDS)}.")
+        if positions is not None and kinds is not None:
+            raise ValueError("kinds filters the positions that are found; do not name both.")
+        self.model = model
+        self.norm = norm
+        self.kinds = kinds
+        self.activation = activation or _activation_of_blocks(model)
+        self.scale = scale
+        self.reason = "select() has not been called yet."
+        self._named = positions is not None
+        self._recorder = self._watch(
+            find_positions(model, kinds) if positions is None else named_positions(model, positions)
+        )
+
+    @property
+    def positions(self) -> tuple[Position, ...]:
+        """The candidate positions, found anew after each insertion."""
+        return tuple(self._recorder.positions)
+
+    @contextmanager
+    def recording(self, loss_scale: float = 1.0) -> Iterator[None]:
+        """Record one batch: run its backward pass inside (its forward pass may have run before).
+
+        Args:
+            loss_scale: what the loss was multiplied by, ``scaler.get_scale()`` under a GradScaler;
+                merits are those of the unscaled loss.
+
+        Raises:
+            RuntimeError: at the end of the block: a position got no gradient or several, or its
+                output was changed in place. The batch is not counted.
+        """
+        if self._recorder.recording:
+            raise RuntimeError("recording() is already open; close it before the next batch.")
+        if not loss_scale > 0:
+            raise ValueError(f"loss_scale is {loss_scale}; it must be positive.")
+        handles = self._recorder.begin()
+        try:
+            yield
+            self._recorder.finish(loss_scale)
+        finally:
+            self._recorder.recording = False
+            for handle in handles:
+                handle.remove()
+
+    def merits(self) -> Merits:
+        """The merits over all batches recorded since the last insertion or ``reset``.
+
+        With torch.distributed initialised the sums of all ranks are added by one all_reduce, so
+        every rank must call this, having recorded at least one batch.
+
+        Raises:
+            RuntimeError: nothing recorded.
+            ValueError: a position for a ReLU layer has negative outputs.
+        """
+        recorder = self._recorder
+        if recorder.sums.batches == 0:
+            raise RuntimeError(
+                "No batches are recorded; run a backward pass inside `with inserter.recording():`."
+            )
+        for position in recorder.positions:
+            if position.kind != "residual" and bool((recorder.samples[position.name] < 0).any()):
+                raise ValueError(
+                    f"Position {position.name!r} has negative outputs, which an identity layer "
+                    "with a ReLU would cut off; name the ReLU behind it, or use kind 'residual'."
+                )
+        names = [position.name for position in recorder.positions]
+        return recorder.sums.over_all_processes().merits(names, self.norm)
+
+    def reset(self) -> None:
+        """Forget the recorded batches."""
+        self._recorder.reset()
+
+    def select(self, merits: Merits, rule: str = "max", tau: float = 1.0) -> str | None:
+        """The position to insert at, or None to decline; ``reason`` says why in a sentence.
+
+        Args:
+            merits: from ``merits()``.
+            rule: ``"max"``: the largest merit, the first of equal ones. ``"relative"``: the same
+                position, but only if merit / mean base-layer merit >= tau (the paper's rule).
+            tau: for ``"relative"``.
+
+        Raises:
+            ValueError: a merit that is NaN or infinite, an unknown rule, no base merit.
+        """
+        best = merits.best()
+        name, value = merits.names[best], float(merits.values[best])
+        if rule == "max":
+            self.reason = f"{name!r} has the largest merit, {value:.4g}."
+            return name
+        if rule != "relative":
+            raise ValueError(f"Unknown rule {rule!r}; choose 'max' or 'relative'.")
+        ratio = merits.ratio()
+        accepted = ratio >= tau
+        self.reason = (
+            f"The largest merit, {value:.4g} at {name!r}, is {ratio:.4g} times the mean "
+            f"base-layer merit: {'at least' if accepted else 'declined, below'} tau = {tau:g}."
+        )
+        return name if accepted else None
+
+    def insert(
+        self, position: str, optimizer: Optimizer | None = None, sample: Any = None
+    ) -> nn.Module:
+        """Insert the identity layer at a position; the network computes what it did before.
+
+        The new layer is checked to be the identity on the last recorded h (relative error <= 1e-6,
+        in float64), and with a ``sample`` the whole network's output before and after. Existing
+        parameters and their optimizer state stay; the new parameters join the groups of the
+        weights and biases in front of them. If anything fails, model and optimizer are untouched.
+        Afterwards the positions are found anew and nothing is recorded.
+
+        Wrap again what held the old model: build a new DistributedDataParallel, compile again.
+
+        Args:
+            position: one of ``positions``.
+            optimizer: the model's optimizer, or None.
+            sample: an input of the model (a tuple for several arguments) to check the whole
+                network with, in eval mode.
+
+        Returns:
+            The new LinearReLU, Conv2dReLU or ResidualBlock.
+
+        Raises:
+            ValueError: not a position, a NaN merit there, or an optimizer of another model.
+            RuntimeError: the function would change.
+        """
+        if self._recorder.recording:
+            raise RuntimeError("recording() is still open; insert after its block.")
+        place = self._position(position)
+        recorded = self._recorder.sums.virtual.get(position)
+        if recorded is not None and not bool(recorded.isfinite().all()):
+            raise ValueError(
+                f"The gradient recorded at {position!r} is NaN or infinite, so its merit is too; "
+                "nothing is inserted."
+            )
+        old_modules = [self.model.get_submodule(p.name) for p in self.positions]
+        before = None if sample is None else outputs_in_eval_mode(self.model, sample)
+        with undone_on_error(self.model, optimizer):
+            new = grow(
+                self.model,
+                place,
+                optimizer,
+                sample=self._recorder.samples.get(position),
+                activation=self.activation,
+                scale=self.scale,
+            )
+            if before is not None:
+                check_same_output(before, outputs_in_eval_mode(self.model, sample))
+            recorder = self._watch(self._positions_after(old_modules, place, new))
+        self._recorder.remove()
+        self._recorder = recorder
+        return new
+
+    def close(self) -> None:
+        """Take the hooks off the model."""
+        self._recorder.remove()
+
+    def _watch(self, positions: Sequence[Position]) -> Recorder:
+        if not positions:
+            raise ValueError(
+                "No candidate positions were found: there is no ReLU behind a Linear or Conv2d in "
+                "a Sequential and no ResidualBlock. Name the modules whose outputs are the h: "
+                "positions=['path', ...]."
+            )
+        return Recorder(self.model, positions, activation=self.activation, scale=self.scale)
+
+    def _position(self, name: str) -> Position:
+        for position in self.positions:
+            if position.name == name:
+                return position
+        if name is None:
+            raise ValueError(f"There is no position to insert at. {self.reason}")
+        raise ValueError(
+            f"{name!r} is not a candidate position; they are: "
+            f"{', '.join(repr(position.name) for position in self.positions)}."
+        )
+
+    def _positions_after(
+        self, old_modules: list[nn.Module], place: Position, new: nn.Module
+    ) -> list[Position]:
+        if not self._named:
+            return find_positions(self.model, self.kinds)
+        paths = {module: path for path, module in self.model.named_modules()}
+        positions = []
+        for old, module in zip(self.positions, old_modules, strict=True):
+            positions.append(Position(paths[module], old.kind))
+            if old == place:
+                positions.append(Position(paths[new], old.kind))
+        return positions
+
+
+def _refuse_wrappers(model: nn.Module) -> None:
+    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        raise TypeError(
+            f"The model is wrapped in {type(model).__name__}: pass model.module (recording works "
+            "while you call the wrapper), and after insert() wrap the module again, because the "
+            "old wrapper does not know the new parameters."
+        )
+    for name, module in model.named_modules():
+        if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
+            raise TypeError(
+                f"{'The model' if not name else f'Module {name!r}'} is compiled, and hooks do not "
+                "run in a compiled graph: pass the plain module (compiled._orig_mod), run the "
+                "recorded batches with it, and call torch.compile again after insert()."
+            )
+
+
+def _activation_of_blocks(model: nn.Module) -> str:
+    activations = {m.activation for m in model.modules() if isinstance(m, ResidualBlock)}
+    if len(activations) > 1:
+        raise ValueError(
+            f"The model's residual blocks have different activations ({sorted(activations)}); "
+            "pass activation= for the new ones."
+        )
+    return activations.pop() if activations else "tanh"

@@ -1,0 +1,83 @@
+"""Squared norms of a layer's gradient, by which candidate positions are compared.
+
+The choices are those of SensLI (arXiv 2311.15995, the comparison of norms for convolutions).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+NORMS = ("frobenius", "frobenius_scaled", "operator")
+
+
+def squared_norm(gradient: Tensor, norm: str, feature_map: tuple[int, int] | None = None) -> Tensor:
+    """The squared norm of one gradient, a scalar tensor on the gradient's device.
+
+    Args:
+        gradient: [out, in] of a linear layer or [out, in, kh, kw] of a convolution, float32 or
+            float64. NaN or inf anywhere gives NaN.
+        norm: ``"frobenius"``; ``"frobenius_scaled"``: divided by the number of entries;
+            ``"operator"``: the largest singular value of the matrix, or of the convolution.
+        feature_map: (H, W) that the convolution acts on; needed for its operator norm alone.
+
+    Raises:
+        ValueError: unknown norm, or a convolution's operator norm without feature_map.
+    """
+    if norm not in NORMS:
+        raise ValueError(f"Unknown norm {norm!r}; choose one of {', '.join(NORMS)}.")
+    if not gradient.isfinite().all():
+        return gradient.new_tensor(math.nan)
+    if norm == "operator" and gradient.dim() == 2:
+        return torch.linalg.svdvals(gradient)[0].square()
+    if norm == "operator":
+        if feature_map is None:
+            raise ValueError("A convolution's operator norm needs feature_map=(height, width).")
+        return conv2d_operator_norm(gradient, feature_map).square()
+    squared: Tensor = gradient.square().sum()
+    return squared / gradient.numel() if norm == "frobenius_scaled" else squared
+
+
+def conv2d_operator_norm(kernel: Tensor, feature_map: tuple[int, int]) -> Tensor:
+    """Largest singular value of the stride-1 *circular* convolution with this kernel.
+
+    Assumption: the feature map wraps around at its borders (circular padding), where networks
+    pad with zeros; then the Fourier transform splits the operator into one [out, in] matrix per
+    frequency, and its singular values are all of theirs together (Sedghi, Gupta and Long, "The
+    Singular Values of Convolutional Layers", ICLR 2019). The transform runs over the two *tap*
+    axes, zero-padded to the feature map; taps beyond a map smaller than the kernel wrap around.
+
+    Args:
+        kernel: [out, in, kh, kw], float32 or float64, finite.
+        feature_map: (H, W), the size of the input the convolution acts on.
+
+    Returns:
+        A scalar tensor of the kernel's dtype.
+    """
+    height, width = feature_map
+    # A real kernel has conjugate matrices at opposite frequencies: half of one axis is enough.
+    rows = _fourier_matrix(height, kernel.shape[2], height, kernel)
+    columns = _fourier_matrix(width, kernel.shape[3], width // 2 + 1, kernel)
+    spectrum = torch.einsum("oiab,fa,gb->fgoi", kernel.to(rows.dtype), rows, columns).flatten(0, 1)
+
+    # sigma_1 <= Frobenius norm: going through the frequencies from the largest Frobenius norm
+    # down, the search is over once the norms left are below the largest sigma_1 found.
+    bounds, order = torch.linalg.matrix_norm(spectrum).sort(descending=True)
+    largest: Tensor = bounds.new_zeros(())
+    chunk = 16
+    for start in range(0, len(order), chunk):
+        if bounds[start] <= largest:
+            break
+        singular_values: Tensor = torch.linalg.svdvals(spectrum[order[start : start + chunk]])
+        largest = torch.maximum(largest, singular_values.max())
+    return largest
+
+
+def _fourier_matrix(size: int, taps: int, frequencies: int, like: Tensor) -> Tensor:
+    """exp(-2 pi i f a / size) for f < frequencies and a < taps, complex, on like's device."""
+    f = torch.arange(frequencies, device=like.device, dtype=like.dtype)
+    a = torch.arange(taps, device=like.device, dtype=like.dtype)
+    angle = torch.outer(f, a) * (-2 * math.pi / size)
+    return torch.polar(torch.ones_like(angle), angle)

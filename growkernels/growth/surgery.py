@@ -1,0 +1,150 @@
+"""Editing a model and its optimizer while both keep what they have learned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from torch.optim import LBFGS, Adagrad, Optimizer
+
+from growkernels.growth.positions import is_plain_sequential, layers_before
+
+ParamGroup = dict[str, Any]
+
+RECORD = "_growkernels_insertions"  # attribute of a grown model: what was inserted, in order
+
+
+def insert_after(model: nn.Module, name: str, new: nn.Module) -> str:
+    """Put `new` behind the module at path `name`, on its output; returns the new module's path.
+
+    In a plain nn.Sequential it becomes the next child; children numbered 0, 1, 2, ... are
+    renumbered, so the paths and state_dict keys behind it move by one. Anywhere else (an
+    attribute, a ModuleList, a Sequential with its own forward) the module is replaced by
+    Sequential(module, new), so no other path changes.
+
+    Raises:
+        ValueError: `name` is not a module below `model`.
+    """
+    parent_name, _, child = name.rpartition(".")
+    try:
+        parent = model.get_submodule(parent_name)
+        old = parent._modules[child]
+    except (AttributeError, KeyError):
+        old = None
+    if old is None:
+        raise ValueError(f"There is no module at {name!r} to insert a layer behind.")
+    prefix = f"{parent_name}." if parent_name else ""
+    if not is_plain_sequential(parent):
+        wrapped = nn.Sequential(old, new)
+        wrapped.training = old.training
+        parent._modules[child] = wrapped
+        return f"{prefix}{child}.1"
+
+    keys = list(parent._modules)
+    index = keys.index(child) + 1
+    if keys == [str(i) for i in range(len(keys))]:
+        keys, new_key = [str(i) for i in range(len(keys) + 1)], str(index)
+    else:
+        number = 1
+        while f"{child}_grown{number}" in keys:
+            number += 1
+        new_key = f"{child}_grown{number}"
+        keys.insert(index, new_key)
+    children = list(parent._modules.values())
+    children.insert(index, new)
+    parent._modules.clear()
+    parent._modules.update(zip(keys, children, strict=True))
+    return f"{prefix}{new_key}"
+
+
+def groups_for_new_layer(
+    model: nn.Module, name: str, optimizer: Optimizer
+) -> tuple[ParamGroup, ParamGroup]:
+    """The parameter groups that a layer behind `name` joins: for its weights, for its biases.
+
+    They are those of the nearest Linear or Conv2d at or before `name` that the optimizer holds;
+    a bias goes with the weight where no existing bias is held.
+
+    Raises:
+        TypeError: not an optimizer, or one whose state cannot take a new parameter.
+        ValueError: the optimizer holds no Linear or Conv2d weight of the model.
+    """
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"optimizer is a {type(optimizer).__name__}; pass the model's torch.optim optimizer, "
+            "or None."
+        )
+    if isinstance(optimizer, LBFGS | Adagrad):
+        raise TypeError(
+            f"{type(optimizer).__name__} lays out its state when it is built, so no parameter can "
+            "join it; insert with optimizer=None and build a new optimizer."
+        )
+    group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    layers = layers_before(model, name)
+    weight_groups = [group_of[id(m.weight)] for m in layers if id(m.weight) in group_of]
+    bias_groups = [group_of[id(m.bias)] for m in layers if id(m.bias) in group_of]
+    if not weight_groups:
+        raise ValueError(
+            "The optimizer holds none of the model's Linear or Conv2d weights, so the group of the "
+            "new parameters cannot be told; pass the optimizer of this model, or None."
+        )
+    return weight_groups[0], (bias_groups or weight_groups)[0]
+
+
+def join_groups(
+    model: nn.Module,
+    new: nn.Module,
+    optimizer: Optimizer,
+    groups: tuple[ParamGroup, ParamGroup],
+) -> None:
+    """Add new's parameters (part of model by now) to the groups for weights and for biases.
+
+    Each takes the place in its group that it has in model.parameters(). An optimizer built over
+    the grown model by the same code then has the same order, which is what a saved optimizer
+    state is matched by. The state of all other parameters stays.
+    """
+    named = [group for group in optimizer.param_groups if "param_names" in group]
+    names = {
+        id(p): name
+        for group in named
+        for p, name in zip(group["params"], group["param_names"], strict=True)
+    }
+    order = {id(p): place for place, p in enumerate(model.parameters())}
+    for name, parameter in new.named_parameters():
+        group = groups[1] if name.endswith("bias") else groups[0]
+        members = group["params"]
+        before = [
+            index
+            for index, member in enumerate(members)
+            if order.get(id(member), len(order)) < order[id(parameter)]
+        ]
+        members.insert(before[-1] + 1 if before else 0, parameter)
+    names.update((id(p), name) for name, p in model.named_parameters())
+    for group in named:
+        group["param_names"] = [names[id(p)] for p in group["params"]]
+
+
+@contextmanager
+def undone_on_error(model: nn.Module, optimizer: Optimizer | None) -> Iterator[None]:
+    """If the block raises, give the model its children and record and the optimizer its lists."""
+    record = vars(model).get(RECORD)
+    children = [(module, dict(module._modules)) for module in model.modules()]
+    groups = [(group, dict(group)) for group in getattr(optimizer, "param_groups", [])]
+    lists = [(group["params"], list(group["params"])) for group, _ in groups]
+    try:
+        yield
+    except BaseException:
+        for module, kept in children:
+            module._modules.clear()
+            module._modules.update(kept)
+        for group, kept_group in groups:
+            group.clear()
+            group.update(kept_group)
+        for params, kept_params in lists:
+            params[:] = kept_params
+        vars(model).pop(RECORD, None)
+        if record is not None:
+            setattr(model, RECORD, record)
+        raise

@@ -1,0 +1,6 @@
+"""Layers and blocks that networks grow by."""
+
+from growkernels.nn.identity_layers import Conv2dReLU, LinearReLU, identity_layer
+from growkernels.nn.residual_block import ResidualBlock
+
+__all__ = ["Conv2dReLU", "LinearReLU", "ResidualBlock", "identity_layer"]
