@@ -59,10 +59,16 @@ def print_report(report: dict[str, Any]) -> None:
             text = ", ".join(value) if isinstance(value, list) else value
             table.add_row(key, "none" if text in (None, "") else str(text))
         console.print(table)
-    table = Table("op", "device", "dtype", "backend", "refused", title="backends", title_justify="left")
+    columns = ("op", "device", "dtype", "backend", "refused")
+    table = Table(*columns, title="backends", title_justify="left", show_lines=True)
+    # dtypes that fare alike share a row.
+    dtypes: dict[tuple[str, str, str, str], list[str]] = {}
     for row in report["backends"]:
         reasons = "\n".join(f"{name}: {reason}" for name, reason in row["refused"].items())
-        table.add_row(row["op"], row["device"], row["dtype"], row["backend"] or "none", reasons)
+        outcome = (row["op"], row["device"], row["backend"] or "none", reasons)
+        dtypes.setdefault(outcome, []).append(row["dtype"])
+    for (op, device, backend, reasons), names in dtypes.items():
+        table.add_row(op, device, "\n".join(names), backend, reasons)
     console.print(table)
 
 

@@ -1,0 +1,53 @@
+"""The backend table: every op has an answer for every device and dtype, reasons included."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from growkernels.ops import backends
+
+CPU_CASES = [(op, dtype) for op in backends.BACKENDS for dtype in backends.DTYPES]
+
+
+@pytest.mark.parametrize(("op", "dtype"), CPU_CASES)
+def test_cpu_always_has_a_backend(op: str, dtype: torch.dtype) -> None:
+    choice = backends.choose_backend(op, "cpu", dtype)
+    assert choice.backend in ("brgemm", "portable")
+    assert choice.refused[0] == ("cuda", "the tensors are on cpu")
+
+
+def test_float64_has_no_onednn_tiles() -> None:
+    choice = backends.choose_backend("virtual_grads", "cpu", torch.float64)
+    assert choice.backend == "portable"
+    assert ("brgemm", "oneDNN has no float64 tiles") in choice.refused
+
+
+def test_switch_forces_the_portable_backend() -> None:
+    program = (
+        "import torch; from growkernels.ops.backends import choose_backend; "
+        "print(choose_backend('virtual_grads', 'cpu', torch.float32))"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"GROWKERNELS_BRGEMM": "0", "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "backend='portable'" in printed
+    assert "('brgemm', 'GROWKERNELS_BRGEMM=0')" in printed
+
+
+def test_other_devices_use_composed_torch_ops() -> None:
+    choice = backends.choose_backend("virtual_grad_norms", "meta", torch.float32)
+    assert choice.backend == "aten"
+    assert [name for name, _ in choice.refused] == ["cuda", "brgemm", "portable"]
+
+
+def test_unknown_op_is_refused() -> None:
+    with pytest.raises(ValueError, match="'no_op' is not an op of growkernels; choose from"):
+        backends.choose_backend("no_op", "cpu", torch.float32)

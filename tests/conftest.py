@@ -1,0 +1,43 @@
+"""What every test runs under: fixed seeds, memory that is NaN until written, no time limits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import hypothesis
+import pytest
+import torch
+import torch.utils.deterministic
+
+hypothesis.settings.register_profile(
+    "repeatable", derandomize=True, deadline=None, database=None, print_blob=False
+)
+hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def repeatable() -> Iterator[None]:
+    """Seeds torch and lets `torch.empty`, from Python and from C++, return NaN.
+
+    An element that a kernel forgets to write then shows in whatever is computed from it. Ops that
+    torch has no deterministic form of warn instead of raising: the fill is what is wanted here.
+    """
+    mode = torch.get_deterministic_debug_mode()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.manual_seed(0)
+    yield
+    torch.utils.deterministic.fill_uninitialized_memory = fill
+    torch.set_deterministic_debug_mode(mode)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips tests marked `gpu` where there is no GPU."""
+    if torch.cuda.is_available():
+        return
+    build = "a CPU build" if torch.version.cuda is None else "without a visible GPU"
+    skip = pytest.mark.skip(reason=f"needs a CUDA GPU; torch {torch.__version__} is {build}")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)

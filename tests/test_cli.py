@@ -1,0 +1,69 @@
+"""The command line as a user meets it: in its own process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from growkernels import info
+from growkernels.ops.backends import BACKENDS, DEVICES, DTYPES
+
+COMMAND = str(Path(sys.executable).parent / "growkernels")
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([COMMAND, *arguments], capture_output=True, text=True)
+
+
+def test_info_as_json_holds_everything() -> None:
+    finished = run("info", "--json")
+    assert finished.returncode == 0, finished.stderr
+    report = json.loads(finished.stdout)
+    assert report["environment"]["torch"] == torch.__version__
+    assert report["built"]["torch"] == torch.__version__
+    rows = {(row["op"], row["device"], row["dtype"]) for row in report["backends"]}
+    assert len(rows) == len(BACKENDS) * len(DEVICES) * len(DTYPES)
+    for row in report["backends"]:
+        assert row["backend"] or row["refused"]
+
+
+def test_info_names_every_op_and_reason() -> None:
+    finished = run("info")
+    assert finished.returncode == 0, finished.stderr
+    for text in [*BACKENDS, "float64", "portable", torch.__version__, "CUDA"]:
+        assert text in finished.stdout
+
+
+def test_help_lists_the_commands() -> None:
+    finished = run("--help")
+    assert finished.returncode == 0
+    for command in ("info", "reproduce", "bench"):
+        assert command in finished.stdout
+    assert "sensli" in run("reproduce", "--help").stdout
+
+
+def test_bad_arguments_are_one_sentence() -> None:
+    for arguments in (["inform"], ["info", "--xml"], ["reproduce", "nothing"], ["bench", "none"]):
+        finished = run(*arguments)
+        assert finished.returncode == 2, arguments
+        assert "Traceback" not in finished.stderr
+        assert arguments[-1] in finished.stderr.strip().splitlines()[-1]
+
+
+def test_environment_is_plain_json() -> None:
+    environment = info.environment()
+    assert json.loads(json.dumps(environment)) == environment
+    assert environment["threads"] == torch.get_num_threads()
+    assert environment["cpu"]
+
+
+def test_commit_is_none_outside_a_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(info, "__file__", str(tmp_path / "site" / "growkernels" / "info.py"))
+    assert info.git_commit() is None
