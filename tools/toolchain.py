@@ -120,11 +120,11 @@ def find_cuda(torch: Torch, has_sources: bool) -> Cuda:
     elif toolkit is None:
         obstacle = "no CUDA toolkit (no CUDA_HOME and no nvcc on PATH)"
     elif not has_sources:
-        obstacle = "this source tree has no CUDA sources"
+        return Cuda(None, "", "CUDA off: this source tree has no CUDA sources")
     else:
         architectures = cuda_architectures(os.environ.get("TORCH_CUDA_ARCH_LIST", ""))
         return Cuda(toolkit, architectures, f"CUDA on: {toolkit}, architectures {architectures}")
-    if wish == "1" and has_sources:
+    if wish == "1":
         raise SystemExit(
             f"growkernels: GROWKERNELS_CUDA=1 cannot be met: {obstacle}; "
             "install what is missing or unset GROWKERNELS_CUDA"

@@ -36,7 +36,8 @@ def load_library(folder: Path = PACKAGE_FOLDER) -> Path:
     try:
         torch.ops.load_library(str(path))
     except (OSError, RuntimeError) as error:
-        cause = str(error).replace(f"{path}: ", "").strip().splitlines()[0]
+        # torch puts the linker's own words into the cause.
+        cause = str(error.__cause__ or error).removeprefix(f"{path}: ")
         raise ImportError(
             f"growkernels: {path} does not load beside torch {torch.__version__} ({cause}); "
             f"run `{remedy(folder)}`"

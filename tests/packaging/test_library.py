@@ -24,11 +24,15 @@ def package(tmp_path: Path) -> Path:
     return copy
 
 
+# Without `site` no .pth file is read, so an editable install does not stand in for the copy.
+START = f"import sys; sys.path += [{str(Path(torch.__file__).parents[1])!r}]; "
+
+
 def import_error(package: Path, prelude: str = "") -> str:
     """The last line that `import growkernels` leaves on stderr in a new interpreter."""
-    program = f"import sys; sys.path.insert(0, {str(package.parent)!r}); {prelude}import growkernels"
+    program = f"{START}sys.path.insert(0, {str(package.parent)!r}); {prelude}import growkernels"
     finished = subprocess.run(
-        [sys.executable, "-I", "-c", program], capture_output=True, text=True, cwd=package.parent
+        [sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True
     )
     assert finished.returncode == 1, finished.stderr
     assert "During handling" not in finished.stderr
@@ -88,11 +92,11 @@ def test_command_prints_the_sentence_alone(package: Path) -> None:
     (package / library.LIBRARY_NAME).unlink()
     command = Path(sys.executable).parent / "growkernels"
     program = (
-        f"import sys, runpy; sys.path.insert(0, {str(package.parent)!r}); "
+        f"{START}import runpy; sys.path.insert(0, {str(package.parent)!r}); "
         f"runpy.run_path({str(command)!r}, run_name='__main__')"
     )
     finished = subprocess.run(
-        [sys.executable, "-I", "-c", program, "info"], capture_output=True, text=True
+        [sys.executable, "-I", "-S", "-c", program, "info"], capture_output=True, text=True
     )
     assert finished.returncode == 1
     assert finished.stderr.count("\n") == 1, finished.stderr
