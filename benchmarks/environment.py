@@ -1,0 +1,42 @@
+"""Where a benchmark ran: everything a reader needs to judge or repeat the figures."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from growkernels import info
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """What `growkernels info` knows, the machine's name and the time, as JSON values."""
+    environment = info.environment()
+    cpu_run = f"{_cpu_name()}, {environment['threads']} threads"
+    return {
+        "machine": cpu_run if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "device": device.type,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        **environment,
+    }
+
+
+def machine_slug(environment: dict[str, Any]) -> str:
+    """The machine's name as part of a file name: lower case, words joined by hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", str(environment["machine"]).lower()).strip("-")
+
+
+def _cpu_name() -> str:
+    name = re.sub(r"\((R|TM)\)", "", info.cpu_model())
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    generation = [re.search(rf"^{key}\s*: (\d+)$", text, re.M) for key in ("cpu family", "model")]
+    # Virtual machines hide the product number; family and model still tell generations apart.
+    if not re.search(r"\d", name) and all(generation):
+        family, model = (found[1] for found in generation if found)
+        name += f" (family {family}, model {model})"
+    return " ".join(name.split())

@@ -1,0 +1,100 @@
+"""What merits add to a training step: `LayerInsertion`, hooks included, and the authors' way."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from benchmarks.case import OURS, Case, Workload
+from benchmarks.models.deit import DEPTH, TOKENS, WIDTH, DeiT, training_step_flops
+from benchmarks.opponents import extended_network_merits
+from benchmarks.table import Table
+from growkernels.growth import LayerInsertion
+
+FAMILY = "merit_pass"
+TABLE = Table(
+    name=FAMILY,
+    family=FAMILY,
+    columns=(
+        "case", "shape", "dtype", "opponent", "opponent's time", "growkernels", "growkernels adds",
+        "opponent adds", "peak memory", "opponent's memory", "machine",
+    ),
+)  # fmt: skip
+
+_STEP = "step without merits"
+_AUTHORS = "authors' way"
+_IMAGES = 32
+_SCALE = 0.8  # the authors' W1 = 0.8 I
+
+
+def _build(device: torch.device) -> Workload:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = DeiT().to(device)
+        images = torch.randn(_IMAGES, 3, 224, 224).to(device)
+        labels = torch.randint(1000, (_IMAGES,)).to(device)
+
+    def trainable() -> tuple[nn.Module, torch.optim.Optimizer]:
+        copied = copy.deepcopy(model)
+        # So small a rate that the weights stay where the variants' merits agree.
+        return copied, torch.optim.AdamW(copied.parameters(), lr=1e-7)
+
+    def backward(network: nn.Module) -> None:
+        torch.autograd.backward(functional.cross_entropy(network(images), labels))
+
+    plain, plain_optimizer = trainable()
+    authors, authors_optimizer = trainable()
+    ours, our_optimizer = trainable()
+    inserter = LayerInsertion(
+        ours, {f"blocks.{i}": "residual" for i in range(DEPTH)}, activation="tanh", scale=_SCALE
+    )
+
+    def step() -> None:
+        plain_optimizer.zero_grad()
+        backward(plain)
+        plain_optimizer.step()
+
+    def step_with_authors_merits() -> Tensor:
+        merits = extended_network_merits(authors, "blocks", WIDTH, _SCALE, images, labels)
+        authors_optimizer.zero_grad()
+        backward(authors)
+        authors_optimizer.step()
+        return merits
+
+    def step_with_merits() -> Tensor:
+        our_optimizer.zero_grad()
+        with inserter.recording():
+            backward(ours)
+        our_optimizer.step()
+        merits = inserter.merits().values
+        inserter.reset()
+        return merits
+
+    calls = {_STEP: step, _AUTHORS: step_with_authors_merits, OURS: step_with_merits}
+    merit_flops = DEPTH * 2.0 * _IMAGES * TOKENS * WIDTH**2
+    merit_bytes = DEPTH * 2.0 * _IMAGES * TOKENS * WIDTH * 4
+    return Workload(calls, training_step_flops(_IMAGES) + merit_flops, merit_bytes, 1e-3)
+
+
+CASES = [
+    Case(
+        name="DeiT-S",
+        shape=f"{_IMAGES} images, {DEPTH} positions × [{_IMAGES * TOKENS}, {WIDTH}]",
+        dtype=torch.float32,
+        layout="contiguous",
+        direction="training step and merits",
+        opponents=(_STEP, _AUTHORS),
+        build=_build,
+        baseline=_STEP,
+    )
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def bench_merit_pass(case: Case, compare: Callable[[Case], None]) -> None:
+    compare(case)

@@ -1,0 +1,173 @@
+"""Gradients of virtual layers: `virtual_grad_norms` and `virtual_grads`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+import growkernels as gk
+from benchmarks import opponents
+from benchmarks.case import OURS, Call, Case, Ceiling, Workload
+from benchmarks.table import Table
+
+FAMILY = "virtual_grad"
+TABLE = Table(
+    name=FAMILY,
+    family=FAMILY,
+    columns=(
+        "case", "shape", "dtype", "layout", "opponent", "speed-up", "growkernels", "of ceiling",
+        "peak memory", "opponent's memory", "machine",
+    ),
+)  # fmt: skip
+
+_RESIDUAL_SCALE = 0.8  # the authors' W1 = 0.8 I
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 3e-2}
+_EAGER = "eager loop"
+_COMPILED = "torch.compile"
+
+# Every workload below takes the positions' inputs and gradients and returns the variants' calls.
+Positions = list[Tensor]
+Calls = Callable[[Positions, Positions], dict[str, Call]]
+
+
+def _linear_relu_norms(hs: Positions, gs: Positions) -> dict[str, Call]:
+    loop = opponents.linear_relu_norms
+    return {
+        _EAGER: partial(loop, hs, gs),
+        _COMPILED: partial(opponents.compiled(loop), hs, gs),
+        OURS: partial(gk.virtual_grad_norms, hs, gs, "linear_relu"),
+    }
+
+
+def _linear_relu_gradients(hs: Positions, gs: Positions) -> dict[str, Call]:
+    loop = opponents.linear_relu_gradients
+    return {
+        _EAGER: partial(loop, hs, gs),
+        _COMPILED: partial(opponents.compiled(loop), hs, gs),
+        OURS: partial(gk.virtual_grads, hs, gs, "linear_relu"),
+    }
+
+
+def _linear_relu_accumulate(hs: Positions, gs: Positions) -> dict[str, Call]:
+    def state() -> tuple[list[Tensor], Tensor]:
+        return [h.new_zeros(h.shape[1], h.shape[1]) for h in hs], hs[0].new_zeros(len(hs))
+
+    theirs, compiled, (buffers, moments) = state(), state(), state()
+    loop = opponents.linear_relu_accumulate
+    return {
+        _EAGER: partial(loop, hs, gs, *theirs),
+        _COMPILED: partial(opponents.compiled(loop), hs, gs, *compiled),
+        OURS: partial(
+            gk.virtual_grad_norms, hs, gs, "linear_relu", buffers, second_moments=moments
+        ),
+    }
+
+
+def _residual_tanh_norms(hs: Positions, gs: Positions) -> dict[str, Call]:
+    loop = partial(opponents.residual_tanh_norms, scale=_RESIDUAL_SCALE)
+    ours = partial(
+        gk.virtual_grad_norms, layer="residual", activation="tanh", scale=_RESIDUAL_SCALE
+    )
+    return {
+        _EAGER: partial(loop, hs, gs),
+        _COMPILED: partial(opponents.compiled(loop), hs, gs),
+        OURS: partial(ours, hs, gs),
+    }
+
+
+def _conv2d_relu_norms(hs: Positions, gs: Positions) -> dict[str, Call]:
+    return {
+        "conv2d_weight": partial(opponents.conv2d_relu_norms, hs, gs),
+        "autograd": partial(opponents.conv2d_relu_norms_autograd, hs, gs),
+        OURS: partial(gk.virtual_grad_norms, hs, gs, "conv2d_relu"),
+    }
+
+
+def _build(
+    shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, layout: str, calls: Calls,
+    device: torch.device,
+) -> Workload:  # fmt: skip
+    """Normal activations (half of them masked by the ReLU) and gradients, from a fixed seed."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw() -> Positions:
+        tensors = [torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes]
+        if layout == "channels_last":
+            return [tensor.contiguous(memory_format=torch.channels_last) for tensor in tensors]
+        return tensors
+
+    hs, gs = draw(), draw()
+    # G is [C, C] per row, or [C, C, 3, 3] per pixel.
+    taps = 9 if hs[0].dim() == 4 else 1
+    flops = sum(2.0 * taps * h.numel() * h.shape[1] for h in hs)
+    read = 2 * sum(h.numel() * h.element_size() for h in hs)
+    return Workload(calls(hs, gs), flops, read, _TOLERANCE[dtype])
+
+
+def _case(
+    name: str,
+    shapes: Sequence[tuple[int, ...]],
+    calls: Calls,
+    *,
+    opponents: tuple[str, ...] = (_EAGER, _COMPILED),
+    dtype: torch.dtype = torch.float32,
+    layout: str = "contiguous",
+    direction: str = "norms",
+    ceiling: Ceiling | None = "gemm",
+) -> Case:
+    counts = {shape: shapes.count(shape) for shape in shapes}
+    return Case(
+        name=name,
+        shape=" + ".join(f"{count} × {list(shape)}" for shape, count in counts.items()),
+        dtype=dtype,
+        layout=layout,
+        direction=direction,
+        opponents=opponents,
+        build=partial(_build, shapes, dtype, layout, calls),
+        ceiling=ceiling,
+    )
+
+
+_DEIT_S: Sequence[tuple[int, ...]] = [(6304, 384)] * 12  # 12 blocks, 32 images x 197 tokens
+_SPIRALS: Sequence[tuple[int, ...]] = [
+    (450, 5)
+] * 6  # SensLI's training set; launch overhead dominates
+_RAGGED: Sequence[tuple[int, ...]] = [(6304, width) for width in (192, 384, 768)] * 2
+_CONVOLUTIONS: Sequence[tuple[int, ...]] = [(128, 64, 32, 32), (128, 128, 16, 16), (128, 256, 8, 8)]
+
+CASES = [
+    _case("linear_relu", _DEIT_S, _linear_relu_norms),
+    _case("linear_relu bfloat16", _DEIT_S, _linear_relu_norms, dtype=torch.bfloat16),
+    _case("linear_relu float64", _DEIT_S, _linear_relu_norms, dtype=torch.float64),
+    _case("linear_relu ragged", _RAGGED, _linear_relu_norms),
+    _case(
+        "linear_relu accumulate", _DEIT_S, _linear_relu_accumulate,
+        direction="norms of sums, second moments",
+    ),
+    _case("linear_relu gradients", _DEIT_S, _linear_relu_gradients, direction="gradients"),
+    _case("residual tanh", _DEIT_S, _residual_tanh_norms),
+    *(
+        _case(
+            f"linear_relu small {str(dtype).removeprefix('torch.')}", _SPIRALS, _linear_relu_norms,
+            dtype=dtype, ceiling=None,
+        )
+        for dtype in (torch.float32, torch.bfloat16, torch.float64)
+    ),
+    *(
+        _case(
+            f"conv2d_relu {shape[1]} at {shape[2]}x{shape[3]} {layout}", [shape],
+            _conv2d_relu_norms, opponents=("conv2d_weight", "autograd"), layout=layout,
+        )
+        for shape in _CONVOLUTIONS
+        for layout in ("channels_last", "contiguous")
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def bench_virtual_grad(case: Case, compare: Callable[[Case], None]) -> None:
+    compare(case)

@@ -1,0 +1,78 @@
+"""The README's tables come from stored results alone, and the same way every time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from test_benchmark_results import family_result
+
+from benchmarks.readme_tables import regenerate
+from benchmarks.table import COLUMNS, Table
+
+TABLE = Table("speed", "toy", ("case", "shape", "opponent", "speed-up", "machine"))
+README = "Before\n<!-- table: speed -->\nold\n<!-- end table -->\nAfter\n"
+
+
+def test_regeneration_fills_the_marked_place_and_is_idempotent(tmp_path: Path) -> None:
+    family_result().store(tmp_path)
+    once = regenerate(README, [TABLE], tmp_path)
+    assert once.splitlines() == [
+        "Before",
+        "<!-- table: speed -->",
+        "| case | shape | opponent | speed-up | machine |",
+        "| --- | --- | --- | --- | --- |",
+        "| toy | 2 × [8, 4] | eager | 3.00× (2.50 to 3.00) | Some CPU, 2 threads |",
+        "<!-- end table -->",
+        "After",
+    ]
+    assert regenerate(once, [TABLE], tmp_path) == once
+
+
+def test_every_machine_with_results_has_its_rows(tmp_path: Path) -> None:
+    for machine in ("A", "B"):
+        family_result(machine=machine).store(tmp_path)
+    text = regenerate(README, [TABLE], tmp_path)
+    assert [line.split(" | ")[-1] for line in text.splitlines()[4:6]] == ["A |", "B |"]
+
+
+def test_missing_results_say_which_command_makes_them(tmp_path: Path) -> None:
+    family_result("other").store(tmp_path)
+    with pytest.raises(FileNotFoundError, match="run 'growkernels bench toy' first"):
+        regenerate(README, [TABLE], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("no marker", "no place for the table 'speed'"),
+        ("<!-- table: speed -->\n", "lacks its <!-- end table --> marker"),
+        (README + README.replace("speed", "sped"), "'sped' that no benchmark family declares"),
+    ],
+)
+def test_wrong_markers_are_named(tmp_path: Path, text: str, message: str) -> None:
+    family_result().store(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        regenerate(text, [TABLE], tmp_path)
+
+
+def test_an_unclosed_table_does_not_swallow_the_next_one(tmp_path: Path) -> None:
+    family_result().store(tmp_path)
+    other = Table("other", "toy", TABLE.columns)
+    text = "<!-- table: other -->\nimportant words\n" + README
+    with pytest.raises(ValueError, match="table 'other' lacks its <!-- end table --> marker"):
+        regenerate(text, [TABLE, other], tmp_path)
+
+
+def test_a_speedup_needs_opponent_shape_and_machine() -> None:
+    with pytest.raises(ValueError, match="speed-up without shape and machine"):
+        Table("speed", "toy", ("case", "opponent", "speed-up"))
+    with pytest.raises(ValueError, match="no such column 'speed'"):
+        Table("speed", "toy", ("speed",))
+
+
+def test_every_column_can_be_filled() -> None:
+    result = family_result()
+    cells = Table("all", "toy", tuple(COLUMNS)).cells([result])
+    assert len(cells) == 1
+    assert all(cells[0])
