@@ -1,0 +1,152 @@
+#include "common/portable_tile.h"
+
+#include <algorithm>
+
+namespace growkernels {
+namespace {
+
+template <typename T, int bytes>
+using Vector [[gnu::vector_size(bytes), gnu::aligned(alignof(T)), gnu::may_alias]] = T;
+
+// A register block of C (rows x vectors) stays in registers over all of k: the outer-product form of
+// Goto and van de Geijn, "Anatomy of high-performance matrix multiplication" (2008). No packing: the
+// callers' tiles are cache-sized already.
+template <typename T, int bytes, int rows, int vectors>
+[[gnu::always_inline]] inline void register_block(int64_t k, const T* a, int64_t lda, const T* b, int64_t ldb, T* c,
+                                                  int64_t ldc, bool accumulate) {
+  using V = Vector<T, bytes>;
+  constexpr int lanes = bytes / sizeof(T);
+  V sum[rows][vectors];
+#pragma GCC unroll 8
+  for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < vectors; ++j) {
+      sum[i][j] = accumulate ? *reinterpret_cast<const V*>(c + i * ldc + j * lanes) : V{};
+    }
+  }
+  for (int64_t p = 0; p < k; ++p) {
+#pragma GCC unroll 4
+    for (int j = 0; j < vectors; ++j) {
+      const V b_value = *reinterpret_cast<const V*>(b + p * ldb + j * lanes);
+#pragma GCC unroll 8
+      for (int i = 0; i < rows; ++i) {
+        sum[i][j] += a[i * lda + p] * b_value;
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < vectors; ++j) {
+      *reinterpret_cast<V*>(c + i * ldc + j * lanes) = sum[i][j];
+    }
+  }
+}
+
+// All rows of a panel of C that is `vectors` vectors wide.
+template <typename T, int bytes, int rows, int vectors>
+[[gnu::always_inline]] inline void column_panel(int64_t m, int64_t k, const T* a, int64_t lda, const T* b, int64_t ldb,
+                                                T* c, int64_t ldc, bool accumulate) {
+  int64_t i = 0;
+  for (; i + rows <= m; i += rows) {
+    register_block<T, bytes, rows, vectors>(k, a + i * lda, lda, b, ldb, c + i * ldc, ldc, accumulate);
+  }
+  for (; i + 2 <= m; i += 2) {
+    register_block<T, bytes, 2, vectors>(k, a + i * lda, lda, b, ldb, c + i * ldc, ldc, accumulate);
+  }
+  for (; i < m; ++i) {
+    register_block<T, bytes, 1, vectors>(k, a + i * lda, lda, b, ldb, c + i * ldc, ldc, accumulate);
+  }
+}
+
+// The last columns of C, fewer than one vector: computed on copies of B and C padded to a vector.
+template <typename T, int bytes, int rows>
+[[gnu::always_inline]] inline void edge_panel(int64_t m, int64_t width, int64_t k, const T* a, int64_t lda, const T* b,
+                                              int64_t ldb, T* c, int64_t ldc, bool accumulate) {
+  constexpr int lanes = bytes / sizeof(T);
+  constexpr int64_t k_block = 128;
+  T b_padded[k_block * lanes] = {};
+  T c_padded[rows * lanes];
+  for (int64_t p = 0; p < k; p += k_block) {
+    const int64_t depth = std::min(k_block, k - p);
+    for (int64_t q = 0; q < depth; ++q) {
+      std::copy_n(b + (p + q) * ldb, width, b_padded + q * lanes);
+    }
+    for (int64_t i = 0; i < m; i += rows) {
+      const int64_t height = std::min<int64_t>(rows, m - i);
+      column_panel<T, bytes, rows, 1>(height, depth, a + i * lda + p, lda, b_padded, lanes, c_padded, lanes, false);
+      for (int64_t r = 0; r < height; ++r) {
+        for (int64_t j = 0; j < width; ++j) {
+          T& target = c[(i + r) * ldc + j];
+          target = accumulate || p > 0 ? target + c_padded[r * lanes + j] : c_padded[r * lanes + j];
+        }
+      }
+    }
+  }
+}
+
+template <typename T, int bytes, int rows, int vectors>
+[[gnu::always_inline]] inline void tile(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b,
+                                        int64_t ldb, T* c, int64_t ldc, bool accumulate) {
+  constexpr int lanes = bytes / sizeof(T);
+  int64_t j = 0;
+  for (; j + vectors * lanes <= n; j += vectors * lanes) {
+    column_panel<T, bytes, rows, vectors>(m, k, a, lda, b + j, ldb, c + j, ldc, accumulate);
+  }
+  for (; j + lanes <= n; j += lanes) {
+    column_panel<T, bytes, rows, 1>(m, k, a, lda, b + j, ldb, c + j, ldc, accumulate);
+  }
+  if (j < n) {
+    edge_panel<T, bytes, rows>(m, n - j, k, a, lda, b + j, ldb, c + j, ldc, accumulate);
+  }
+}
+
+// One instance per instruction set; the block shapes fill, and do not overflow, its vector registers.
+template <typename T>
+void tile_baseline(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b, int64_t ldb, T* c, int64_t ldc,
+                   bool accumulate) {
+  tile<T, 16, 4, 2>(m, n, k, a, lda, b, ldb, c, ldc, accumulate);
+}
+
+#ifdef __x86_64__
+template <typename T>
+[[gnu::target("avx2,fma")]] void tile_avx2(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b,
+                                           int64_t ldb, T* c, int64_t ldc, bool accumulate) {
+  tile<T, 32, 6, 2>(m, n, k, a, lda, b, ldb, c, ldc, accumulate);
+}
+
+template <typename T>
+[[gnu::target("avx512f,fma")]] void tile_avx512(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b,
+                                                int64_t ldb, T* c, int64_t ldc, bool accumulate) {
+  tile<T, 64, 8, 3>(m, n, k, a, lda, b, ldb, c, ldc, accumulate);
+}
+#endif
+
+template <typename T>
+auto best_tile() {
+#ifdef __x86_64__
+  if (__builtin_cpu_supports("avx512f")) {
+    return tile_avx512<T>;
+  }
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    return tile_avx2<T>;
+  }
+#endif
+  return tile_baseline<T>;
+}
+
+}  // namespace
+
+void portable_tile(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
+                   int64_t ldc, bool accumulate) {
+  static const auto run = best_tile<float>();
+  run(m, n, k, a, lda, b, ldb, c, ldc, accumulate);
+}
+
+void portable_tile(int64_t m, int64_t n, int64_t k, const double* a, int64_t lda, const double* b, int64_t ldb,
+                   double* c, int64_t ldc, bool accumulate) {
+  static const auto run = best_tile<double>();
+  run(m, n, k, a, lda, b, ldb, c, ldc, accumulate);
+}
+
+}  // namespace growkernels

@@ -1,0 +1,209 @@
+// Derivatives of G and of its norms with respect to the inputs h and the gradients g, written in
+// differentiable ATen ops, so that they can be differentiated again. With dG the incoming gradient:
+//   linear_relu  G = (g * [h>0])' h          dg = [h>0] * (h dG')          dh = (g * [h>0]) dG
+//   residual     G = g' sigma(s h)           dg = sigma(s h) dG'           dh = d/dh sigma(s h) * (g dG)
+//   conv2d_relu  G = wgrad(h, g * [h>0])     dg = [h>0] * conv(h, dG)      dh = conv^T(g * [h>0], dG)
+// The mask [h>0] is constant almost everywhere and contributes nothing.
+
+#include "virtual_grad/virtual_grad.h"
+
+#include <ATen/Functions.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+namespace growkernels::virtual_grad {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::Variable;
+using torch::autograd::variable_list;
+
+std::vector<at::Tensor> call_virtual_grads(at::TensorList inputs, at::TensorList grads, c10::string_view layer,
+                                           c10::string_view activation, double scale) {
+  static const auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("growkernels::virtual_grads", "")
+          .typed<std::vector<at::Tensor>(at::TensorList, at::TensorList, c10::string_view, c10::string_view, double)>();
+  return op.call(inputs, grads, layer, activation, scale);
+}
+
+at::Tensor call_virtual_grad_norms(at::TensorList inputs, at::TensorList grads, c10::string_view layer,
+                                   c10::string_view activation, double scale) {
+  static const auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("growkernels::virtual_grad_norms", "")
+          .typed<at::Tensor(at::TensorList, at::TensorList, c10::string_view, c10::string_view, double)>();
+  return op.call(inputs, grads, layer, activation, scale);
+}
+
+at::Tensor activation_derivative(const at::Tensor& x, const Kind& kind) {
+  const at::Tensor scaled = x * kind.scale;
+  switch (kind.activation) {
+    case Activation::Tanh: {
+      const at::Tensor value = at::tanh(scaled);
+      return kind.scale * (1 - value * value);
+    }
+    case Activation::Relu:
+      return kind.scale * (scaled > 0).to(x.scalar_type());
+    case Activation::Gelu: {
+      const at::Tensor density = at::exp(-0.5 * scaled * scaled) * (M_2_SQRTPI * M_SQRT1_2 / 2);
+      return kind.scale * (0.5 * (1 + at::erf(scaled * M_SQRT1_2)) + scaled * density);
+    }
+    case Activation::Silu: {
+      const at::Tensor value = at::sigmoid(scaled);
+      return kind.scale * (value * (1 + scaled * (1 - value)));
+    }
+    case Activation::Sigmoid: {
+      const at::Tensor value = at::sigmoid(scaled);
+      return kind.scale * (value * (1 - value));
+    }
+  }
+  TORCH_INTERNAL_ASSERT(false);
+}
+
+struct PositionGradients {
+  at::Tensor input, grad;
+};
+
+PositionGradients backward_at(const at::Tensor& h, const at::Tensor& g, const at::Tensor& incoming, const Kind& kind) {
+  const at::Tensor dG = incoming.to(h.scalar_type());
+  if (kind.layer == Layer::Residual) {
+    return {activation_derivative(h, kind) * at::matmul(g, dG), at::matmul(activate(h, kind), dG.t())};
+  }
+  const at::Tensor mask = (h > 0).to(h.scalar_type());
+  if (kind.layer == Layer::LinearRelu) {
+    return {at::matmul(mask * g, dG), mask * at::matmul(h, dG.t())};
+  }
+  return {at::conv_transpose2d(mask * g, dG, {}, 1, 1), mask * at::conv2d(h, dG, {}, 1, 1)};
+}
+
+// What a backward pass needs of the call: 2 L tensors (inputs, then grads) and the three parameters.
+void save_call(AutogradContext* ctx, at::TensorList inputs, at::TensorList grads, std::string layer,
+               std::string activation, double scale) {
+  variable_list saved(inputs.begin(), inputs.end());
+  saved.insert(saved.end(), grads.begin(), grads.end());
+  ctx->save_for_backward(std::move(saved));
+  ctx->saved_data["layer"] = std::move(layer);
+  ctx->saved_data["activation"] = std::move(activation);
+  ctx->saved_data["scale"] = scale;
+}
+
+// Gradients for the arguments of apply(): 2 L tensors, then count, layer, activation, scale.
+variable_list backward_of_gradients(AutogradContext* ctx, const variable_list& incoming) {
+  const variable_list saved = ctx->get_saved_variables();
+  const size_t count = saved.size() / 2;
+  const Kind kind = parse_kind(ctx->saved_data["layer"].toStringRef(), ctx->saved_data["activation"].toStringRef(),
+                               ctx->saved_data["scale"].toDouble());
+  variable_list out(2 * count + 4);
+  for (size_t l = 0; l < count; ++l) {
+    if (incoming[l].defined()) {
+      const PositionGradients gradients = backward_at(saved[l], saved[count + l], incoming[l], kind);
+      out[l] = gradients.input;
+      out[count + l] = gradients.grad;
+    }
+  }
+  return out;
+}
+
+struct Gradients : torch::autograd::Function<Gradients> {
+  static variable_list forward(AutogradContext* ctx, at::TensorList tensors, int64_t count, std::string layer,
+                               std::string activation, double scale) {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    const at::TensorList inputs = tensors.slice(0, count), grads = tensors.slice(count);
+    save_call(ctx, inputs, grads, layer, activation, scale);
+    return call_virtual_grads(inputs, grads, layer, activation, scale);
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& incoming) {
+    return backward_of_gradients(ctx, incoming);
+  }
+};
+
+struct Norms : torch::autograd::Function<Norms> {
+  static Variable forward(AutogradContext* ctx, at::TensorList tensors, int64_t count, std::string layer,
+                          std::string activation, double scale) {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    const at::TensorList inputs = tensors.slice(0, count), grads = tensors.slice(count);
+    save_call(ctx, inputs, grads, layer, activation, scale);
+    return call_virtual_grad_norms(inputs, grads, layer, activation, scale);
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& incoming) {
+    const variable_list saved = ctx->get_saved_variables();
+    const size_t count = saved.size() / 2;
+    const at::TensorList tensors(saved);
+    const std::vector<at::Tensor> gradients =
+        call_virtual_grads(tensors.slice(0, count), tensors.slice(count), ctx->saved_data["layer"].toStringRef(),
+                           ctx->saved_data["activation"].toStringRef(), ctx->saved_data["scale"].toDouble());
+    variable_list scaled;
+    for (size_t l = 0; l < count; ++l) {
+      scaled.push_back(2 * incoming[0][static_cast<int64_t>(l)] * gradients[l]);
+    }
+    return backward_of_gradients(ctx, scaled);
+  }
+};
+
+bool needs_gradient(at::TensorList inputs, at::TensorList grads) {
+  const auto requires_grad = [](const at::Tensor& x) { return x.requires_grad(); };
+  return at::GradMode::is_enabled() && (std::any_of(inputs.begin(), inputs.end(), requires_grad) ||
+                                        std::any_of(grads.begin(), grads.end(), requires_grad));
+}
+
+variable_list joined(at::TensorList inputs, at::TensorList grads) {
+  variable_list tensors(inputs.begin(), inputs.end());
+  tensors.insert(tensors.end(), grads.begin(), grads.end());
+  return tensors;
+}
+
+std::vector<at::Tensor> virtual_grads(at::TensorList inputs, at::TensorList grads, c10::string_view layer,
+                                      c10::string_view activation, double scale) {
+  if (needs_gradient(inputs, grads)) {
+    check_positions("virtual_grads", inputs, grads, parse_kind(layer, activation, scale));
+    const variable_list tensors = joined(inputs, grads);
+    return Gradients::apply(at::TensorList(tensors), static_cast<int64_t>(inputs.size()), std::string(layer),
+                            std::string(activation), scale);
+  }
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return call_virtual_grads(inputs, grads, layer, activation, scale);
+}
+
+at::Tensor virtual_grad_norms(at::TensorList inputs, at::TensorList grads, c10::string_view layer,
+                              c10::string_view activation, double scale) {
+  if (needs_gradient(inputs, grads)) {
+    check_positions("virtual_grad_norms", inputs, grads, parse_kind(layer, activation, scale));
+    const variable_list tensors = joined(inputs, grads);
+    return Norms::apply(at::TensorList(tensors), static_cast<int64_t>(inputs.size()), std::string(layer),
+                        std::string(activation), scale);
+  }
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return call_virtual_grad_norms(inputs, grads, layer, activation, scale);
+}
+
+// Accumulation is a measurement: never differentiable, whatever the inputs require.
+at::Tensor accumulate_virtual_grads(at::TensorList inputs, at::TensorList grads, c10::string_view layer,
+                                    c10::string_view activation, double scale, at::TensorList sums,
+                                    const std::optional<at::Tensor>& second_moments) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("growkernels::accumulate_virtual_grads", "")
+                             .typed<at::Tensor(at::TensorList, at::TensorList, c10::string_view, c10::string_view,
+                                               double, at::TensorList, const std::optional<at::Tensor>&)>();
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  at::Tensor norms = op.call(inputs, grads, layer, activation, scale, sums, second_moments);
+  for (const at::Tensor& sum : sums) {
+    torch::autograd::impl::bump_version(sum);
+  }
+  if (second_moments.has_value()) {
+    torch::autograd::impl::bump_version(*second_moments);
+  }
+  return norms;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(growkernels, Autograd, m) {
+  m.impl("virtual_grads", &virtual_grads);
+  m.impl("virtual_grad_norms", &virtual_grad_norms);
+  m.impl("accumulate_virtual_grads", &accumulate_virtual_grads);
+}
+
+}  // namespace growkernels::virtual_grad

@@ -1,0 +1,126 @@
+#include "virtual_grad/virtual_grad.h"
+
+#include <ATen/Functions.h>
+#include <ATen/TensorOperators.h>
+
+#include <cmath>
+
+namespace growkernels::virtual_grad {
+
+Kind parse_kind(std::string_view layer, std::string_view activation, double scale) {
+  Kind kind{};
+  if (layer == "linear_relu") {
+    kind.layer = Layer::LinearRelu;
+  } else if (layer == "residual") {
+    kind.layer = Layer::Residual;
+  } else if (layer == "conv2d_relu") {
+    kind.layer = Layer::Conv2dRelu;
+  } else {
+    TORCH_CHECK_VALUE(false, "virtual_grad: unknown layer '", layer,
+                      "'; use 'linear_relu', 'residual' or 'conv2d_relu'");
+  }
+  if (activation == "tanh") {
+    kind.activation = Activation::Tanh;
+  } else if (activation == "relu") {
+    kind.activation = Activation::Relu;
+  } else if (activation == "gelu") {
+    kind.activation = Activation::Gelu;
+  } else if (activation == "silu") {
+    kind.activation = Activation::Silu;
+  } else if (activation == "sigmoid") {
+    kind.activation = Activation::Sigmoid;
+  } else {
+    TORCH_CHECK_VALUE(false, "virtual_grad: unknown activation '", activation,
+                      "'; use 'tanh', 'relu', 'gelu', 'silu' or 'sigmoid'");
+  }
+  TORCH_CHECK_VALUE(std::isfinite(scale), "virtual_grad: scale must be finite, got ", scale);
+  kind.scale = scale;
+  return kind;
+}
+
+void check_positions(const char* op, at::TensorList inputs, at::TensorList grads, const Kind& kind) {
+  TORCH_CHECK_VALUE(!inputs.empty(), op, ": the list of inputs is empty; pass one activation per position");
+  TORCH_CHECK_VALUE(inputs.size() == grads.size(), op, ": got ", inputs.size(), " inputs but ", grads.size(),
+                    " grads; pass one gradient per input");
+  const at::Tensor& first = inputs[0];
+  for (size_t l = 0; l < inputs.size(); ++l) {
+    const at::Tensor &h = inputs[l], &g = grads[l];
+    TORCH_CHECK_TYPE(at::isFloatingType(h.scalar_type()), op, ": inputs[", l, "] has dtype ", h.scalar_type(),
+                     "; pass float16, bfloat16, float32 or float64");
+    TORCH_CHECK_TYPE(h.scalar_type() == first.scalar_type(), op, ": inputs[", l, "] has dtype ", h.scalar_type(),
+                     " but inputs[0] has ", first.scalar_type(), "; cast all positions to one dtype");
+    TORCH_CHECK_TYPE(g.scalar_type() == first.scalar_type(), op, ": grads[", l, "] has dtype ", g.scalar_type(),
+                     " but inputs[0] has ", first.scalar_type(), "; cast all positions to one dtype");
+    TORCH_CHECK_VALUE(h.device() == first.device(), op, ": inputs[", l, "] is on ", h.device(), " but inputs[0] is on ",
+                      first.device(), "; move all positions to one device");
+    TORCH_CHECK_VALUE(g.device() == first.device(), op, ": grads[", l, "] is on ", g.device(), " but inputs[0] is on ",
+                      first.device(), "; move all positions to one device");
+    TORCH_CHECK_VALUE(h.sym_sizes() == g.sym_sizes(), op, ": inputs[", l, "] has shape ", h.sym_sizes(), " but grads[",
+                      l, "] has shape ", g.sym_sizes(), "; they must be equal");
+    if (kind.layer == Layer::Conv2dRelu) {
+      TORCH_CHECK_VALUE(h.dim() == 4, op, ": inputs[", l, "] has shape ", h.sym_sizes(),
+                        "; a convolution position needs [N, C, H, W]");
+    } else {
+      TORCH_CHECK_VALUE(h.dim() >= 2, op, ": inputs[", l, "] has shape ", h.sym_sizes(),
+                        "; a linear position needs [..., features] with at least one leading dimension");
+    }
+  }
+}
+
+void check_sums(at::TensorList inputs, at::TensorList sums, const std::optional<at::Tensor>& second_moments,
+                const Kind& kind) {
+  constexpr const char* op = "virtual_grads";
+  const at::ScalarType dtype = gradient_dtype(inputs[0].scalar_type());
+  TORCH_CHECK_VALUE(sums.size() == inputs.size(), op, ": got ", sums.size(), " buffers to accumulate into for ",
+                    inputs.size(), " inputs; pass one per position");
+  for (size_t l = 0; l < sums.size(); ++l) {
+    const at::Tensor& sum = sums[l];
+    const c10::SymDimVector shape = gradient_shape(inputs[l], kind);
+    TORCH_CHECK_VALUE(sum.sym_sizes() == c10::SymIntArrayRef(shape), op, ": buffer ", l, " has shape ", sum.sym_sizes(),
+                      "; the gradient of this position has shape ", c10::SymIntArrayRef(shape));
+    TORCH_CHECK_TYPE(sum.scalar_type() == dtype, op, ": buffer ", l, " has dtype ", sum.scalar_type(),
+                     "; gradients of ", inputs[0].scalar_type(), " inputs are accumulated in ", dtype);
+    TORCH_CHECK_VALUE(sum.device() == inputs[0].device(), op, ": buffer ", l, " is on ", sum.device(),
+                      " but the inputs are on ", inputs[0].device(), "; move it there");
+    TORCH_CHECK_VALUE(sum.is_contiguous(), op, ": buffer ", l, " is not contiguous; pass a contiguous one");
+    TORCH_CHECK_VALUE(!sum.requires_grad(), op, ": buffer ", l,
+                      " requires grad; accumulation is not differentiable, pass a plain buffer");
+  }
+  if (second_moments.has_value()) {
+    TORCH_CHECK_VALUE(second_moments->dim() == 1 && second_moments->sym_size(0) == inputs.size(), op,
+                      ": second_moments has shape ", second_moments->sym_sizes(), "; it needs one entry for each of ",
+                      inputs.size(), " positions");
+    TORCH_CHECK_TYPE(second_moments->scalar_type() == dtype, op, ": second_moments has dtype ",
+                     second_moments->scalar_type(), "; it needs ", dtype);
+    TORCH_CHECK_VALUE(second_moments->device() == inputs[0].device(), op, ": second_moments is on ",
+                      second_moments->device(), " but the inputs are on ", inputs[0].device(), "; move it there");
+  }
+}
+
+at::ScalarType gradient_dtype(at::ScalarType input) { return input == at::kDouble ? at::kDouble : at::kFloat; }
+
+c10::SymDimVector gradient_shape(const at::Tensor& input, const Kind& kind) {
+  if (kind.layer == Layer::Conv2dRelu) {
+    return {input.sym_size(1), input.sym_size(1), 3, 3};
+  }
+  return {input.sym_size(-1), input.sym_size(-1)};
+}
+
+at::Tensor activate(const at::Tensor& x, const Kind& kind) {
+  const at::Tensor scaled = kind.scale == 1.0 ? x : x * kind.scale;
+  switch (kind.activation) {
+    case Activation::Tanh:
+      return at::tanh(scaled);
+    case Activation::Relu:
+      return at::relu(scaled);
+    case Activation::Gelu:
+      return at::gelu(scaled);
+    case Activation::Silu:
+      return at::silu(scaled);
+    case Activation::Sigmoid:
+      return at::sigmoid(scaled);
+  }
+  TORCH_INTERNAL_ASSERT(false);
+}
+
+}  // namespace growkernels::virtual_grad

@@ -1,0 +1,46 @@
+#pragma once
+// What every implementation of the family shares: the kinds of virtual layers and the argument checks.
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <string_view>
+#include <vector>
+
+namespace growkernels::virtual_grad {
+
+enum class Layer { LinearRelu, Residual, Conv2dRelu };
+enum class Activation { Tanh, Relu, Gelu, Silu, Sigmoid };
+
+struct Kind {
+  Layer layer;
+  Activation activation;  // of Residual
+  double scale;           // of Residual
+};
+
+// Throws one sentence when a name is unknown.
+Kind parse_kind(std::string_view layer, std::string_view activation, double scale);
+
+// Throws one sentence when lists, shapes, dtypes or devices do not fit. Works on symbolic shapes too.
+void check_positions(const char* op, at::TensorList inputs, at::TensorList grads, const Kind& kind);
+void check_sums(at::TensorList inputs, at::TensorList sums, const std::optional<at::Tensor>& second_moments,
+                const Kind& kind);
+
+// dtype of G and of the norms: float32 for 16-bit inputs, else the inputs' own.
+at::ScalarType gradient_dtype(at::ScalarType input);
+
+// Shape of G at one position: [d, d], or [C, C, 3, 3] for a convolution.
+c10::SymDimVector gradient_shape(const at::Tensor& input, const Kind& kind);
+
+// sigma(scale * x), of ATen's own functions.
+at::Tensor activate(const at::Tensor& x, const Kind& kind);
+
+// The family composed of ATen's ops, one position after the other: for devices without a kernel of their
+// own, and for convolutions on the CPU, where the vendor's weight gradient already runs at the machine's
+// peak and all that remains to save is building the virtual layers.
+std::vector<at::Tensor> aten_gradients(at::TensorList inputs, at::TensorList grads, const Kind& kind);
+at::Tensor aten_gradient_norms(at::TensorList inputs, at::TensorList grads, const Kind& kind);
+at::Tensor aten_accumulate(at::TensorList inputs, at::TensorList grads, const Kind& kind, at::TensorList sums,
+                           const std::optional<at::Tensor>& second_moments);
+
+}  // namespace growkernels::virtual_grad
