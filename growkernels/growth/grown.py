@@ -18,7 +18,7 @@ from growkernels.growth.surgery import (
     join_groups,
     undone_on_error,
 )
-from growkernels.nn import ResidualBlock, identity_layer
+from growkernels.nn import identity_layer
 
 TOLERANCE = 1e-6  # of the largest |output|
 
@@ -54,9 +54,9 @@ def rebuild(
                 model,
                 Position(record["position"], record["kind"]),
                 optimizer,
+                width=record["width"],
                 activation=record["activation"],
                 scale=record["scale"],
-                width=record["width"],
             )
 
 
@@ -65,21 +65,17 @@ def grow(
     position: Position,
     optimizer: Optimizer | None,
     *,
+    width: int,
     activation: str,
     scale: float,
     sample: Tensor | None = None,
-    width: int | None = None,
 ) -> nn.Module:
     """Insert an identity layer and let its parameters join the optimizer; not undone on error.
 
-    The width is that of ``sample`` (an h of this position) if given, else ``width``, else that of
-    the layer in front.
+    With ``sample``, an h of this position, the new layer is checked on it first.
     """
+    # Under autocast h has another dtype than the parameters: those of the layer in front decide.
     layers = layers_before(model, position.name)
-    if sample is not None:
-        width = sample.shape[1 if position.kind == "conv2d_relu" else -1]
-    elif width is None:
-        width = _width_in_front(model, position.name, layers)
     like = layers[0].weight if layers else sample
     new = identity_layer(
         position.kind,
@@ -89,14 +85,11 @@ def grow(
         device=None if like is None else like.device,
         dtype=None if like is None else like.dtype,
     )
-    new.train(model.get_submodule(position.name).training)
     if sample is not None:
         _check_identity(position, new, sample)
-    groups = None
-    if optimizer is not None:
-        groups = groups_for_new_layer(model, position.name, optimizer)
+    groups = groups_for_new_layer(model, position.name, optimizer) if optimizer else None
     insert_after(model, position.name, new)
-    if optimizer is not None and groups is not None:
+    if optimizer and groups:
         join_groups(model, new, optimizer, groups)
     record = {
         "position": position.name,
@@ -157,15 +150,3 @@ def _check_identity(position: Position, new: nn.Module, h: Tensor) -> None:
             f"(error {error:.3g}); a {position.kind} layer needs h >= 0 there. "
             "Model and optimizer are as before."
         )
-
-
-def _width_in_front(model: nn.Module, name: str, layers: Sequence[nn.Linear | nn.Conv2d]) -> int:
-    module = model.get_submodule(name)
-    if isinstance(module, ResidualBlock):
-        return module.width
-    if not layers:
-        raise ValueError(
-            f"The width at {name!r} cannot be told without a recorded batch; record one first."
-        )
-    layer = layers[0]
-    return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels

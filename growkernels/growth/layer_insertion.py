@@ -192,27 +192,33 @@ class LayerInsertion:
 
         Raises:
             ValueError: not a position, a NaN merit there, or an optimizer of another model.
-            RuntimeError: the function would change.
+            RuntimeError: nothing recorded, or the function would change.
         """
         if self._recorder.recording:
             raise RuntimeError("recording() is still open; insert after its block.")
         place = self._position(position)
-        recorded = self._recorder.sums.virtual.get(position)
-        if recorded is not None and not bool(recorded.isfinite().all()):
+        if self._recorder.sums.batches == 0:
+            raise RuntimeError(
+                "No batches are recorded, so the new layer's width is not known and it cannot be "
+                "checked; run one backward pass inside `with inserter.recording():` first."
+            )
+        if not bool(self._recorder.sums.virtual[position].isfinite().all()):
             raise ValueError(
                 f"The gradient recorded at {position!r} is NaN or infinite, so its merit is too; "
                 "nothing is inserted."
             )
         old_modules = [self.model.get_submodule(p.name) for p in self.positions]
+        h = self._recorder.samples[position]
         before = None if sample is None else outputs_in_eval_mode(self.model, sample)
         with undone_on_error(self.model, optimizer):
             new = grow(
                 self.model,
                 place,
                 optimizer,
-                sample=self._recorder.samples.get(position),
+                width=h.shape[1 if place.kind == "conv2d_relu" else -1],
                 activation=self.activation,
                 scale=self.scale,
+                sample=h,
             )
             if before is not None:
                 check_same_output(before, outputs_in_eval_mode(self.model, sample))

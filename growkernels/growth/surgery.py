@@ -19,10 +19,10 @@ RECORD = "_growkernels_insertions"  # attribute of a grown model: what was inser
 def insert_after(model: nn.Module, name: str, new: nn.Module) -> str:
     """Put `new` behind the module at path `name`, on its output; returns the new module's path.
 
-    In a plain nn.Sequential it becomes the next child; children numbered 0, 1, 2, ... are
-    renumbered, so the paths and state_dict keys behind it move by one. Anywhere else (an
-    attribute, a ModuleList, a Sequential with its own forward) the module is replaced by
-    Sequential(module, new), so no other path changes.
+    The new module gets the old one's training mode. In a plain nn.Sequential it becomes the next
+    child; children numbered 0, 1, 2, ... are renumbered, so the paths and state_dict keys behind
+    it move by one. Anywhere else (an attribute, a ModuleList, a Sequential with its own forward)
+    the module is replaced by Sequential(module, new), so no other path changes.
 
     Raises:
         ValueError: `name` is not a module below `model`.
@@ -35,6 +35,7 @@ def insert_after(model: nn.Module, name: str, new: nn.Module) -> str:
         old = None
     if old is None:
         raise ValueError(f"There is no module at {name!r} to insert a layer behind.")
+    new.train(old.training)
     prefix = f"{parent_name}." if parent_name else ""
     if not is_plain_sequential(parent):
         wrapped = nn.Sequential(old, new)
