@@ -3,3 +3,7 @@
 from growkernels.ops.library import load_library
 
 load_library()
+
+from growkernels.ops.virtual_grad import virtual_grad_norms, virtual_grads  # noqa: E402
+
+__all__ = ["virtual_grad_norms", "virtual_grads"]

@@ -51,8 +51,12 @@ def _cuda_obstacle(family: str) -> Obstacle:
     return obstacle
 
 
-# float16 tiles are widened to float32 while they are packed, so float32 products decide for them.
-_TILE_DTYPE = {torch.float16: torch.float32}
+# The tiles that hold a dtype, best first: 16-bit values may be widened while they are packed.
+_TILE_DTYPES = {
+    torch.float32: (torch.float32,),
+    torch.bfloat16: (torch.bfloat16, torch.float32),
+    torch.float16: (torch.float32,),
+}
 
 
 def _brgemm_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -62,9 +66,8 @@ def _brgemm_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
         return "oneDNN has no float64 tiles"
     if os.environ.get("GROWKERNELS_BRGEMM") == "0":
         return "GROWKERNELS_BRGEMM=0"
-    tile_dtype = _TILE_DTYPE.get(dtype, dtype)
-    if not torch.ops.growkernels.brgemm_available(tile_dtype):
-        return f"oneDNN in this torch has no {_name(tile_dtype)} tiles for this CPU"
+    if not any(map(torch.ops.growkernels.brgemm_available, _TILE_DTYPES[dtype])):
+        return f"oneDNN in this torch has no tiles for {_name(dtype)} on this CPU"
     return None
 
 
@@ -76,7 +79,13 @@ def _composed_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     return _no_such_device(device)
 
 
-def _family(name: str) -> tuple[Backend, ...]:
+def _convolution_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type != "cpu":
+        return f"the tensors are on {device.type}"
+    return "the vendor's weight gradient of a convolution is at the CPU's peak already"
+
+
+def _matrix_kinds(name: str) -> tuple[Backend, ...]:
     return (
         Backend("cuda", _cuda_obstacle(name)),
         Backend("brgemm", _brgemm_obstacle),
@@ -85,23 +94,36 @@ def _family(name: str) -> tuple[Backend, ...]:
     )
 
 
+def _convolution_kinds(name: str) -> tuple[Backend, ...]:
+    return (
+        Backend("cuda", _cuda_obstacle(name)),
+        Backend("brgemm", _convolution_obstacle),
+        Backend("portable", _convolution_obstacle),
+        Backend("aten", _composed_obstacle),
+    )
+
+
 DEVICES = ("cpu", "cuda")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
-# Every op with its backends, the preferred one first.
+# Every op with its backends, the preferred one first; kinds of layers that fare otherwise apart.
 BACKENDS: dict[str, tuple[Backend, ...]] = {
-    "virtual_grad_norms": _family("virtual_grad"),
-    "virtual_grads": _family("virtual_grad"),
+    "virtual_grad_norms": _matrix_kinds("virtual_grad"),
+    "virtual_grads": _matrix_kinds("virtual_grad"),
+    "virtual_grad_norms[conv2d_relu]": _convolution_kinds("virtual_grad"),
+    "virtual_grads[conv2d_relu]": _convolution_kinds("virtual_grad"),
 }
 
 
 def choose_backend(op: str, device: torch.device | str, dtype: torch.dtype) -> Choice:
     """The backend that `op` uses for tensors of `dtype` on `device`, and why not those before it.
 
-    Raises ValueError for an op that is not in the table.
+    Raises ValueError for an op that is not in the table, TypeError for a dtype no op takes.
     """
     if op not in BACKENDS:
         raise ValueError(f"{op!r} is not an op of growkernels; choose from {', '.join(BACKENDS)}")
+    if dtype not in DTYPES:
+        raise TypeError(f"{op} takes {', '.join(map(_name, DTYPES))}, not {_name(dtype)}")
     device = torch.device(device)
     refused = []
     for backend in BACKENDS[op]:
