@@ -17,17 +17,13 @@ Networks" (2023), where the extended network is built to obtain the same numbers
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from growkernels.ops.virtual_grad import flops, vmap
 
-__all__ = ["Activation", "Layer", "virtual_grad_norms", "virtual_grads"]
-
-Layer = Literal["linear_relu", "residual", "conv2d_relu"]
-Activation = Literal["tanh", "relu", "gelu", "silu", "sigmoid"]
+__all__ = ["virtual_grad_norms", "virtual_grads"]
 
 _ops = torch.ops.growkernels
 _norms = _ops.virtual_grad_norms.default
@@ -40,11 +36,11 @@ vmap.register()
 def virtual_grad_norms(
     inputs: Sequence[Tensor],
     grads: Sequence[Tensor],
-    layer: Layer,
+    layer: str,
     accumulate: Sequence[Tensor] | None = None,
     *,
     second_moments: Tensor | None = None,
-    activation: Activation = "tanh",
+    activation: str = "tanh",
     scale: float = 1.0,
 ) -> Tensor:
     """Squared Frobenius norm of the virtual layer's weight gradient at every position.
@@ -62,7 +58,8 @@ def virtual_grad_norms(
             batches: divide by B^2.
         second_moments: with `accumulate` only: [L], to which the squared norm of this batch's own
             gradient is added, for the signal-to-noise ratio over batches.
-        activation, scale: sigma and s of the "residual" kind; the other kinds ignore them.
+        activation, scale: sigma ("tanh", "relu", "gelu", "silu" or "sigmoid") and s of the
+            "residual" kind; the other kinds ignore them.
 
     Returns:
         [L], float64 for float64 inputs and float32 for all others, summed in that precision.
@@ -86,10 +83,10 @@ def virtual_grad_norms(
 def virtual_grads(
     inputs: Sequence[Tensor],
     grads: Sequence[Tensor],
-    layer: Layer,
+    layer: str,
     out: Sequence[Tensor] | None = None,
     *,
-    activation: Activation = "tanh",
+    activation: str = "tanh",
     scale: float = 1.0,
 ) -> list[Tensor]:
     """The virtual layer's weight gradient G at every position.

@@ -1,4 +1,4 @@
-"""FLOP formulas for torch.utils.flop_counter: two operations per multiply-add, masks not counted."""
+"""FLOP formulas for torch.utils.flop_counter: two per multiply-add, masks not counted."""
 
 from __future__ import annotations
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "relu": F.relu,
     "gelu": F.gelu,
@@ -53,7 +53,7 @@ def _gradient(h: Tensor, g: Tensor, layer: str, activation: str, scale: float) -
             for y in range(3)
             for x in range(3)
         ]
-        return torch.stack(taps, dim=-1).unflatten(-1, (3, 3))
+        return torch.stack(taps, dim=-1).reshape(*taps[0].shape, 3, 3)
     rows, grad_rows, masked_rows = (t.flatten(0, -2) for t in (h, g, masked))
     if layer == "linear_relu":
         return masked_rows.T @ rows

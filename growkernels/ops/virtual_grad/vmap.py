@@ -1,4 +1,4 @@
-"""torch.func.vmap: a batch of networks is just more positions, so it stays one call of the kernel."""
+"""torch.func.vmap: a batch of networks is only more positions, so it stays one call."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def register() -> None:
         size = info.batch_size
         hs, gs = _slices(inputs, in_dims[0], size), _slices(grads, in_dims[1], size)
         flat = ops.virtual_grad_norms(hs, gs, layer, activation, scale)
-        return flat.unflatten(0, (len(inputs), size)), 1
+        return flat.reshape(len(inputs), size), 1
 
     def gradients(
         info: Any,
@@ -47,7 +47,7 @@ def register() -> None:
         size = info.batch_size
         hs, gs = _slices(inputs, in_dims[0], size), _slices(grads, in_dims[1], size)
         flat = ops.virtual_grads(hs, gs, layer, activation, scale)
-        stacked = [torch.stack(flat[l * size : (l + 1) * size]) for l in range(len(inputs))]
+        stacked = [torch.stack(flat[i : i + size]) for i in range(0, len(flat), size)]
         return stacked, [0] * len(inputs)
 
     def accumulate(
@@ -83,8 +83,8 @@ def register() -> None:
             hs, gs, layer, activation, scale, [b[i] for b in buffers for i in range(size)], moments
         )
         if second_moments is not None and moments is not None:
-            second_moments.movedim(in_dims[6], 0).add_(moments.unflatten(0, (-1, size)).T)
-        return flat.unflatten(0, (len(inputs), size)), 1
+            second_moments.movedim(in_dims[6], 0).add_(moments.reshape(-1, size).T)
+        return flat.reshape(len(inputs), size), 1
 
     torch.library.register_vmap("growkernels::virtual_grad_norms", norms)
     torch.library.register_vmap("growkernels::virtual_grads", gradients)
