@@ -31,7 +31,8 @@ def squared_norm(gradient: Tensor, norm: str, feature_map: tuple[int, int] | Non
     if not gradient.isfinite().all():
         return gradient.new_tensor(math.nan)
     if norm == "operator" and gradient.dim() == 2:
-        return torch.linalg.svdvals(gradient)[0].square()
+        largest: Tensor = torch.linalg.svdvals(gradient)[0]
+        return largest.square()
     if norm == "operator":
         if feature_map is None:
             raise ValueError("A convolution's operator norm needs feature_map=(height, width).")
@@ -63,15 +64,18 @@ def conv2d_operator_norm(kernel: Tensor, feature_map: tuple[int, int]) -> Tensor
     spectrum = torch.einsum("oiab,fa,gb->fgoi", kernel.to(rows.dtype), rows, columns).flatten(0, 1)
 
     # sigma_1 <= Frobenius norm: going through the frequencies from the largest Frobenius norm
-    # down, the search is over once the norms left are below the largest sigma_1 found.
+    # down, the search is over once the norms left are below the largest sigma_1 found. Gradients
+    # are dominated by few frequencies, so few of the decompositions are made.
     bounds, order = torch.linalg.matrix_norm(spectrum).sort(descending=True)
     largest: Tensor = bounds.new_zeros(())
-    chunk = 16
+    chunk = 8
     for start in range(0, len(order), chunk):
         if bounds[start] <= largest:
             break
-        singular_values: Tensor = torch.linalg.svdvals(spectrum[order[start : start + chunk]])
-        largest = torch.maximum(largest, singular_values.max())
+        matrices = spectrum[order[start : start + chunk]]
+        # The largest eigenvalue of A^H A is as accurate as sigma_1 squared, and much cheaper.
+        squared: Tensor = torch.linalg.eigvalsh(matrices.mH @ matrices)[:, -1].max()
+        largest = torch.maximum(largest, squared.clamp(min=0).sqrt())
     return largest
 
 
