@@ -2,7 +2,7 @@
 
 On the CPU the kernel's own high-water mark counts everything, scratch of C++ code and libraries
 included: /proc/self/clear_refs resets it, and VmHWM after the call minus VmRSS before it is the
-extra peak (exact to some 0.5 MiB, the size of the kernel's per-thread counters). glibc keeps freed
+extra peak (exact to some 0.5 MiB: the kernel batches its counters by thread). glibc keeps freed
 blocks and would hide later peaks, so the process runs with small mmap and trim thresholds.
 On a GPU it is the caching allocator's `max_memory_allocated`.
 """
@@ -24,6 +24,7 @@ from benchmarks.case import Call, Case
 _REPOSITORY = Path(__file__).resolve().parent.parent
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
+RESOLUTION_BYTES = 2**19
 _RESET_PEAK = "5"  # proc(5): resets the peak resident set size to the current one
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from benchmarks.case import OURS
+from benchmarks.peak_memory import RESOLUTION_BYTES
 from benchmarks.results import CaseResult, FamilyResult, Spread
 
 Cell = Callable[[FamilyResult, CaseResult, str], str]
@@ -37,7 +38,9 @@ def _speedup(family: FamilyResult, case: CaseResult, opponent: str) -> str:
 
 def _memory(case: CaseResult, variant: str) -> str:
     peak = case.variants[variant].peak_bytes
-    return _NOTHING if peak is None else f"{peak / 2**20:.1f} MiB"
+    if peak is None:
+        return _NOTHING
+    return f"{peak / 2**20:.3g} MiB" if peak >= RESOLUTION_BYTES else "< 0.5 MiB"
 
 
 def _rate(case: CaseResult) -> str:

@@ -1,0 +1,105 @@
+"""A toy family through pytest-benchmark and the memory probe, as `growkernels bench` runs them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.__main__ import main
+from benchmarks.families import family_files, load_family
+from benchmarks.peak_memory import measure_in_subprocess
+from benchmarks.results import RESULTS
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+TOY_FAMILY = """
+import pytest
+import torch
+from benchmarks.case import OURS, Case, Workload
+from benchmarks.table import Table
+
+FAMILY = "toy"
+TABLE = Table("toy", "toy", ("case", "shape", "opponent", "speed-up", "peak memory", "machine"))
+
+
+def build(device):
+    elements = 64 * 2**18
+    calls = {
+        "eager": lambda: torch.ones(elements).sum(),
+        OURS: lambda: torch.tensor(float(elements)),
+    }
+    return Workload(calls, flops=1.0, bytes=1.0, tolerance=1e-6)
+
+
+CASES = [Case("sum", "[64 Mi]", torch.float32, "contiguous", "forward", ("eager",), build)]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def bench_toy(case, compare):
+    compare(case)
+"""
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "bench_toy_family.py"
+    path.write_text(TOY_FAMILY)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(CHECKOUT)]))
+    return path
+
+
+def test_peak_memory_counts_the_largest_moment_of_each_variant(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(toy.parent))
+    import bench_toy_family
+
+    (case,) = bench_toy_family.CASES
+    peaks = measure_in_subprocess("bench_toy_family", case, torch.device("cpu"))
+    assert peaks["eager"] == pytest.approx(64 * 2**20, abs=2**20)
+    assert peaks["growkernels"] is not None
+    assert peaks["growkernels"] < 2**20
+
+
+def test_a_quick_run_prints_the_table_and_stores_nothing(toy: Path) -> None:
+    before = set(RESULTS.glob("*"))
+    config = CHECKOUT / "benchmarks" / "pytest.ini"
+    finished = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", str(toy), "-c", str(config)),
+            *("-p", "benchmarks.conftest", "-p", "no:cacheprovider"),
+            *("--rootdir", str(toy.parent), "--benchmark-only", "--quick"),
+        ],
+        capture_output=True,
+        text=True,
+        cwd=toy.parent,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    (row,) = [line for line in finished.stdout.splitlines() if line.startswith("sum ")]
+    assert "[64 Mi]" in row
+    assert "eager" in row
+    assert "×" in row
+    assert "Not stored: a quick run has too few rounds." in finished.stdout
+    assert set(RESULTS.glob("*")) == before
+
+
+def test_an_unknown_family_is_named_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["virtual_gard"]) == 2
+    message = capsys.readouterr().err
+    assert "no family 'virtual_gard'" in message
+    assert "virtual_grad" in message
+
+
+def test_every_family_declares_its_name_cases_and_table() -> None:
+    files = family_files()
+    assert files
+    for name, path in files.items():
+        family = load_family(path)
+        assert name == family.FAMILY == family.TABLE.family
+        names = [case.name for case in family.CASES]
+        assert len(set(names)) == len(names) > 0
