@@ -1,4 +1,4 @@
-"""Floor 5: the `growkernels` command. Every subcommand only hands over to the floor it belongs to."""
+"""Floor 5: the `growkernels` command. Every subcommand hands over to the floor it belongs to."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ def show_info(
 
 def print_report(report: dict[str, Any]) -> None:
     """Prints what `growkernels info` collected as three tables."""
-    console = Console()
+    # Into a file or a pipe: wide enough that no reason is broken into many lines.
+    console = Console(markup=False, width=None if sys.stdout.isatty() else 120)
     for title in ("environment", "built"):
         table = Table("", "", title=title, title_justify="left", show_header=False)
         for key, value in report[title].items():
@@ -62,12 +63,12 @@ def print_report(report: dict[str, Any]) -> None:
     columns = ("op", "device", "dtype", "backend", "refused")
     table = Table(*columns, title="backends", title_justify="left", show_lines=True)
     # dtypes that fare alike share a row.
-    dtypes: dict[tuple[str, str, str, str], list[str]] = {}
+    dtypes_of: dict[tuple[str, str, str, str], list[str]] = {}
     for row in report["backends"]:
         reasons = "\n".join(f"{name}: {reason}" for name, reason in row["refused"].items())
         outcome = (row["op"], row["device"], row["backend"] or "none", reasons)
-        dtypes.setdefault(outcome, []).append(row["dtype"])
-    for (op, device, backend, reasons), names in dtypes.items():
+        dtypes_of.setdefault(outcome, []).append(row["dtype"])
+    for (op, device, backend, reasons), names in dtypes_of.items():
         table.add_row(op, device, "\n".join(names), backend, reasons)
     console.print(table)
 

@@ -110,7 +110,7 @@ def find_cuda(torch: Torch, has_sources: bool) -> Cuda:
     wish = os.environ.get("GROWKERNELS_CUDA", "")
     if wish not in ("", "0", "1"):
         raise SystemExit(
-            f"growkernels: GROWKERNELS_CUDA={wish} is not understood; set it to 0, 1 or leave it out"
+            f"growkernels: GROWKERNELS_CUDA={wish} is not understood; set it to 0 or 1, or unset it"
         )
     if wish == "0":
         return Cuda(None, "", "CUDA off: GROWKERNELS_CUDA=0")

@@ -125,7 +125,7 @@ def choose_backend(op: str, device: torch.device | str, dtype: torch.dtype) -> C
     if dtype not in DTYPES:
         raise TypeError(f"{op} takes {', '.join(map(_name, DTYPES))}, not {_name(dtype)}")
     device = torch.device(device)
-    refused = []
+    refused: list[tuple[str, str]] = []
     for backend in BACKENDS[op]:
         reason = backend.obstacle(device, dtype)
         if reason is None:

@@ -86,7 +86,7 @@ def test_makefile_and_backend_name_the_same_torch() -> None:
 
 def test_build_is_refused_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(toolchain, "find_torch", lambda: None)
-    with pytest.raises(SystemExit, match="finds none .* run `make setup`"):
+    with pytest.raises(SystemExit, match=r"finds none .* run `make setup`"):
         toolchain.require_torch()
     assert toolchain.torch_requirement() == "torch>=2.11,<2.15"
 
