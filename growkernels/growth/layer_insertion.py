@@ -104,14 +104,12 @@ class LayerInsertion:
             raise RuntimeError("recording() is already open; close it before the next batch.")
         if not loss_scale > 0:
             raise ValueError(f"loss_scale is {loss_scale}; it must be positive.")
-        handles = self._recorder.begin()
+        self._recorder.begin()
         try:
             yield
             self._recorder.finish(loss_scale)
         finally:
-            self._recorder.recording = False
-            for handle in handles:
-                handle.remove()
+            self._recorder.end()
 
     def merits(self) -> Merits:
         """The merits over all batches recorded since the last insertion or ``reset``.
@@ -192,7 +190,8 @@ class LayerInsertion:
 
         Raises:
             ValueError: not a position, a NaN merit there, or an optimizer of another model.
-            RuntimeError: nothing recorded, or the function would change.
+            RuntimeError: nothing recorded, the model was changed by others since, or the function
+                would change.
         """
         if self._recorder.recording:
             raise RuntimeError("recording() is still open; insert after its block.")
@@ -242,8 +241,13 @@ class LayerInsertion:
 
     def _position(self, name: str) -> Position:
         for position in self.positions:
-            if position.name == name:
+            if position.name == name and self._recorder.watches(name):
                 return position
+            if position.name == name:
+                raise RuntimeError(
+                    f"The module at {name!r} is not the one that was recorded: the model was "
+                    "changed in between. Build a new LayerInsertion for it."
+                )
         if name is None:
             raise ValueError(f"There is no position to insert at. {self.reason}")
         raise ValueError(

@@ -76,6 +76,7 @@ class Recorder:
         self._unusable: dict[str, str] = {}
         self._feature_maps: dict[str | int, tuple[int, int]] = {}
         self._names: dict[nn.Module, str] = {}
+        self._handles_of_batch: list[RemovableHandle] = []
         for position in self.positions:
             module = model.get_submodule(position.name)
             if module in self._names:
@@ -94,22 +95,31 @@ class Recorder:
         for handle in self._handles:
             handle.remove()
 
+    def watches(self, name: str) -> bool:
+        """Whether the module at this path is still the one whose outputs are recorded."""
+        modules = dict(self._model.named_modules(remove_duplicate=False))
+        return name in modules and self._names.get(modules[name]) == name
+
     def reset(self) -> None:
         """Forget the recorded batches."""
         self.sums, self.samples = GradientSums(), {}
 
-    def begin(self) -> list[RemovableHandle]:
-        """Start one batch; returns the handles of the hooks that end with it."""
-        self._arrivals, self._base_grads = {}, {}
+    def begin(self) -> None:
+        """Start one batch."""
         self._problems = []
         self.recording = True
-        return [
-            layer.weight.register_hook(  # type: ignore[no-untyped-call]
-                partial(self._base_grad_arrived, index)
-            )
+        self._handles_of_batch = [
+            layer.weight.register_hook(partial(self._base_grad_arrived, index))
             for layer, index in self._base.items()
             if layer.weight.requires_grad
         ]
+
+    def end(self) -> None:
+        """Stop recording and let go of the batch's tensors, whether it was added or not."""
+        self.recording = False
+        self._arrivals, self._base_grads = {}, {}
+        for handle in self._handles_of_batch:
+            handle.remove()
 
     def finish(self, loss_scale: float) -> None:
         """Add the batch to the sums.
@@ -135,7 +145,6 @@ class Recorder:
                 total.add_(grad)
         self.sums.feature_maps.update(self._feature_maps)
         self.sums.batches += 1
-        self._arrivals, self._base_grads = {}, {}
 
     def forward_ran(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Called by the hooks after every forward pass of a watched module."""
@@ -156,9 +165,7 @@ class Recorder:
         else:
             self._unusable.pop(name, None)
             taken = [(output.detach(), output._version)]
-            output.register_hook(  # type: ignore[no-untyped-call]
-                partial(self._grad_arrived, name, taken)
-            )
+            output.register_hook(partial(self._grad_arrived, name, taken))
 
     def _grad_arrived(self, name: str, taken: list[tuple[Tensor, int]], grad: Tensor) -> None:
         if not self.recording:

@@ -11,6 +11,7 @@ import torch
 from small_networks import batches, cnn, mlp, recorded, resnet
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from growkernels.growth import LayerInsertion, Merits, insertions
 from growkernels.nn import ResidualBlock
@@ -152,6 +153,8 @@ def test_a_failing_batch_is_not_counted() -> None:
     assert torch.equal(again.values, expected.values)
     assert again.base == expected.base
     assert again.batches == 2
+    record(1, fail=False)
+    assert inserter.merits().batches == 3
 
 
 def test_open_recordings() -> None:
@@ -215,6 +218,41 @@ def test_frozen_parameters() -> None:
     assert inserter.merits().base == pytest.approx(expected)
     inserter.insert("3", optimizer)
     assert len(optimizer.param_groups[0]["params"]) == 6
+
+
+def test_tied_weights_count_once() -> None:
+    torch.manual_seed(0)
+    first, second = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+    second.weight = first.weight
+    model = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.Linear(3, 2)).double()
+    inserter = LayerInsertion(model)
+    with inserter.recording():
+        model(torch.randn(5, 3).double()).square().sum().backward()
+    weights = [first.weight, model[4].weight]
+    expected = sum(float(w.grad.square().sum()) for w in weights) / 2  # type: ignore[union-attr]
+    assert inserter.merits().base == pytest.approx(expected)
+
+
+def test_a_model_changed_by_others_is_noticed() -> None:
+    model = mlp()
+    first, second = recorded(model), recorded(model)
+    first.insert("1")
+    with pytest.raises(RuntimeError, match="'3' is not the one that was recorded"):
+        second.insert("3")
+    assert len(list(model)) == 6
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing(reentrant: bool) -> None:
+    model = mlp()
+    x, y = batches(model, 1, 10)[0]
+    expected = recorded(model).merits()
+    inserter = LayerInsertion(model)
+    x.requires_grad_()
+    with inserter.recording():
+        logits = model[4](checkpoint(model[:4], x, use_reentrant=reentrant))
+        F.cross_entropy(logits, y).backward()
+    torch.testing.assert_close(inserter.merits().values, expected.values)
 
 
 def test_negative_outputs_do_not_suit_a_relu_layer() -> None:
