@@ -11,7 +11,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.case import Case, check_agreement
 from benchmarks.ceilings import ceiling_probe
-from benchmarks.environment import describe
+from benchmarks.environment import describe, disturbance
 from benchmarks.interleave import RoundRobin, cuda_timer, wall_timer
 from benchmarks.peak_memory import measure_in_subprocess
 from benchmarks.results import CaseResult, FamilyResult, VariantResult
@@ -56,6 +56,8 @@ def measured(
         return
     done = FamilyResult(family, environment, [results[name] for name in names if name in results])
     _printed.append(f"\n{family} on {environment['machine']}\n{request.module.TABLE.plain([done])}")
+    if warning := disturbance(environment):
+        _printed.append(warning)
     if request.config.getoption("--quick"):
         _printed.append("Not stored: a quick run has too few rounds.")
     elif len(results) < len(names):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,24 @@ def describe(device: torch.device) -> dict[str, Any]:
         "machine": cpu_run if device.type == "cpu" else torch.cuda.get_device_name(device),
         "device": device.type,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "load_before": os.getloadavg()[0],
         "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         **environment,
     }
+
+
+def disturbance(environment: dict[str, Any]) -> str | None:
+    """A warning where other programs kept a core or more busy before the run, else None.
+
+    Threads of one parallel region then wait for each other, which slows short calls out of all
+    proportion; interleaving does not mend that.
+    """
+    if environment["load_before"] < 1.0:
+        return None
+    return (
+        f"Warning: other programs kept {environment['load_before']:.1f} of {environment['cpus']} "
+        "cores busy before this run, which distorts ratios of short calls; run it again alone."
+    )
 
 
 def machine_slug(environment: dict[str, Any]) -> str:

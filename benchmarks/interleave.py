@@ -37,9 +37,9 @@ def cuda_timer(backlog_cycles: int = 20_000_000) -> Timer:
     """
 
     def time_calls(call: Call, calls: int) -> float:
-        start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        torch.cuda._sleep(backlog_cycles)  # type: ignore[no-untyped-call]
+        start = torch.cuda.Event(enable_timing=True)
+        end = torch.cuda.Event(enable_timing=True)
+        torch.cuda._sleep(backlog_cycles)
         start.record()
         for _ in range(calls):
             call()

@@ -67,9 +67,7 @@ def conv2d_relu_norms(inputs: Tensors, grads: Tensors) -> Tensor:
     norms = []
     for h, g in zip(inputs, grads, strict=True):
         channels = h.shape[1]
-        gradient = conv2d_weight(  # type: ignore[no-untyped-call]
-            h, (channels, channels, 3, 3), (h > 0) * g, padding=1
-        )
+        gradient = conv2d_weight(h, (channels, channels, 3, 3), (h > 0) * g, padding=1)
         norms.append(squared_norm(gradient))
     return torch.stack(norms)
 

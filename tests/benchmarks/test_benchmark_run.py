@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from benchmarks.__main__ import main
+from benchmarks.environment import describe, disturbance, machine_slug
 from benchmarks.families import family_files, load_family
 from benchmarks.peak_memory import measure_in_subprocess
 from benchmarks.results import RESULTS
@@ -103,3 +106,18 @@ def test_every_family_declares_its_name_cases_and_table() -> None:
         assert name == family.FAMILY == family.TABLE.family
         names = [case.name for case in family.CASES]
         assert len(set(names)) == len(names) > 0
+
+
+def test_the_environment_is_json_and_names_the_machine() -> None:
+    environment = describe(torch.device("cpu"))
+    assert json.loads(json.dumps(environment)) == environment
+    assert environment["torch"] == torch.__version__
+    assert f"{torch.get_num_threads()} threads" in environment["machine"]
+    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", machine_slug(environment))
+
+
+def test_a_busy_machine_is_said_to_distort_the_figures() -> None:
+    assert disturbance({"load_before": 0.4, "cpus": 2}) is None
+    warning = disturbance({"load_before": 1.7, "cpus": 2})
+    assert warning is not None
+    assert "1.7 of 2 cores" in warning
