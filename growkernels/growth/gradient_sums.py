@@ -36,10 +36,9 @@ class GradientSums:
         """Turn the sums into those of a loss scaled by `loss_scale`."""
         factor = loss_scale / self.loss_scale
         if factor != 1.0:
-            for total in [*self.virtual.values(), *self.base.values()]:
-                total.mul_(factor)
-            for moment in self.second_moments.values():
-                moment.mul_(factor**2)
+            self.virtual = {name: total * factor for name, total in self.virtual.items()}
+            self.base = {index: total * factor for index, total in self.base.items()}
+            self.second_moments = {n: m * factor**2 for n, m in self.second_moments.items()}
         self.loss_scale = loss_scale
 
     def over_all_processes(self) -> GradientSums:

@@ -57,6 +57,7 @@ def named_positions(model: nn.Module, names: Sequence[str] | Mapping[str, str]) 
     """The positions that a user named, their kinds given ({path: kind}) or inferred.
 
     Raises:
+        TypeError: a single string instead of a list of them.
         ValueError: no names, a path that is not in the model, an unknown kind, or a kind that
             cannot be inferred.
     """
@@ -91,9 +92,9 @@ def named_positions(model: nn.Module, names: Sequence[str] | Mapping[str, str]) 
 
 
 def layers_before(model: nn.Module, name: str) -> list[nn.Linear | nn.Conv2d]:
-    """All Linear and Conv2d layers, those registered at or before `name` first and nearest first.
+    """All Linear and Conv2d layers: those registered at or before `name`, then the ones behind it.
 
-    The ones behind `name` follow, nearest first too.
+    Both nearest to `name` first.
     """
     before: list[nn.Linear | nn.Conv2d] = []
     after: list[nn.Linear | nn.Conv2d] = []

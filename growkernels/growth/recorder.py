@@ -137,12 +137,7 @@ class Recorder:
             self.reset()  # no half-added batch stays behind
             raise
         for index, grad in self._base_grads.items():
-            total = self.sums.base.get(index)
-            if total is None:
-                keep = torch.float64 if grad.dtype == torch.float64 else torch.float32
-                self.sums.base[index] = grad.to(keep, copy=True)
-            else:
-                total.add_(grad)
+            self._add_base_grad(index, grad)
         self.sums.feature_maps.update(self._feature_maps)
         self.sums.batches += 1
 
@@ -244,6 +239,17 @@ class Recorder:
         )
         for name, moment in zip(names, moments.unbind(), strict=True):
             self.sums.second_moments[name] += moment
+
+    def _add_base_grad(self, index: int, grad: Tensor) -> None:
+        total = self.sums.base.get(index)
+        if total is None:
+            # No copy: autograd does not hand out a tensor for .grad that somebody holds.
+            keep = torch.float64 if grad.dtype == torch.float64 else torch.float32
+            self.sums.base[index] = grad.to(keep)
+        elif self.sums.batches == 1:
+            self.sums.base[index] = total + grad  # the first batch's tensor may have other owners
+        else:
+            total.add_(grad)
 
     def _base_layers(self) -> list[nn.Linear | nn.Conv2d]:
         """The existing weight matrices that the candidates are compared with.

@@ -155,6 +155,21 @@ def test_gradients_of_the_user_are_what_they_are_without_recording() -> None:
         assert torch.equal(a.grad, b.grad)  # type: ignore[arg-type]
 
 
+def test_the_base_merit_does_not_depend_on_what_the_user_does_with_gradients() -> None:
+    model = mlp()
+    data = batches(model, 3, 20)
+    _, expected = record(mlp(), data)
+    inserter = LayerInsertion(model)
+    for x, y in data:
+        with inserter.recording():
+            F.cross_entropy(model(x), y).backward()
+        for p in model.parameters():
+            assert p.grad is not None
+            p.grad.mul_(100)
+        model.zero_grad()
+    assert inserter.merits().base == pytest.approx(expected.base)
+
+
 def test_tokens_are_flattened() -> None:
     model = mlp()
     x = torch.randn(4, 6, 2, dtype=torch.float64)
