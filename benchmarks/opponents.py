@@ -5,14 +5,15 @@ An opponent is what a good user of plain PyTorch writes, or what a paper's autho
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.grad import conv2d_weight
+
+from growkernels.experiments.sensli.authors_merits import ExtendedNetwork
 
 Tensors = Sequence[Tensor]
 
@@ -85,36 +86,13 @@ def conv2d_relu_norms_autograd(inputs: Tensors, grads: Tensors) -> Tensor:
     return torch.stack(norms)
 
 
-class ZeroResidual(nn.Module):
-    """The authors' virtual residual layer, h + W2 tanh(W1 h) with W1 = scale I and W2 = 0."""
-
-    def __init__(self, width: int, scale: float) -> None:
-        super().__init__()
-        self.inner = nn.Parameter(scale * torch.eye(width))
-        self.outer = nn.Parameter(torch.zeros(width, width))
-
-    def forward(self, h: Tensor) -> Tensor:
-        return h + functional.linear(torch.tanh(functional.linear(h, self.inner)), self.outer)
-
-
-def extended_network_merits(
-    model: nn.Module, blocks: str, width: int, scale: float, images: Tensor, labels: Tensor
+def authors_merits(
+    model: nn.Module, positions: Mapping[str, int], kind: str, inputs: Tensor, targets: Tensor
 ) -> Tensor:
-    """The authors' merit pass: extend a copy of the network, run it forward and backward whole.
+    """SensLI's authors' merit pass over one batch, the extended network's construction included.
 
-    A zero layer follows every child of the Sequential `model.<blocks>`. As in the authors' code
-    the gradients of all parameters are moved to the host, where the squared norms of the zero
-    layers' W2 are taken. Returns [positions].
+    `positions` maps module paths to widths. Returns the squared norms, [positions] float64.
     """
-    extended = copy.deepcopy(model)
-    zero_layers = []
-    for name, block in list(extended.get_submodule(blocks).named_children()):
-        zero_layers.append(ZeroResidual(width, scale).to(images))
-        extended.get_submodule(blocks).register_module(name, nn.Sequential(block, zero_layers[-1]))
-    torch.autograd.backward(functional.cross_entropy(extended(images), labels))
-    host = {
-        parameter: parameter.grad.cpu().clone()
-        for parameter in extended.parameters()
-        if parameter.grad is not None
-    }
-    return torch.stack([squared_norm(host[layer.outer]) for layer in zero_layers])
+    extended = ExtendedNetwork(model, positions, kind)
+    merits = extended.merits([(inputs, targets)], functional.cross_entropy)
+    return torch.tensor(merits, dtype=torch.float64)

@@ -12,9 +12,10 @@ from torch.nn import functional
 
 from benchmarks.case import OURS, Case, Workload
 from benchmarks.models.deit import DEPTH, TOKENS, WIDTH, DeiT, training_step_flops
-from benchmarks.opponents import extended_network_merits
+from benchmarks.opponents import authors_merits
 from benchmarks.table import Table
 from growkernels.growth import LayerInsertion
+from growkernels.models.batched import RESIDUAL_SCALE
 
 FAMILY = "merit_pass"
 TABLE = Table(
@@ -29,7 +30,6 @@ TABLE = Table(
 _STEP = "step without merits"
 _AUTHORS = "authors' way"
 _IMAGES = 32
-_SCALE = 0.8  # the authors' W1 = 0.8 I
 
 
 def _build(device: torch.device) -> Workload:
@@ -50,9 +50,9 @@ def _build(device: torch.device) -> Workload:
     plain, plain_optimizer = trainable()
     authors, authors_optimizer = trainable()
     ours, our_optimizer = trainable()
-    inserter = LayerInsertion(
-        ours, {f"blocks.{i}": "residual" for i in range(DEPTH)}, activation="tanh", scale=_SCALE
-    )
+    positions = {f"blocks.{i}": WIDTH for i in range(DEPTH)}
+    kinds = dict.fromkeys(positions, "residual")
+    inserter = LayerInsertion(ours, kinds, activation="tanh", scale=RESIDUAL_SCALE)
 
     def step() -> None:
         plain_optimizer.zero_grad()
@@ -60,7 +60,7 @@ def _build(device: torch.device) -> Workload:
         plain_optimizer.step()
 
     def step_with_authors_merits() -> Tensor:
-        merits = extended_network_merits(authors, "blocks", WIDTH, _SCALE, images, labels)
+        merits = authors_merits(authors, positions, "residual", images, labels)
         authors_optimizer.zero_grad()
         backward(authors)
         authors_optimizer.step()

@@ -13,6 +13,7 @@ import growkernels as gk
 from benchmarks import opponents
 from benchmarks.case import OURS, Call, Case, Ceiling, Workload
 from benchmarks.table import Table
+from growkernels.models.batched import RESIDUAL_SCALE
 
 FAMILY = "virtual_grad"
 TABLE = Table(
@@ -24,7 +25,7 @@ TABLE = Table(
     ),
 )  # fmt: skip
 
-_RESIDUAL_SCALE = 0.8  # the authors' W1 = 0.8 I
+
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 3e-2}
 _EAGER = "eager loop"
 _COMPILED = "torch.compile"
@@ -68,10 +69,8 @@ def _linear_relu_accumulate(hs: Positions, gs: Positions) -> dict[str, Call]:
 
 
 def _residual_tanh_norms(hs: Positions, gs: Positions) -> dict[str, Call]:
-    loop = partial(opponents.residual_tanh_norms, scale=_RESIDUAL_SCALE)
-    ours = partial(
-        gk.virtual_grad_norms, layer="residual", activation="tanh", scale=_RESIDUAL_SCALE
-    )
+    loop = partial(opponents.residual_tanh_norms, scale=RESIDUAL_SCALE)
+    ours = partial(gk.virtual_grad_norms, layer="residual", activation="tanh", scale=RESIDUAL_SCALE)
     return {
         _EAGER: partial(loop, hs, gs),
         _COMPILED: partial(opponents.compiled(loop), hs, gs),
