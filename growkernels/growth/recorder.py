@@ -85,7 +85,9 @@ class Recorder:
                     "object; give each its own (e.g. its own nn.ReLU())."
                 )
             self._names[module] = position.name
-        self._base = {layer: index for index, layer in enumerate(self._base_layers())}
+        self._base: dict[nn.Module, int] = {
+            layer: index for index, layer in enumerate(self._base_layers())
+        }
         convolutions = [layer for layer in self._base if isinstance(layer, nn.Conv2d)]
         watched = dict.fromkeys([*self._names, *convolutions])
         self._handles = [module.register_forward_hook(Tap(self)) for module in watched]
@@ -109,9 +111,9 @@ class Recorder:
         self._problems = []
         self.recording = True
         self._handles_of_batch = [
-            layer.weight.register_hook(partial(self._base_grad_arrived, index))
+            weight.register_hook(partial(self._base_grad_arrived, index))
             for layer, index in self._base.items()
-            if layer.weight.requires_grad
+            if isinstance(weight := layer.weight, Tensor) and weight.requires_grad
         ]
 
     def end(self) -> None:
@@ -143,8 +145,9 @@ class Recorder:
 
     def forward_ran(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Called by the hooks after every forward pass of a watched module."""
-        if isinstance(module, nn.Conv2d) and args and isinstance(args[0], Tensor):
-            self._feature_maps[self._base[module]] = _feature_map(args[0])
+        index = self._base.get(module)
+        if index is not None and isinstance(module, nn.Conv2d) and args:
+            self._feature_maps[index] = _feature_map(args[0])
         name = self._names.get(module)
         if name is None:
             return

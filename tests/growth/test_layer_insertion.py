@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from growkernels.growth import LayerInsertion, Merits, insertions
-from growkernels.nn import ResidualBlock
+from growkernels.nn import Conv2dReLU, ResidualBlock
 
 
 def merits(values: list[float], base: float = 1.0) -> Merits:
@@ -231,6 +231,17 @@ def test_tied_weights_count_once() -> None:
     weights = [first.weight, model[4].weight]
     expected = sum(float(w.grad.square().sum()) for w in weights) / 2  # type: ignore[union-attr]
     assert inserter.merits().base == pytest.approx(expected)
+
+
+def test_tied_convolutions_that_are_positions() -> None:
+    first, second = Conv2dReLU(3, 3, 3, padding=1), Conv2dReLU(3, 3, 3, padding=1)
+    second.weight = first.weight
+    model = nn.Sequential(first, second)
+    inserter = LayerInsertion(model, norm="operator")
+    with inserter.recording():
+        model(torch.randn(2, 3, 5, 5)).square().sum().backward()
+    assert inserter.merits().names == ("0", "1")
+    assert math.isfinite(inserter.merits().base)
 
 
 def test_a_model_changed_by_others_is_noticed() -> None:
