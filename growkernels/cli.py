@@ -6,7 +6,7 @@ import importlib
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from growkernels import info as information
 
@@ -86,12 +86,30 @@ def bench(context: typer.Context) -> None:
     raise typer.Exit(importlib.import_module("benchmarks.__main__").main(context.args))
 
 
-@reproduce.command(context_settings=HAND_OVER, add_help_option=False)
-def sensli(context: typer.Context) -> None:
-    """Layer insertion by virtual-layer gradients (SensLI, arXiv 2311.15995)."""
-    from growkernels.experiments.sensli.command import main as run
+@reproduce.callback()
+def papers() -> None:
+    """Reproduce a paper's experiments."""
 
-    raise typer.Exit(run(context.args))
+
+@reproduce.command()
+def sensli(
+    preset: Annotated[
+        str, typer.Option(help="quick, or paper: the size of the paper's runs.")
+    ] = "quick",
+    net: Annotated[str, typer.Option(help="fc: fully connected networks on the spirals.")] = "fc",
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of the data set, for networks on images.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    out: Annotated[Path, typer.Option(help="A new folder for the results.")] = Path("runs/sensli"),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --out, or start it there.")
+    ] = False,
+) -> None:
+    """Layer insertion by virtual-layer gradients (SensLI, arXiv 2311.15995)."""
+    from growkernels.experiments.sensli import run
+
+    run(preset, net, data, device, out, resume)
 
 
 def main() -> int:

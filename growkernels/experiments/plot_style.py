@@ -1,0 +1,76 @@
+"""One look for all plots: quiet axes, colours that colour-blind readers can tell apart."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot as plt  # the backend has to be chosen first
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Okabe and Ito, "Color Universal Design" (2008).
+BLUE, ORANGE, GREEN, PINK = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
+SKY, RED, GREY, BLACK = "#56B4E9", "#D55E00", "#7F7F7F", "#222222"
+
+STYLE: Any = {  # matplotlib types this as a dict of literal keys
+    "font.size": 9.5,
+    "axes.titlesize": 10.5,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#555555",
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.7,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.7,
+    "legend.frameon": False,
+    "savefig.facecolor": "white",
+}
+
+
+def panels(count: int, columns: int, size: tuple[float, float] = (4.6, 3.4)) -> tuple[Figure, Any]:
+    """A figure with ``count`` panels in rows of ``columns`` (inches per panel); a flat list."""
+    rows = -(-count // columns)
+    with plt.rc_context(STYLE):
+        figure, grid = plt.subplots(
+            rows, columns, figsize=(size[0] * columns, size[1] * rows), squeeze=False,
+            layout="constrained",
+        )  # fmt: skip
+    axes = list(grid.flat)
+    for unused in axes[count:]:
+        unused.set_visible(False)
+    return figure, axes[:count]
+
+
+def label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]], x: float) -> None:
+    """Names curves at their right ends (y, text, colour), moved apart where they would overlap."""
+    scale = axes.transData
+    pixels_per_point = axes.figure.dpi / 72
+    gap = 10.5 * pixels_per_point
+    placed: list[float] = []
+    for y, text, colour in sorted(ends):
+        wanted = float(scale.transform((x, y))[1])
+        position = wanted if not placed else max(wanted, placed[-1] + gap)
+        placed.append(position)
+        axes.annotate(
+            text, (x, y), xytext=(7, (position - wanted) / pixels_per_point),
+            textcoords="offset points", va="center", color=colour, fontsize=8.5,
+            annotation_clip=False,
+        )  # fmt: skip
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG of 150 dots per inch; closes it."""
+    buffer = io.BytesIO()
+    with plt.rc_context(STYLE):
+        # A fixed date-free header: equal numbers give equal files.
+        figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    plt.close(figure)
+    return buffer.getvalue()

@@ -1,0 +1,108 @@
+"""Means, standard errors and the rules by which a measured difference becomes a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+Verdict = Literal["holds", "does not hold", "cannot be told"]
+
+# A difference counts when it is larger than this many standard errors.
+SIGNIFICANT = 2.0
+# Two means count as equal when their difference is surely below this share of the larger mean.
+EQUAL_WITHIN = 0.1
+
+RULE = (
+    "A mean counts as lower than another when the difference exceeds two standard errors of that "
+    "difference (of the paired differences where both start from the same initial weights); as "
+    "equal when the difference plus and minus two standard errors lies within 10 % of the larger "
+    "mean. Otherwise it cannot be told. A claim holds if it holds in every setting that can test "
+    "it, and does not hold if it fails in one."
+)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its standard error over ``count`` runs."""
+
+    mean: float
+    sem: float
+    count: int
+
+    def text(self, digits: int = 3) -> str:
+        return f"{self.mean:.{digits}f} ± {self.sem:.{digits}f}"
+
+
+def estimate(values: Tensor) -> Estimate:
+    """Mean and standard error of ``values`` [runs]; runs that diverged (not finite) are left out.
+
+    The standard error of fewer than two runs is 0.
+    """
+    finite = values.double()[values.isfinite()]
+    count = finite.numel()
+    if count == 0:
+        return Estimate(float("nan"), float("nan"), 0)
+    sem = finite.std().item() / count**0.5 if count > 1 else 0.0
+    return Estimate(finite.mean().item(), sem, count)
+
+
+def difference(first: Tensor, second: Tensor, paired: bool) -> Estimate:
+    """first - second, from the differences of equal runs or of independent samples."""
+    if paired:
+        return estimate(first - second)
+    a, b = estimate(first), estimate(second)
+    return Estimate(a.mean - b.mean, (a.sem**2 + b.sem**2) ** 0.5, min(a.count, b.count))
+
+
+def lower(gap: Estimate) -> Verdict:
+    """Whether ``gap`` = first - second shows that first is lower."""
+    if gap.count < 2 or not abs(gap.mean) > SIGNIFICANT * gap.sem:
+        return "cannot be told"
+    return "holds" if gap.mean < 0 else "does not hold"
+
+
+def equal(gap: Estimate, scale: float) -> Verdict:
+    """Whether ``gap`` shows equality within ``EQUAL_WITHIN`` of ``scale``."""
+    margin, spread = EQUAL_WITHIN * scale, SIGNIFICANT * gap.sem
+    if gap.count < 2:
+        return "cannot be told"
+    if abs(gap.mean) + spread <= margin:
+        return "holds"
+    return "does not hold" if abs(gap.mean) > spread else "cannot be told"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one setting says about a claim; no verdict means that it cannot test the claim."""
+
+    setting: str
+    measured: str
+    verdict: Verdict | None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement of the paper and what the settings say about it."""
+
+    statement: str
+    findings: Sequence[Finding] = field(default_factory=tuple)
+
+    @property
+    def verdict(self) -> Verdict:
+        verdicts = [f.verdict for f in self.findings if f.verdict]
+        if "does not hold" in verdicts:
+            return "does not hold"
+        if verdicts and all(v == "holds" for v in verdicts):
+            return "holds"
+        return "cannot be told"
+
+    def as_json(self) -> dict[str, object]:
+        return {
+            "claim": self.statement,
+            "measured": "; ".join(f"{f.setting}: {f.measured}" for f in self.findings),
+            "verdict": self.verdict,
+            "findings": [vars(f) for f in self.findings],
+        }

@@ -1,0 +1,108 @@
+"""Independent parts of an experiment in a few worker processes, one torch thread each.
+
+Small networks do not profit from more than one thread, so the cores are shared out among parts.
+Workers end by themselves when the parent is gone, also after ``kill -9``: their pipe breaks.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection, Pipe, wait
+from typing import Any, Literal
+
+import torch
+
+Report = Callable[[int], None]
+Event = tuple[Literal["progress", "done"], int, int]
+
+
+def available_cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def run_parts(
+    work: Callable[[Any, Report], None], parts: Sequence[Any], workers: int
+) -> Iterator[Event]:
+    """Calls ``work(part, report)`` for every part, in order, ``workers`` at a time.
+
+    ``work`` and the parts travel by pickle; ``work`` calls ``report(n)`` often, n being how far it
+    is. Yields ("progress", index of the part, n) and ("done", index, 0) as they come.
+    Raises RuntimeError with the worker's own message if a part fails, or if a worker dies.
+    """
+    queue = list(range(len(parts)))
+    processes: dict[Connection, subprocess.Popen[bytes]] = {}
+    try:
+        for _ in range(min(workers, len(parts))):
+            here, process = _start_worker()
+            processes[here] = process
+            here.send(work)
+            here.send((queue[0], parts[queue.pop(0)]))
+        while processes:
+            for connection in wait(list(processes)):
+                assert isinstance(connection, Connection)
+                try:
+                    kind, index, value = connection.recv()
+                except (EOFError, ConnectionError):
+                    raise RuntimeError(
+                        "A worker process ended unexpectedly (killed, or out of memory); "
+                        "continue with --resume."
+                    ) from None
+                if kind == "error":
+                    raise RuntimeError(value)
+                if kind == "done":
+                    if queue:
+                        connection.send((queue[0], parts[queue.pop(0)]))
+                    else:
+                        connection.send(None)
+                        processes.pop(connection).wait()
+                        connection.close()
+                yield kind, index, value
+    finally:
+        for connection, process in processes.items():
+            process.terminate()
+            process.wait()
+            connection.close()
+
+
+def _start_worker() -> tuple[Connection, subprocess.Popen[bytes]]:
+    # Not multiprocessing.Process: its children run the caller's main program a second time, which
+    # a script without an `if __name__ == "__main__"` does not survive.
+    here, there = Pipe()
+    with there:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _WORKER, str(there.fileno())],
+            pass_fds=(there.fileno(),),
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        )
+    return here, process
+
+
+_WORKER = "import sys; from growkernels.experiments import worker_pool as w; w.serve(sys.argv[1])"
+
+
+def serve(descriptor: str) -> None:
+    """A worker's life: parts come in through the pipe with this descriptor, reports go out."""
+    connection = Connection(int(descriptor))
+    torch.set_num_threads(1)
+    try:
+        work = connection.recv()
+        for index, part in iter(connection.recv, None):
+
+            def report(value: int, index: int = index) -> None:
+                connection.send(("progress", index, value))
+
+            try:
+                work(part, report)
+            except (ConnectionError, KeyboardInterrupt):
+                return
+            except Exception as error:
+                sentence = str(error) if isinstance(error, RuntimeError) else repr(error)
+                connection.send(("error", index, sentence))
+                return
+            connection.send(("done", index, 0))
+    except (EOFError, ConnectionError, KeyboardInterrupt):
+        return  # the parent is gone

@@ -1,0 +1,39 @@
+"""Work for the worker pool's tests; as a program, a parent whose one worker never ends."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+
+def touch(part, report):
+    report(7)
+    part.touch()
+
+
+def fail(part, report):
+    raise RuntimeError("the disk is full")
+
+
+def die(part, report):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def endless(part, report):
+    new = Path(f"{part}.new")
+    new.write_text(str(os.getpid()))
+    new.rename(part)
+    while True:
+        report(1)
+        time.sleep(0.01)
+
+
+if __name__ == "__main__":
+    # Under its importable name, so that the worker finds it too.
+    from pool_work import endless as work
+
+    from growkernels.experiments.worker_pool import run_parts
+
+    for _ in run_parts(work, [sys.argv[1]], workers=1):
+        pass
