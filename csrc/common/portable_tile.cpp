@@ -1,12 +1,11 @@
 #include "common/portable_tile.h"
 
+#include "common/vector_width.h"
+
 #include <algorithm>
 
 namespace growkernels {
 namespace {
-
-template <typename T, int bytes>
-using Vector [[gnu::vector_size(bytes), gnu::aligned(alignof(T)), gnu::may_alias]] = T;
 
 // A register block of C (rows x vectors) stays in registers over all of k: the outer-product form of
 // Goto and van de Geijn, "Anatomy of high-performance matrix multiplication" (2008). No packing: the
@@ -85,68 +84,43 @@ template <typename T, int bytes, int rows>
   }
 }
 
-template <typename T, int bytes, int rows, int vectors>
-[[gnu::always_inline]] inline void tile(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b,
-                                        int64_t ldb, T* c, int64_t ldc, bool accumulate) {
-  constexpr int lanes = bytes / sizeof(T);
-  int64_t j = 0;
-  for (; j + vectors * lanes <= n; j += vectors * lanes) {
-    column_panel<T, bytes, rows, vectors>(m, k, a, lda, b + j, ldb, c + j, ldc, accumulate);
-  }
-  for (; j + lanes <= n; j += lanes) {
-    column_panel<T, bytes, rows, 1>(m, k, a, lda, b + j, ldb, c + j, ldc, accumulate);
-  }
-  if (j < n) {
-    edge_panel<T, bytes, rows>(m, n - j, k, a, lda, b + j, ldb, c + j, ldc, accumulate);
-  }
-}
-
-// One instance per instruction set; the block shapes fill, and do not overflow, its vector registers.
-template <typename T>
-void tile_baseline(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b, int64_t ldb, T* c, int64_t ldc,
-                   bool accumulate) {
-  tile<T, 16, 4, 2>(m, n, k, a, lda, b, ldb, c, ldc, accumulate);
-}
-
-#ifdef __x86_64__
-template <typename T>
-[[gnu::target("avx2,fma")]] void tile_avx2(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b,
-                                           int64_t ldb, T* c, int64_t ldc, bool accumulate) {
-  tile<T, 32, 6, 2>(m, n, k, a, lda, b, ldb, c, ldc, accumulate);
-}
+// Block shapes fill, and do not overflow, the vector registers: 32 of 64 bytes, 16 of 32 or 16 bytes.
+template <int bytes>
+constexpr int block_rows = bytes == 64   ? 8
+                           : bytes == 32 ? 6
+                                         : 4;
+template <int bytes>
+constexpr int block_vectors = bytes == 64 ? 3 : 2;
 
 template <typename T>
-[[gnu::target("avx512f,fma")]] void tile_avx512(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b,
+struct Tile {
+  template <int bytes>
+  [[gnu::always_inline]] static inline void run(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b,
                                                 int64_t ldb, T* c, int64_t ldc, bool accumulate) {
-  tile<T, 64, 8, 3>(m, n, k, a, lda, b, ldb, c, ldc, accumulate);
-}
-#endif
-
-template <typename T>
-auto best_tile() {
-#ifdef __x86_64__
-  if (__builtin_cpu_supports("avx512f")) {
-    return tile_avx512<T>;
+    constexpr int lanes = bytes / sizeof(T), rows = block_rows<bytes>, vectors = block_vectors<bytes>;
+    int64_t j = 0;
+    for (; j + vectors * lanes <= n; j += vectors * lanes) {
+      column_panel<T, bytes, rows, vectors>(m, k, a, lda, b + j, ldb, c + j, ldc, accumulate);
+    }
+    for (; j + lanes <= n; j += lanes) {
+      column_panel<T, bytes, rows, 1>(m, k, a, lda, b + j, ldb, c + j, ldc, accumulate);
+    }
+    if (j < n) {
+      edge_panel<T, bytes, rows>(m, n - j, k, a, lda, b + j, ldb, c + j, ldc, accumulate);
+    }
   }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    return tile_avx2<T>;
-  }
-#endif
-  return tile_baseline<T>;
-}
+};
 
 }  // namespace
 
 void portable_tile(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
                    int64_t ldc, bool accumulate) {
-  static const auto run = best_tile<float>();
-  run(m, n, k, a, lda, b, ldb, c, ldc, accumulate);
+  widest<Tile<float>>(m, n, k, a, lda, b, ldb, c, ldc, accumulate);
 }
 
 void portable_tile(int64_t m, int64_t n, int64_t k, const double* a, int64_t lda, const double* b, int64_t ldb,
                    double* c, int64_t ldc, bool accumulate) {
-  static const auto run = best_tile<double>();
-  run(m, n, k, a, lda, b, ldb, c, ldc, accumulate);
+  widest<Tile<double>>(m, n, k, a, lda, b, ldb, c, ldc, accumulate);
 }
 
 }  // namespace growkernels

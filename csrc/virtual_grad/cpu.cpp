@@ -220,11 +220,11 @@ class Kernel {
       const int64_t depth = std::min(chunk, item.end - m);
       const int64_t padded_depth = interleaved ? (depth + 1) / 2 * 2 : depth;
       if (kind_.layer == Layer::LinearRelu) {
-        pack_gradient<In, Operand, true>(g + m * g_stride, g_stride, mask + m * h_stride, h_stride, depth, padded_depth,
-                                         tile.rows, a);
+        widest<PackGradient<In, Operand, true>>(g + m * g_stride, g_stride, mask + m * h_stride, h_stride, depth,
+                                                padded_depth, tile.rows, a);
       } else {
-        pack_gradient<In, Operand, false>(g + m * g_stride, g_stride, mask + m * h_stride, h_stride, depth,
-                                          padded_depth, tile.rows, a);
+        widest<PackGradient<In, Operand, false>>(g + m * g_stride, g_stride, mask + m * h_stride, h_stride, depth,
+                                                 padded_depth, tile.rows, a);
       }
       const auto [b, ldb] = load_input(h + m * h_stride, h_stride, depth, tile.columns, buffers);
       multiply_tile(tile.rows, tile.columns, padded_depth, a, padded_depth, b, ldb, sums, tile.columns, m > item.begin);
@@ -236,11 +236,11 @@ class Kernel {
                                                 Buffers& buffers) {
     if (kind_.layer == Layer::Residual) {
       Acc* activated = buffers.activated.at_least(depth * columns);
-      widen(h, stride, depth, columns, kind_.scale, activated);
+      widest<Widen<In, Acc>>(h, stride, depth, columns, static_cast<Acc>(kind_.scale), activated);
       activate_in_place(activated, depth * columns, kind_.activation);
       if constexpr (interleaved) {
         Operand* b = buffers.b.at_least((depth + 1) * columns);
-        interleave_rows(activated, columns, depth, columns, b);
+        widest<InterleaveRows<Acc>>(activated, columns, depth, columns, b);
         return {b, columns};
       } else {
         return {activated, columns};
@@ -248,13 +248,13 @@ class Kernel {
     }
     if constexpr (interleaved) {
       Operand* b = buffers.b.at_least((depth + 1) * columns);
-      interleave_rows(h, stride, depth, columns, b);
+      widest<InterleaveRows<In>>(h, stride, depth, columns, b);
       return {b, columns};
     } else if constexpr (std::is_same_v<In, Operand>) {
       return {h, stride};
     } else {
       Operand* b = buffers.b.at_least(depth * columns);
-      widen(h, stride, depth, columns, 1.0, b);
+      widest<Widen<In, Operand>>(h, stride, depth, columns, Operand(1), b);
       return {b, columns};
     }
   }

@@ -2,7 +2,9 @@
 // Loading: a chunk of samples becomes the two operands of a tile product, with the layer's mask,
 // activation and scale applied on the way into cache. Torch's tensors are read once and never changed.
 
+#include "common/activation.h"
 #include "common/gemm_tile.h"
+#include "common/vector_width.h"
 #include "virtual_grad/virtual_grad.h"
 
 #include <ATen/CPUFunctions.h>
@@ -13,57 +15,116 @@
 
 namespace growkernels::virtual_grad {
 
-// A[i, m] = g[m, i], or 0 where masked and h[m, i] is not positive (the derivative of ReLU as torch
-// takes it: 0 at 0). Depth is padded with zeros to `padded_depth`.
-template <typename In, typename Operand, bool masked>
-void pack_gradient(const In* g, int64_t g_stride, const In* h, int64_t h_stride, int64_t depth, int64_t padded_depth,
-                   int64_t width, Operand* a) {
-  constexpr int64_t block = 16;  // both sides of a block are whole cache lines of float32
-  for (int64_t m = 0; m < depth; m += block) {
-    const int64_t block_depth = std::min(block, depth - m);
-    for (int64_t i = 0; i < width; i += block) {
-      const int64_t block_width = std::min(block, width - i);
-      Operand values[block][block];
-      for (int64_t r = 0; r < block_depth; ++r) {
-        const In* g_row = g + (m + r) * g_stride + i;
-        const In* h_row = h + (m + r) * h_stride + i;
-        for (int64_t q = 0; q < block_width; ++q) {
-          values[r][q] = !masked || h_row[q] > In(0) ? static_cast<Operand>(g_row[q]) : Operand(0);
-        }
-      }
-      for (int64_t q = 0; q < block_width; ++q) {
-        for (int64_t r = 0; r < block_depth; ++r) {
-          a[(i + q) * padded_depth + m + r] = values[r][q];
-        }
-      }
-    }
-  }
-  for (int64_t m = depth; m < padded_depth; ++m) {
-    for (int64_t i = 0; i < width; ++i) {
-      a[i * padded_depth + m] = Operand(0);
-    }
+// bfloat16 is the upper half of a float32: widening is a shift, and so is the way back for a value
+// that was bfloat16 before. Written as shifts because compilers vectorise those.
+template <typename Out, typename In>
+[[gnu::always_inline]] inline Out cast(In x) {
+  if constexpr (std::is_same_v<In, at::BFloat16> && std::is_same_v<Out, float>) {
+    return __builtin_bit_cast(float, static_cast<uint32_t>(x.x) << 16);
+  } else if constexpr (std::is_same_v<In, float> && std::is_same_v<Out, at::BFloat16>) {
+    return at::BFloat16(static_cast<uint16_t>(__builtin_bit_cast(uint32_t, x) >> 16), at::BFloat16::from_bits());
+  } else {
+    return static_cast<Out>(x);
   }
 }
+
+// Transposes a square of registers: after the step with distance d, the halves of every pair of rows
+// d apart have changed places.
+template <typename T, int bytes, int distance, typename Integer>
+[[gnu::always_inline]] inline void transpose_registers(Vector<T, bytes>* rows) {
+  constexpr int lanes = bytes / sizeof(T);
+  using Indices [[gnu::vector_size(bytes)]] = Integer;
+  Indices upper, lower;
+  for (int j = 0; j < lanes; ++j) {
+    upper[j] = (j & distance) == 0 ? j : lanes + j - distance;
+    lower[j] = (j & distance) == 0 ? j + distance : lanes + j;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < lanes; ++i) {
+    if ((i & distance) == 0) {
+      const Vector<T, bytes> first = rows[i], second = rows[i + distance];
+      rows[i] = __builtin_shuffle(first, second, upper);
+      rows[i + distance] = __builtin_shuffle(first, second, lower);
+    }
+  }
+  if constexpr (distance > 1) {
+    transpose_registers<T, bytes, distance / 2, Integer>(rows);
+  }
+}
+
+// A[i, m] = g[m, i], or 0 where masked and h[m, i] is not positive (the derivative of ReLU as torch
+// takes it: 0 at 0). Columns from `depth` to `padded_depth` are zeros.
+template <typename In, typename Operand, bool masked>
+struct PackGradient {
+  using Acc = accumulate_t<In>;  // elements change places in registers in this width
+  using Integer = std::conditional_t<std::is_same_v<Acc, double>, int64_t, int32_t>;
+
+  [[gnu::always_inline]] static inline Acc element(In g, In h) {
+    const Acc value = cast<Acc>(g);
+    return !masked || cast<Acc>(h) > Acc(0) ? value : Acc(0);
+  }
+
+  template <int bytes>
+  [[gnu::always_inline]] static inline void run(const In* g, int64_t g_stride, const In* h, int64_t h_stride,
+                                                int64_t depth, int64_t padded_depth, int64_t width, Operand* a) {
+    constexpr int64_t block = bytes / sizeof(Acc);
+    const int64_t full_depth = depth / block * block, full_width = width / block * block;
+    for (int64_t m = 0; m < full_depth; m += block) {
+      for (int64_t i = 0; i < full_width; i += block) {
+        Vector<Acc, bytes> rows[block];
+#pragma GCC unroll 16
+        for (int64_t r = 0; r < block; ++r) {
+          Acc values[block];
+          for (int64_t q = 0; q < block; ++q) {
+            values[q] = element(g[(m + r) * g_stride + i + q], h[(m + r) * h_stride + i + q]);
+          }
+          rows[r] = *reinterpret_cast<const Vector<Acc, bytes>*>(values);
+        }
+        transpose_registers<Acc, bytes, block / 2, Integer>(rows);
+#pragma GCC unroll 16
+        for (int64_t q = 0; q < block; ++q) {
+          Operand* target = a + (i + q) * padded_depth + m;
+          for (int64_t r = 0; r < block; ++r) {
+            target[r] = cast<Operand, Acc>(rows[q][r]);
+          }
+        }
+      }
+    }
+    for (int64_t i = 0; i < width; ++i) {
+      for (int64_t m = i < full_width ? full_depth : 0; m < depth; ++m) {
+        a[i * padded_depth + m] = cast<Operand, Acc>(element(g[m * g_stride + i], h[m * h_stride + i]));
+      }
+      for (int64_t m = depth; m < padded_depth; ++m) {
+        a[i * padded_depth + m] = Operand(0);
+      }
+    }
+  }
+};
 
 // Rows of x, widened and scaled.
 template <typename In, typename Out>
-void widen(const In* x, int64_t stride, int64_t depth, int64_t width, double scale, Out* out) {
-  const Out factor = static_cast<Out>(scale);
-  for (int64_t m = 0; m < depth; ++m) {
-    for (int64_t j = 0; j < width; ++j) {
-      out[m * width + j] = factor * static_cast<Out>(x[m * stride + j]);
+struct Widen {
+  template <int bytes>
+  [[gnu::always_inline]] static inline void run(const In* x, int64_t stride, int64_t depth, int64_t width, Out scale,
+                                                Out* out) {
+    for (int64_t m = 0; m < depth; ++m) {
+      for (int64_t j = 0; j < width; ++j) {
+        out[m * width + j] = scale * cast<Out>(x[m * stride + j]);
+      }
     }
   }
-}
+};
 
-// In place and in ATen's own vectorised functions, called below the dispatcher: this runs on worker threads.
+// In place. Apart from tanh these are ATen's own vectorised functions, called below the dispatcher
+// because this runs on worker threads.
 template <typename Acc>
 void activate_in_place(Acc* x, int64_t count, Activation activation) {
+  if (activation == Activation::Tanh) {
+    widest<Tanh<Acc>>(x, count);
+    return;
+  }
   at::Tensor view = at::from_blob(x, {count}, c10::CppTypeToScalarType<Acc>::value);
   switch (activation) {
-    case Activation::Tanh:
-      at::cpu::tanh_out(view, view);
-      break;
     case Activation::Relu:
       at::cpu::clamp_min_out(view, view, 0);
       break;
@@ -76,28 +137,45 @@ void activate_in_place(Acc* x, int64_t count, Activation activation) {
     case Activation::Sigmoid:
       at::cpu::sigmoid_out(view, view);
       break;
+    case Activation::Tanh:
+      break;
   }
 }
 
-// The layout that bfloat16 tiles want: rows in pairs, interleaved (gemm_tile.h); an odd last row gets zeros.
+// The layout that bfloat16 tiles want: rows in pairs, interleaved (gemm_tile.h); an odd last row is
+// paired with zeros. float32 is rounded to nearest even.
 template <typename In>
-void interleave_rows(const In* x, int64_t stride, int64_t depth, int64_t width, at::BFloat16* out) {
-  for (int64_t m = 0; m < depth; m += 2) {
-    const In* even = x + m * stride;
-    at::BFloat16* pair = out + m * width;
-    if (m + 1 < depth) {
-      const In* odd = even + stride;
-      for (int64_t j = 0; j < width; ++j) {
-        pair[2 * j] = static_cast<at::BFloat16>(even[j]);
-        pair[2 * j + 1] = static_cast<at::BFloat16>(odd[j]);
-      }
+struct InterleaveRows {
+  [[gnu::always_inline]] static inline uint32_t bits(In x) {
+    if constexpr (std::is_same_v<In, at::BFloat16>) {
+      return x.x;
     } else {
-      for (int64_t j = 0; j < width; ++j) {
-        pair[2 * j] = static_cast<at::BFloat16>(even[j]);
-        pair[2 * j + 1] = at::BFloat16(0);
+      const uint32_t whole = __builtin_bit_cast(uint32_t, x);
+      const uint32_t rounded = (whole + 0x7fff + ((whole >> 16) & 1)) >> 16;
+      const bool is_nan = (whole & 0x7fffffff) > 0x7f800000;
+      return is_nan ? 0x7fc0 : rounded;
+    }
+  }
+
+  template <int bytes>
+  [[gnu::always_inline]] static inline void run(const In* x, int64_t stride, int64_t depth, int64_t width,
+                                                at::BFloat16* out) {
+    for (int64_t m = 0; m < depth; m += 2) {
+      const In* even = x + m * stride;
+      using Pair [[gnu::may_alias]] = uint32_t;
+      Pair* pairs = reinterpret_cast<Pair*>(out + m * width);
+      if (m + 1 < depth) {
+        const In* odd = even + stride;
+        for (int64_t j = 0; j < width; ++j) {
+          pairs[j] = bits(even[j]) | bits(odd[j]) << 16;
+        }
+      } else {
+        for (int64_t j = 0; j < width; ++j) {
+          pairs[j] = bits(even[j]);
+        }
       }
     }
   }
-}
+};
 
 }  // namespace growkernels::virtual_grad
