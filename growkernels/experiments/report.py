@@ -92,6 +92,11 @@ def _verdict(verdict: str | None) -> str:
     return f'<span class="verdict {style}">{text}</span>'
 
 
+def _support(claim: Claim) -> str:
+    verdicts = [f.verdict for f in claim.findings if f.verdict]
+    return f"({sum(v == 'holds' for v in verdicts)} of {len(verdicts)})" if verdicts else ""
+
+
 def claims_table(claims: Sequence[Claim]) -> str:
     """Claim of the paper, what each setting measured, and the verdicts."""
     rows = []
@@ -99,7 +104,8 @@ def claims_table(claims: Sequence[Claim]) -> str:
         span = max(1, len(claim.findings))
         for number, finding in enumerate(claim.findings):
             shared = (
-                f'<td rowspan="{span}">{escape(claim.statement)}<br>{_verdict(claim.verdict)}</td>'
+                f'<td rowspan="{span}">{escape(claim.statement)}<br>{_verdict(claim.verdict)} '
+                f"{_support(claim)}</td>"
                 if number == 0
                 else ""
             )

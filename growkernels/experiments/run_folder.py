@@ -9,6 +9,7 @@ that file was, and resuming cuts it back to there.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import io
@@ -174,7 +175,8 @@ class RunFolder:
                 with self._metrics.open("a") as file:
                     file.write(text)
             except OSError:
-                os.truncate(self._metrics, length)
+                with contextlib.suppress(OSError):  # the first error is the one to tell
+                    os.truncate(self._metrics, length)
                 raise
 
         _attempt("write", self._metrics, append)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
 
@@ -106,3 +106,12 @@ class Claim:
             "verdict": self.verdict,
             "findings": [vars(f) for f in self.findings],
         }
+
+
+def tally(claims: Sequence[Claim]) -> str:
+    """How many claims came out how, as a sentence."""
+    counts = [sum(c.verdict == v for c in claims) for v in get_args(Verdict)]
+    return (
+        f"Of {len(claims)} claims of the paper tested here, {counts[0]} hold in every setting that "
+        f"can test them, {counts[1]} fail in at least one, and {counts[2]} cannot be told."
+    )

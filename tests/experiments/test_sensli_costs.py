@@ -70,7 +70,8 @@ def test_the_authors_pass_the_driver_and_the_batched_op_agree(family):
         authors = ExtendedNetwork(model, paths, kind).merits(batches, F.cross_entropy)
         inserter = gk.growth.LayerInsertion(model, dict.fromkeys(paths, kind), scale=0.8)
         driver = merit_timing.driver_merits(inserter, model, batches)
-        assert authors == pytest.approx(batched[run].tolist(), rel=1e-9)
+        # The extended network is built in float32, where 0.8 is off by 1e-8.
+        assert authors == pytest.approx(batched[run].tolist(), rel=1e-6)
         assert driver == pytest.approx(batched[run].tolist(), rel=1e-9)
 
 
@@ -94,4 +95,4 @@ def test_the_authors_pass_handles_convolutions_and_leaves_the_model_alone():
 
 def test_the_authors_pass_refuses_an_unknown_kind():
     with pytest.raises(ValueError, match="Unknown kind 'pool'"):
-        ExtendedNetwork(nn.Sequential(nn.ReLU()), {"0": 3}, "pool")
+        ExtendedNetwork(nn.Sequential(nn.Linear(3, 3)), {"0": 3}, "pool")

@@ -1,5 +1,6 @@
 """The whole study in miniature: what it leaves behind, and that killing it changes nothing."""
 
+import html
 import json
 import re
 import signal
@@ -56,7 +57,7 @@ def test_the_folder_holds_what_is_promised(finished):
 
 
 def test_the_report_is_one_file_that_says_it_all(finished):
-    page = (finished / "report.html").read_text()
+    page = html.unescape((finished / "report.html").read_text())
     assert page.count('src="data:image/png;base64,') == 5
     assert not re.search(r'(src|href)="(?!data:)', page)
     summary = json.loads((finished / "summary.json").read_text())

@@ -19,6 +19,7 @@ from growkernels.experiments.statistics import (
     equal,
     estimate,
     lower,
+    tally,
 )
 
 
@@ -207,20 +208,10 @@ def _merit_share(run: SettingRun) -> Finding:
 
 def overview(claims: Sequence[Claim], runs: Sequence[SettingRun]) -> str:
     """Two sentences on what came out, for the top of the report."""
-    counts = {
-        verdict: sum(claim.verdict == verdict for claim in claims)
-        for verdict in ("holds", "does not hold", "cannot be told")
-    }
-    better = [
-        run.setting.name
-        for run in runs
-        if run.setting.has("max", "small") and lower(_gap(run, "max", "small")) == "holds"
-    ]
-    compared = sum(run.setting.has("max", "small") for run in runs)
+    compared = [run for run in runs if run.setting.has("max", "small")]
+    better = [run.setting.name for run in compared if lower(_gap(run, "max", "small")) == "holds"]
     return (
-        f"One inserted layer ended below the small net's training loss by more than "
-        f"{SIGNIFICANT:.0f} standard errors in {len(better)} of {compared} settings"
-        f"{' (' + ', '.join(better) + ')' if better else ''}. Of the paper's {len(claims)} claims "
-        f"tested here, {counts['holds']} hold, {counts['does not hold']} do not hold, and "
-        f"{counts['cannot be told']} cannot be told from these runs."
+        f"One layer inserted where its merit is largest brought the training loss below the small "
+        f"net's by more than {SIGNIFICANT:.0f} standard errors in {len(better)} of {len(compared)} "
+        f"settings{' (' + ', '.join(better) + ')' if better else ''}. {tally(claims)}"
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from growkernels.experiments.devices import usable_device
 from growkernels.experiments.run_folder import RunFolder
@@ -63,14 +63,13 @@ def _train(
     logged: list[str] = (folder.load_checkpoint() or {"logged": []})["logged"]
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("epochs"),
+        BarColumn(bar_width=24),
+        TextColumn("epoch {task.completed:.0f} of {task.total:.0f}"),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console) as progress:
         tasks = {
-            s.name: progress.add_task(f"{s.name:6} {s.title}", total=s.epochs) for s in settings
+            s.name: progress.add_task(f"{s.name:6} {s.family}", total=s.epochs) for s in settings
         }
 
         def show(setting: Setting, epoch: int) -> None:
