@@ -96,10 +96,19 @@ def sensli(
     preset: Annotated[
         str, typer.Option(help="quick, or paper: the size of the paper's runs.")
     ] = "quick",
-    net: Annotated[str, typer.Option(help="fc: fully connected networks on the spirals.")] = "fc",
+    net: Annotated[
+        str,
+        typer.Option(help="fc: fully connected networks on the spirals; cnn: CNNs on CIFAR-10."),
+    ] = "fc",
     data: Annotated[
         Path | None, typer.Option(help="Folder of the data set, for networks on images.")
     ] = None,
+    optimizer: Annotated[
+        str,
+        typer.Option(
+            help="For cnn: plain (the SGD the authors' code runs) or momentum (what it names)."
+        ),
+    ] = "plain",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     out: Annotated[Path, typer.Option(help="A new folder for the results.")] = Path("runs/sensli"),
     resume: Annotated[
@@ -109,7 +118,7 @@ def sensli(
     """Layer insertion by virtual-layer gradients (SensLI, arXiv 2311.15995)."""
     from growkernels.experiments.sensli import run
 
-    run(preset, net, data, device, out, resume)
+    run(preset, net, data, device, out, resume, optimizer)
 
 
 def main() -> int:

@@ -4,26 +4,50 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from growkernels.experiments.sensli.cnn_study import run_cnn
 from growkernels.experiments.sensli.spirals_study import run_spirals
 
 PRESETS = ("quick", "paper")
-NETS = ("fc",)
+NETS = ("fc", "cnn")
+OPTIMIZERS = ("plain", "momentum")
 
-__all__ = ["NETS", "PRESETS", "run"]
+__all__ = ["NETS", "OPTIMIZERS", "PRESETS", "run"]
 
 
 def run(
-    preset: str, net: str, data: Path | None, device: str, out: Path, resume: bool = False
+    preset: str,
+    net: str,
+    data: Path | None,
+    device: str,
+    out: Path,
+    resume: bool = False,
+    optimizer: str = "plain",
 ) -> Path:
     """Train, compare and report; returns the path of ``report.html`` in ``out``.
 
     ``net`` "fc" is the study of fully connected networks (feed-forward and residual) on the
-    spirals, which is small enough to run at the paper's size in both presets.
+    spirals, which is small enough to run at the paper's size in both presets; "cnn" that of
+    convolutional networks on the images in ``data``, where ``optimizer`` "plain" is the SGD that
+    the authors' code runs and "momentum" the one that it names.
     Raises ValueError for an unknown choice and RunFolderError for a folder that cannot be used.
     """
-    for name, value, choices in (("preset", preset, PRESETS), ("net", net, NETS)):
+    for name, value, choices in (
+        ("preset", preset, PRESETS),
+        ("net", net, NETS),
+        ("optimizer", optimizer, OPTIMIZERS),
+    ):
         if value not in choices:
             raise ValueError(f"--{name} is {value!r}; choose one of {', '.join(choices)}.")
+    if net == "cnn":
+        if data is None:
+            raise ValueError(
+                "--net cnn needs images: give --data DIR with CIFAR-10, its unpacked archive or a "
+                "tree train/<class>/*.jpg and test/<class>/*.jpg (the spirals of --net fc need "
+                "none)."
+            )
+        return run_cnn(preset, optimizer, data, device, out, resume)
+    if optimizer != "plain":
+        raise ValueError("--optimizer is for --net cnn; the spirals train with plain SGD alone.")
     if data is not None:
         raise ValueError("--data is given, but the spirals are generated; leave it out.")
     return run_spirals(preset=preset, device=device, out=out, resume=resume)

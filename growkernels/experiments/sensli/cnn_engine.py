@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -19,8 +20,10 @@ from growkernels.data.augment import Normalise, random_crop_flip
 from growkernels.data.images import ImageData
 from growkernels.experiments.sensli.cnn_merits import (
     MeritPass,
+    PassTimes,
     attempt_insertion,
     now,
+    time_passes,
     training_flops,
 )
 from growkernels.experiments.sensli.cnn_settings import Attempt, CnnSetting, CnnVariant
@@ -116,12 +119,8 @@ class CnnRun:
 
     @property
     def progress(self) -> int:
-        """Epochs behind, out of ``total``."""
+        """Epochs behind, out of the setting's ``epochs_to_train`` (or more, at the end)."""
         return self.phase * self.setting.epochs + self.epoch
-
-    @property
-    def total(self) -> int:
-        return 2 * self.setting.epochs
 
     def resolve(self, variant: CnnVariant) -> CnnVariant | None:
         """The variant with its architecture; None if that is not known yet or nothing new.
@@ -188,14 +187,12 @@ class CnnRun:
             model = copy.deepcopy(parent.model)
             optimizer = self.setting.optimizer.build(model)
             optimizer.load_state_dict(parent.optimizer.state_dict())
-            first_run = self.run == 0 and len(lineage.attempts) == 1
             merit_pass = attempt_insertion(
                 model,
                 optimizer,
                 self._merit_batches,
                 lineage.attempts[-1].rule,
                 self.epoch,
-                compare_authors=first_run and lineage.attempts[-1].rule == "max",
             )
         else:
             model = self._new_model(lineage.layers)
@@ -226,6 +223,11 @@ class CnnRun:
         generator = seeded(self.setting.seed, self.run, purpose, self.phase, self.epoch)
         images = random_crop_flip(self.data.train_images, generator)
         return images, torch.randperm(len(images), generator=generator).to(self.device)
+
+    def time_merit_passes(self, batches: int = 20) -> PassTimes:
+        """Our merit pass and the authors' on the first network of the setting, untrained."""
+        model = self._new_model(self.setting.variants[0].layers)
+        return time_passes(model, lambda: islice(self._merit_batches(), batches))
 
     def _merit_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """One pass over the training images in batches of one size; a smaller last one is left."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from growkernels.experiments.sensli.authors_merits import ExtendedNetwork
 from growkernels.experiments.sensli.cnn_settings import NORM, TAU, Rule
-from growkernels.growth import LayerInsertion
+from growkernels.growth import LayerInsertion, Merits
 from growkernels.growth.merit_norms import NORMS
 
 KINDS = ("conv2d_relu",)
@@ -27,9 +28,7 @@ class MeritPass:
     Plain numbers, so that it can be stored as it is. ``merits[norm]`` [positions] and
     ``base[norm]`` are squared norms; ``ratio[norm]`` is the largest merit over the mean one of the
     existing convolutions. ``inserted`` is the index of the position, or None for declined.
-    ``seconds`` and ``flops`` are those of the whole pass, ``authors_seconds`` those of the same
-    pass as the authors' code organises it and ``authors_gap`` the largest relative difference
-    between its merits and ours (both only where it was run too).
+    ``seconds`` and ``flops`` are those of the whole pass.
     """
 
     epoch: int
@@ -43,8 +42,6 @@ class MeritPass:
     reason: str
     seconds: float
     flops: float
-    authors_seconds: float | None = None
-    authors_gap: float | None = None
 
     def choice(self, norm: str) -> int:
         """The position that has the largest merit in this norm."""
@@ -69,12 +66,11 @@ def attempt_insertion(
     batches: Batches,
     rule: Rule,
     epoch: int,
-    compare_authors: bool = False,
 ) -> MeritPass:
     """Record one pass over ``batches`` (of equal size), decide by ``rule``, and insert.
 
     Nothing is inserted where the rule declines or a merit is NaN (training diverged); the reason
-    is in the result. With ``compare_authors`` their merit pass runs on the same network and data.
+    is in the result.
     """
     device = next(model.parameters()).device
     inserter = LayerInsertion(model, kinds=KINDS)
@@ -94,7 +90,6 @@ def attempt_insertion(
             inserter.norm = norm
             by_norm[norm] = inserter.merits()
         paths = list(decisive.names)
-        theirs = _authors_pass(model, paths, batches) if compare_authors else None
         flops = _flops(model, paths, batches)
         try:
             if rule == "min":
@@ -111,26 +106,24 @@ def attempt_insertion(
             position, reason = None, str(error)
     finally:
         inserter.close()
-    frobenius = by_norm["frobenius"].values
     return MeritPass(
         epoch=epoch,
         rule=rule,
         positions=[position_label(path) for path in paths],
         merits={norm: merits.values.tolist() for norm, merits in by_norm.items()},
         base={norm: merits.base for norm, merits in by_norm.items()},
-        ratio={n: float(m.values.max()) / m.base for n, m in by_norm.items()},
+        ratio={n: _ratio(m) for n, m in by_norm.items()},
         snr=[] if decisive.snr is None else decisive.snr.tolist(),
         inserted=None if position is None else paths.index(position),
         reason=reason,
         seconds=seconds,
         flops=flops,
-        authors_seconds=None if theirs is None else theirs[0],
-        authors_gap=(
-            None
-            if theirs is None
-            else float(((theirs[1] - frobenius).abs() / frobenius.abs()).max())
-        ),
     )
+
+
+def _ratio(merits: Merits) -> float:
+    """Largest merit over the base merit; NaN where training diverged or all gradients are zero."""
+    return float(merits.values.max()) / merits.base if merits.base > 0 else float("nan")
 
 
 def training_flops(model: nn.Module, images: Tensor) -> float:
@@ -163,15 +156,64 @@ def _flops(model: nn.Module, paths: Sequence[str], batches: Batches) -> float:
     return float(counter.get_total_flops()) / len(few) * images
 
 
-def _authors_pass(model: nn.Module, paths: Sequence[str], batches: Batches) -> tuple[float, Tensor]:
-    """Seconds of the authors' way and its merits (Frobenius), [positions] float64."""
+@dataclass(frozen=True)
+class PassTimes:
+    """Milliseconds per batch (medians of interleaved repetitions) and agreement of the merits.
+
+    ``ordinary`` is a forward and backward of the network without merits, ``driver`` one recorded
+    by LayerInsertion, ``authors`` their extended network with its gradients summed on the host.
+    ``gap`` is the largest relative difference between the two ways' merits (Frobenius).
+    """
+
+    ordinary: float
+    driver: float
+    authors: float
+    gap: float
+
+
+def time_passes(model: nn.Module, batches: Batches, repeats: int = 7) -> PassTimes:
+    """Time the merit pass of one network both ways on the same batches."""
     device = next(model.parameters()).device
-    start = now(device)
+    inserter = LayerInsertion(model, kinds=KINDS)
     widths = {}
-    for path in paths:
-        layer = model.get_submodule(path)
+    for position in inserter.positions:
+        layer = model.get_submodule(position.name)
         assert isinstance(layer, nn.Conv2d)
-        widths[path] = layer.out_channels
-    extended = ExtendedNetwork(model, widths, "conv2d_relu")
-    values = extended.merits(batches(), F.cross_entropy)
-    return now(device) - start, torch.tensor(values, dtype=torch.float64)
+        widths[position.name] = layer.out_channels
+    extended = ExtendedNetwork(model, widths, KINDS[0])
+    given = list(batches())
+
+    def ordinary() -> None:
+        for images, labels in given:
+            model.zero_grad(set_to_none=True)
+            F.cross_entropy(model(images), labels).backward()
+
+    def driver() -> list[float]:
+        inserter.reset()
+        for images, labels in given:
+            model.zero_grad(set_to_none=True)
+            with inserter.recording():
+                F.cross_entropy(model(images), labels).backward()
+        values: list[float] = inserter.merits().values.tolist()
+        return values
+
+    def authors() -> list[float]:
+        return extended.merits(given, F.cross_entropy)
+
+    pairs = list(zip(driver(), authors(), strict=True))  # warms up, too
+    ways: dict[str, Callable[[], object]] = {
+        "ordinary": ordinary,
+        "driver": driver,
+        "authors": authors,
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(repeats):
+        for name, way in ways.items():
+            start = now(device)
+            way()
+            times[name].append(1e3 * (now(device) - start) / len(given))
+    inserter.close()
+    model.zero_grad(set_to_none=True)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    gap = max(abs(ours - theirs) / abs(theirs) for ours, theirs in pairs)
+    return PassTimes(gap=gap, **medians)

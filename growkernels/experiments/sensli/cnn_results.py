@@ -135,8 +135,6 @@ def metrics_records(run: CnnRun) -> list[dict[str, Any]]:
                     "reason": merit.reason,
                     "seconds": merit.seconds,
                     "flops": merit.flops,
-                    "authors_seconds": merit.authors_seconds,
-                    "authors_gap": merit.authors_gap,
                 }
             )
     return records

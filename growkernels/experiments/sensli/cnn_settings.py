@@ -76,6 +76,11 @@ class CnnSetting:
     seed: int = 1
 
     @property
+    def epochs_to_train(self) -> int:
+        """Of one run; a final architecture is trained after the rest."""
+        return self.epochs * (2 if any(v.final_of for v in self.variants) else 1)
+
+    @property
     def title(self) -> str:
         return f"CNN {'-'.join(map(str, self.widths))}, {self.role}"
 
