@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -106,7 +107,15 @@ def _lower(run: SettingRun, first: str, second: str) -> Finding:
     if _shared(run, first, second):
         return Finding(name, _ONE_POSITION, None)
     gap = _gap(run, first, second)
-    return Finding(name, _comparison(run, first, second, gap), lower(gap))
+    measured = _comparison(run, first, second, gap)
+    if _last_rate_factor(run, first) != _last_rate_factor(run, second):
+        return Finding(name, f"{measured}; their learning rates differ: no test", None)
+    return Finding(name, measured, lower(gap))
+
+
+def _last_rate_factor(run: SettingRun, variant: str) -> float:
+    """The learning rate at the end, as a multiple of the initial one."""
+    return math.prod(i.rate_factor for i in run.setting.variant(variant).insertions)
 
 
 def _equal(run: SettingRun, first: str, second: str) -> Finding:

@@ -87,7 +87,7 @@ def _loss_panel(ax: Axes, run: SettingRun, names: Sequence[str]) -> None:
     for epoch in inserted:
         ax.axvline(epoch, color="#999999", lw=0.8, ls=(0, (3, 3)))
     ax.set_yscale("log")
-    ax.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 3, 5, 7)))
+    ax.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 3, 4, 5, 6, 7, 8)))
     ax.yaxis.set_major_formatter("{x:g}")
     ax.yaxis.set_minor_formatter("")
     ax.set_xlim(0, run.setting.epochs)
@@ -136,7 +136,7 @@ def merit_positions(runs: Sequence[SettingRun]) -> bytes:
 
 def insertion_times(runs: Sequence[SettingRun]) -> bytes:
     """Final training loss against the insertion epoch, with the fixed nets as bands."""
-    figure, axes = style.panels(len(runs), columns=len(runs), size=(4.4, 3.5))
+    figure, axes = style.panels(len(runs), columns=len(runs), size=(5.0, 3.5))
     for ax, run in zip(axes, runs, strict=True):
         epochs, losses = sweep_losses(run)
         points = [estimate(row) for row in losses]
@@ -144,18 +144,17 @@ def insertion_times(runs: Sequence[SettingRun]) -> bytes:
             epochs, [p.mean for p in points], [p.sem for p in points],
             color=style.BLUE, marker="o", ms=4.5, capsize=2.5,
         )  # fmt: skip
-        for name, label in (("small", "small net"), ("scratch_1", "final net from scratch")):
+        for name in ("small", "scratch_1"):
             fixed, colour = estimate(final(run, name)), _colour(name)
             ax.axhline(fixed.mean, color=colour, lw=1.2)
             ax.axhspan(fixed.mean - fixed.sem, fixed.mean + fixed.sem, color=colour, alpha=0.13)
-            ax.annotate(
-                label, (1, fixed.mean), xycoords=("axes fraction", "data"), xytext=(-3, 3),
-                textcoords="offset points", ha="right", va="bottom", color=colour, fontsize=8.5,
-            )  # fmt: skip
         ax.set_ylim(0)
         ax.set_title(f"{run.setting.name}: {run.setting.title}", fontsize=9.5)
         ax.set_xlabel(f"insertion epoch (of {run.setting.epochs})")
         ax.set_ylabel(f"final training loss, mean ± SEM of {run.setting.runs}")
+    figure.draw_without_rendering()
+    for ax, run in zip(axes, runs, strict=True):
+        style.label_ends(ax, _curve_ends(run, ("small", "scratch_1")), ax.get_xlim()[1])
     return style.png(figure)
 
 
