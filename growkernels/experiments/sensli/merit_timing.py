@@ -68,17 +68,29 @@ def measure(setting: Setting, device: str, repeats: int = 15) -> dict[str, Any]:
         "batched": lambda: position_merits(networks, points.T[None], one_hot),
     }
     milliseconds: dict[str, list[float]] = {name: [] for name in variants}
-    for repeat in range(repeats + 2):
-        for name, call in variants.items():
-            if torch.device(device).type == "cuda":
-                torch.cuda.synchronize()
-            started = time.perf_counter()
-            call()
-            if torch.device(device).type == "cuda":
-                torch.cuda.synchronize()
-            if repeat >= 2:  # the first two warm up
-                milliseconds[name].append(1e3 * (time.perf_counter() - started))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in training: networks this small lose with more
+    try:
+        for repeat in range(repeats + 2):
+            for name, call in variants.items():
+                spent = _milliseconds(call, device)
+                if repeat >= 2:  # the first two warm up
+                    milliseconds[name].append(spent)
+    finally:
+        torch.set_num_threads(threads)
     inserter.close()
     median = {name: statistics.median(values) for name, values in milliseconds.items()}
     median["batched"] /= setting.runs
     return {name: round(value, 4) for name, value in median.items()}
+
+
+def _milliseconds(call: Callable[[], object], device: str) -> float:
+    def settle() -> None:
+        if torch.device(device).type == "cuda":
+            torch.cuda.synchronize()
+
+    settle()
+    started = time.perf_counter()
+    call()
+    settle()
+    return 1e3 * (time.perf_counter() - started)

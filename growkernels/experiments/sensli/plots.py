@@ -151,7 +151,7 @@ def insertion_times(runs: Sequence[SettingRun]) -> bytes:
         ax.set_ylim(0)
         ax.set_title(f"{run.setting.name}: {run.setting.title}", fontsize=9.5)
         ax.set_xlabel(f"insertion epoch (of {run.setting.epochs})")
-        ax.set_ylabel(f"final training loss, mean ± SEM of {run.setting.runs}")
+        ax.set_ylabel("final training loss")
     figure.draw_without_rendering()
     for ax, run in zip(axes, runs, strict=True):
         style.label_ends(ax, _curve_ends(run, ("small", "scratch_1")), ax.get_xlim()[1])

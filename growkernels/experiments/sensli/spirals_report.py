@@ -73,8 +73,8 @@ def draw_plots(runs: Sequence[SettingRun]) -> dict[str, Plot]:
     if swept:
         drawn["insertion_times"] = Plot(
             plots.insertion_times(swept),
-            "When to insert: final training loss against the epoch of the insertion; lines with "
-            "bands are the networks without insertion.",
+            "When to insert: final training loss against the epoch of the insertion, mean and one "
+            "standard error; lines with bands are the networks without insertion.",
         )
     if compared:
         best = max(compared, key=lambda run: run.setting.full_batch)
