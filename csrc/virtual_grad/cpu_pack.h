@@ -59,9 +59,15 @@ struct PackGradient {
   using Acc = accumulate_t<In>;  // elements change places in registers in this width
   using Integer = std::conditional_t<std::is_same_v<Acc, double>, int64_t, int32_t>;
 
+  // In integers: compilers make a branch of the select, and signs of activations are unpredictable.
   [[gnu::always_inline]] static inline Acc element(In g, In h) {
     const Acc value = cast<Acc>(g);
-    return !masked || cast<Acc>(h) > Acc(0) ? value : Acc(0);
+    if constexpr (masked) {
+      const Integer keep = -static_cast<Integer>(cast<Acc>(h) > Acc(0));
+      return __builtin_bit_cast(Acc, __builtin_bit_cast(Integer, value) & keep);
+    } else {
+      return value;
+    }
   }
 
   template <int bytes>
@@ -107,6 +113,10 @@ struct Widen {
   template <int bytes>
   [[gnu::always_inline]] static inline void run(const In* x, int64_t stride, int64_t depth, int64_t width, Out scale,
                                                 Out* out) {
+    if (stride == width) {  // one long row: short ones would leave the registers mostly empty
+      width *= depth;
+      depth = 1;
+    }
     for (int64_t m = 0; m < depth; ++m) {
       for (int64_t j = 0; j < width; ++j) {
         out[m * width + j] = scale * cast<Out>(x[m * stride + j]);
