@@ -42,7 +42,7 @@ test: setup  ## run the tests
 	$(BIN)/python -m pytest -q tests
 
 reproduce: setup  ## reproduce SensLI's spiral experiments; the report lands in runs/
-	$(BIN)/growkernels reproduce sensli
+	$(BIN)/growkernels reproduce sensli --resume
 
 bench: setup  ## run the benchmarks; results are stored in benchmarks/results
 	$(BIN)/growkernels bench
