@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from growkernels.experiments import plot_style as style
 from growkernels.experiments.sensli.cnn_claims import sweep
@@ -64,6 +65,7 @@ def _curve_panel(ax: Axes, runs: Sequence[CnnRun], quantity: str) -> list[tuple[
     for epoch in tries:
         ax.axvline(epoch, color="#999999", lw=0.8, ls=(0, (3, 3)))
     ax.set_xlim(1, setting.epochs)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_title(f"{setting.name}: {setting.title}", fontsize=9.5)
     ax.set_xlabel("epoch")
     ax.set_ylabel(f"{AXIS[quantity]}, mean ± SEM of {len(runs)}")
@@ -123,6 +125,7 @@ def insertion_times(runs: Sequence[CnnRun]) -> bytes:
             "small net, no insertion", (0, small.mean), xycoords=("axes fraction", "data"),
             xytext=(4, 3), textcoords="offset points", va="bottom", color=style.GREY, fontsize=8.5,
         )  # fmt: skip
+        ax.set_xticks(epochs)
         ax.set_xlabel(f"insertion after epoch (of {setting.epochs})")
         ax.set_ylabel(f"final {AXIS[quantity]}")
         ax.set_title(f"{setting.name}: {setting.title}", fontsize=9.5)
