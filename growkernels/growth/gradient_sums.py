@@ -75,8 +75,8 @@ class GradientSums:
         mean_factor = 1 / (self.batches * self.loss_scale)
 
         def mean_norm(total: Tensor, key: str | int, which: str) -> Tensor:
-            mean = total * mean_factor
-            return squared_norm(mean, which, self.feature_maps.get(key)).double().cpu()
+            norm_of_sum = squared_norm(total, which, self.feature_maps.get(key))
+            return norm_of_sum.double().cpu() * mean_factor**2
 
         values = torch.stack([mean_norm(self.virtual[name], name, norm) for name in names])
         base = [mean_norm(total, index, norm) for index, total in self.base.items()]

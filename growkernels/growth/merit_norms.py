@@ -18,7 +18,7 @@ def squared_norm(gradient: Tensor, norm: str, feature_map: tuple[int, int] | Non
 
     Args:
         gradient: [out, in] of a linear layer or [out, in, kh, kw] of a convolution, float32 or
-            float64. NaN or inf anywhere gives NaN.
+            float64. NaN or inf anywhere, or an overflow of the square, gives NaN.
         norm: ``"frobenius"``; ``"frobenius_scaled"``: divided by the number of entries;
             ``"operator"``: the largest singular value of the matrix, or of the convolution.
         feature_map: (H, W) that the convolution acts on; needed for its operator norm alone.
@@ -28,7 +28,9 @@ def squared_norm(gradient: Tensor, norm: str, feature_map: tuple[int, int] | Non
     """
     if norm not in NORMS:
         raise ValueError(f"Unknown norm {norm!r}; choose one of {', '.join(NORMS)}.")
-    if not gradient.isfinite().all():
+    # One pass over the gradient: its own norm says whether every entry is finite.
+    frobenius: Tensor = torch.linalg.vector_norm(gradient).square()
+    if not frobenius.isfinite():
         return gradient.new_tensor(math.nan)
     if norm == "operator" and gradient.dim() == 2:
         largest: Tensor = torch.linalg.svdvals(gradient)[0]
@@ -37,8 +39,7 @@ def squared_norm(gradient: Tensor, norm: str, feature_map: tuple[int, int] | Non
         if feature_map is None:
             raise ValueError("A convolution's operator norm needs feature_map=(height, width).")
         return conv2d_operator_norm(gradient, feature_map).square()
-    squared: Tensor = gradient.square().sum()
-    return squared / gradient.numel() if norm == "frobenius_scaled" else squared
+    return frobenius / gradient.numel() if norm == "frobenius_scaled" else frobenius
 
 
 def conv2d_operator_norm(kernel: Tensor, feature_map: tuple[int, int]) -> Tensor:
