@@ -22,6 +22,7 @@ table { border-collapse: collapse; margin: .8rem 0; width: 100%; }
 th, td { text-align: left; vertical-align: top; padding: .32rem .7rem .32rem 0;
   border-bottom: 1px solid #e5e5e5; font-size: .9rem; }
 th { border-bottom: 2px solid #888; }
+td.claim { width: 27%; }
 td.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
 .verdict { font-weight: 600; white-space: nowrap; }
 .holds { color: #00664a; } .fails { color: #a33c00; } .open { color: #666; }
@@ -104,7 +105,7 @@ def claims_table(claims: Sequence[Claim]) -> str:
         span = max(1, len(claim.findings))
         for number, finding in enumerate(claim.findings):
             shared = (
-                f'<td rowspan="{span}">{escape(claim.statement)}<br>{_verdict(claim.verdict)} '
+                f'<td class="claim" rowspan="{span}">{escape(claim.statement)}<br>{_verdict(claim.verdict)} '
                 f"{_support(claim)}</td>"
                 if number == 0
                 else ""

@@ -222,10 +222,11 @@ def _merit_share(run: SettingRun) -> Finding:
 
 def overview(claims: Sequence[Claim], runs: Sequence[SettingRun]) -> str:
     """Two sentences on what came out, for the top of the report."""
-    compared = [run for run in runs if run.setting.has("max", "small")]
-    better = [run.setting.name for run in compared if lower(_gap(run, "max", "small")) == "holds"]
+    findings = [_lower(run, "max", "small") for run in runs if run.setting.has("max", "small")]
+    able = [finding for finding in findings if finding.verdict]
+    better = [finding.setting for finding in able if finding.verdict == "holds"]
     return (
         f"One layer inserted where its merit is largest brought the training loss below the small "
-        f"net's by more than {SIGNIFICANT:.0f} standard errors in {len(better)} of {len(compared)} "
+        f"net's by more than {SIGNIFICANT:.0f} standard errors in {len(better)} of {len(able)} "
         f"settings{' (' + ', '.join(better) + ')' if better else ''}. {tally(claims)}"
     )
