@@ -105,8 +105,8 @@ def claims_table(claims: Sequence[Claim]) -> str:
         span = max(1, len(claim.findings))
         for number, finding in enumerate(claim.findings):
             shared = (
-                f'<td class="claim" rowspan="{span}">{escape(claim.statement)}<br>{_verdict(claim.verdict)} '
-                f"{_support(claim)}</td>"
+                f'<td class="claim" rowspan="{span}">{escape(claim.statement)}<br>'
+                f"{_verdict(claim.verdict)} {_support(claim)}</td>"
                 if number == 0
                 else ""
             )
