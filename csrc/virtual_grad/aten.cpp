@@ -17,9 +17,8 @@ at::Tensor gradient_at(const at::Tensor& h, const at::Tensor& g, const Kind& kin
         masked, h, weight, std::nullopt, {1, 1}, {1, 1}, {1, 1}, false, {0, 0}, 1, {false, true, false});
     return weight_grad.to(dtype).contiguous();
   }
-  const int64_t width = h.size(-1);
-  const at::Tensor rows = h.reshape({-1, width}).to(dtype);
-  const at::Tensor grad_rows = g.reshape({-1, width}).to(dtype);
+  const at::Tensor rows = h.flatten(0, -2).to(dtype);
+  const at::Tensor grad_rows = g.flatten(0, -2).to(dtype);
   if (kind.layer == Layer::LinearRelu) {
     return at::mm(at::threshold_backward(grad_rows, rows, 0).t(), rows);
   }

@@ -314,7 +314,7 @@ std::vector<Tile> run_kernel(std::vector<Position>& positions, const Kind& kind,
 
 // [samples, width] with contiguous rows: a view where the strides allow it.
 at::Tensor as_rows(const at::Tensor& x) {
-  const at::Tensor rows = x.dim() == 2 ? x : x.reshape({-1, x.size(-1)});
+  const at::Tensor rows = x.dim() == 2 ? x : x.flatten(0, -2);
   const bool usable = (rows.size(1) <= 1 || rows.stride(1) == 1) && rows.stride(0) >= rows.size(1);
   return usable ? rows : rows.contiguous();
 }
@@ -337,7 +337,28 @@ at::Tensor sum_over_tiles(const std::vector<Tile>& tiles, size_t positions, doub
   for (const Tile& tile : tiles) {
     sums[tile.position] += tile.*value;
   }
-  return at::tensor(sums, at::kDouble).to(dtype);
+  at::Tensor out = at::empty({static_cast<int64_t>(positions)}, at::TensorOptions().dtype(dtype));
+  if (dtype == at::kDouble) {
+    std::copy(sums.begin(), sums.end(), out.mutable_data_ptr<double>());
+  } else {
+    std::copy(sums.begin(), sums.end(), out.mutable_data_ptr<float>());
+  }
+  return out;
+}
+
+// Positions are added up side by side, so two of them must not share memory.
+void check_separate(at::TensorList sums) {
+  std::vector<std::pair<const char*, const char*>> ranges;
+  for (const at::Tensor& sum : sums) {
+    const char* begin = static_cast<const char*>(sum.const_data_ptr());
+    ranges.emplace_back(begin, begin + sum.nbytes());
+  }
+  std::sort(ranges.begin(), ranges.end());
+  for (size_t i = 1; i < ranges.size(); ++i) {
+    TORCH_CHECK_VALUE(ranges[i - 1].second <= ranges[i].first,
+                      "virtual_grads: two of the buffers to accumulate into share memory; pass one of its own "
+                      "for every position and add those of tied layers afterwards");
+  }
 }
 
 at::Tensor virtual_grad_norms(at::TensorList inputs, at::TensorList grads, c10::string_view layer,
@@ -378,6 +399,7 @@ at::Tensor accumulate_virtual_grads(at::TensorList inputs, at::TensorList grads,
   if (kind.layer == Layer::Conv2dRelu) {
     return aten_accumulate(inputs, grads, kind, sums, second_moments);
   }
+  check_separate(sums);
   std::vector<Position> positions = positions_of(inputs, grads);
   for (size_t l = 0; l < positions.size(); ++l) {
     positions[l].gradient = sums[l].data_ptr();

@@ -122,14 +122,14 @@ def test_strides_do_not_matter(layer: str, layout: str, dtype: torch.dtype) -> N
         torch.testing.assert_close(ours, expected, rtol=2e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("shape", [(0, 4), (5, 0), (0, 0)])
+@pytest.mark.parametrize("shape", [(0, 4), (5, 0), (0, 0), (2, 3, 0), (2, 0, 4)])
 @pytest.mark.parametrize("layer", ["linear_relu", "residual"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_zero_sizes(layer: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
+def test_zero_sizes(layer: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     empty = torch.empty(shape, dtype=dtype)
     full = torch.ones(3, 2, dtype=dtype)
     gradients = gk.virtual_grads([empty, full], [empty, full], layer)
-    assert gradients[0].shape == (shape[1], shape[1])
+    assert gradients[0].shape == (shape[-1], shape[-1])
     assert (gradients[0] == 0).all()
     norms = gk.virtual_grad_norms([empty, full], [empty, full], layer)
     assert norms[0] == 0
@@ -494,6 +494,11 @@ BAD_CALLS: dict[str, tuple[Any, type[Exception], str]] = {
         ([H], [H], "residual", [torch.zeros(3, 6)[:, ::2]]),
         ValueError,
         "not contiguous",
+    ),
+    "buffers that overlap": (
+        ([H, H], [H, H], "residual", [torch.zeros(3, 3)] * 2),
+        ValueError,
+        "share memory",
     ),
     "buffer grad": (
         ([H], [H], "residual", [torch.zeros(3, 3, requires_grad=True)]),
