@@ -101,6 +101,18 @@ def test_plain_is_the_bare_gradient_step() -> None:
     torch.testing.assert_close(weights(run.networks["1-1-1"].model), weights(reference))
 
 
+def test_every_epoch_has_its_own_crops_and_order() -> None:
+    run = CnnRun(SETTINGS["cnn_exp9"], 0, image_data())
+    images, order = run._epoch_images(1)
+    again, same_order = run._epoch_images(1)
+    assert torch.equal(images, again)
+    assert torch.equal(order, same_order)
+    run.step()
+    later, other_order = run._epoch_images(1)
+    assert not torch.equal(images, later)
+    assert not torch.equal(order, other_order)
+
+
 def test_runs_have_their_own_initial_values_and_variants_of_a_run_share_theirs() -> None:
     setting = SETTINGS["cnn_exp5"]
     first, second = (CnnRun(setting, run, image_data()) for run in (0, 1))

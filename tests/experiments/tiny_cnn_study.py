@@ -18,7 +18,6 @@ from growkernels.experiments.sensli.cnn_settings import (
 )
 from growkernels.experiments.sensli.cnn_study import run_cnn
 
-
 PLAIN = CnnOptimizer("plain", 0.05)
 
 

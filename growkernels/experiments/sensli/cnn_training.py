@@ -51,6 +51,7 @@ class Job:
 
 def train(job: Job, report: Report) -> None:
     """Train to the end; the finished run's state is the last checkpoint."""
+    torch.backends.cudnn.deterministic = True  # on a GPU too, a resumed run repeats the same bits
     run = job.restore()
     saved = time.monotonic()
     while not run.done:
