@@ -81,8 +81,8 @@ def all_claims(runs: Sequence[SettingRun]) -> list[Claim]:
             [_saving(run) for run in compared],
         ),
         Claim(
-            "The merit pass costs 0.05 % of the training FLOPs (fully connected nets; of the "
-            "authors' extended network, within a factor of two, as the settings are not named).",
+            "The merit pass costs 0.05 % of the training FLOPs (fully connected nets; counted for "
+            "the authors' extended network, and held to be 0.05 % between 0.025 and 0.075).",
             [_merit_share(run) for run in full],
         ),
     ]
@@ -216,7 +216,7 @@ def _merit_share(run: SettingRun) -> Finding:
         f"authors' extended network {authors:.3f} %, ours as a pass of its own {ours:.3f} %, "
         f"recorded during a training step {recorded:.4f} %"
     )
-    verdict: Verdict = "holds" if 0.025 <= authors <= 0.1 else "does not hold"
+    verdict: Verdict = "holds" if 0.025 <= authors <= 0.075 else "does not hold"
     return Finding(setting.name, measured, verdict)
 
 
