@@ -190,11 +190,11 @@ def _saving(runs: Sequence[CnnRun], name: str) -> Finding:
         )
     )  # fmt: skip
     saved = estimate(torch.tensor(shares))
-    places = ", ".join(" and ".join(results.decisions(run, name)) for run in runs)
+    places = " or ".join(sorted({place for run in runs for place in results.decisions(run, name)}))
     verdict: Verdict = "holds" if 10 <= saved.mean <= 20 else "does not hold"
     return Finding(
         runs[0].setting.name,
-        f"{saved.text(1)} % saved, of which the merit pass takes {merit.text(1)} (layer behind: "
+        f"{saved.text(1)} % saved, of which the merit pass takes {merit.text(1)} (layer behind "
         f"{places})",
         verdict,
     )

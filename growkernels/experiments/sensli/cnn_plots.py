@@ -92,7 +92,8 @@ def merits(runs: Mapping[str, Sequence[CnnRun]]) -> bytes:
         ax.set_yscale("log")
         ax.set_xticks(range(count), [place.replace(", ", "\n") for place in passes[0].positions])
         ax.set_xlim(-0.3, count - 0.7)
-        ax.set_title(f"{setting_runs[0].setting.name}: {setting_runs[0].setting.title}")
+        setting = setting_runs[0].setting
+        ax.set_title(f"{setting.name}: {setting.title}", fontsize=9.5)
         ax.set_ylabel("merit / mean merit of existing convolutions")
         ax.legend(fontsize=8.5)
     return style.png(figure)

@@ -160,7 +160,7 @@ def _conclude(
         "data": folder.config["data"],
         "optimizer": asdict(sizes.settings[0].optimizer),
         "reduced": sizes.reduced,
-        "overview": _overview(claims, runs),
+        "overview": _overview(claims, runs, sizes),
         "settings": {name: setting_summary(setting_runs) for name, setting_runs in runs.items()},
         "merit_pass_milliseconds_per_batch": {
             name: {key: number(value) for key, value in asdict(time).items()}
@@ -178,7 +178,9 @@ def _conclude(
         console.print(f"  {claim.verdict:15} {claim.statement}", highlight=False)
 
 
-def _overview(claims: Sequence[Claim], runs: Mapping[str, Sequence[CnnRun]]) -> str:
+def _overview(
+    claims: Sequence[Claim], runs: Mapping[str, Sequence[CnnRun]], sizes: CnnPreset
+) -> str:
     """A few sentences on what came out, for the top of the report."""
     counts = Counter(claim.verdict for claim in claims)
     summary = setting_summary(runs["cnn_exp5"])
@@ -190,5 +192,5 @@ def _overview(claims: Sequence[Claim], runs: Mapping[str, Sequence[CnnRun]]) -> 
         f"{', '.join(f'{name} {loss:.3f}' for name, loss in losses.items() if loss is not None)}). "
         f"Of the paper's {len(claims)} claims on CNNs, {counts['holds']} hold, "
         f"{counts['does not hold']} do not hold, and {counts['cannot be told']} cannot be told "
-        "from these runs."
+        f"from these runs{' (at reduced sizes, see below)' if sizes.reduced else ''}."
     )
