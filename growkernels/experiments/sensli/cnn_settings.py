@@ -124,7 +124,7 @@ def cnn_preset(preset: Preset, optimizer: Literal["plain", "momentum"]) -> CnnPr
         optimizer=sgd, growing=(16, 32, 64), equal=(24, 24, 24), batch=16, head_width=100,
         block=6, sweep=(2, 5, 8), sweep_epochs=12, runs=3, single_runs=2,
     )  # fmt: skip
-    rate = "learning rate 0.1 (0.01), " if optimizer == "plain" else ""
+    rate = "learning rate 0.1 (0.01); " if optimizer == "plain" else ""
     reduced = (
         "This is the quick preset, sized for minutes on two cores. Reduced (the paper's size in "
         "brackets): 1,440 training and 1,000 test images (50,000 and 10,000); networks 16-32-64 "
