@@ -114,22 +114,35 @@ def find_cuda(torch: Torch, has_sources: bool) -> Cuda:
         )
     if wish == "0":
         return Cuda(None, "", "CUDA off: GROWKERNELS_CUDA=0")
-    toolkit = find_cuda_toolkit()
-    if torch.cuda is None:
-        obstacle = f"torch {torch.version} is a CPU build"
-    elif toolkit is None:
-        obstacle = "no CUDA toolkit (no CUDA_HOME and no nvcc on PATH)"
-    elif not has_sources:
-        return Cuda(None, "", "CUDA off: this source tree has no CUDA sources")
-    else:
+    toolkit, obstacle = _usable_toolkit(torch, has_sources)
+    if toolkit:
         architectures = cuda_architectures(os.environ.get("TORCH_CUDA_ARCH_LIST", ""))
         return Cuda(toolkit, architectures, f"CUDA on: {toolkit}, architectures {architectures}")
     if wish == "1":
         raise SystemExit(
             f"growkernels: GROWKERNELS_CUDA=1 cannot be met: {obstacle}; "
-            "install what is missing or unset GROWKERNELS_CUDA"
+            "remove this obstacle or unset GROWKERNELS_CUDA"
         )
     return Cuda(None, "", f"CUDA off: {obstacle}")
+
+
+def _usable_toolkit(torch: Torch, has_sources: bool) -> tuple[Path | None, str]:
+    """The toolkit that compiles for this torch; else None and what stands in the way.
+
+    The toolkit is looked for last: a wrong CUDA_HOME must not stop a build without CUDA.
+    """
+    if torch.cuda is None:
+        return None, f"torch {torch.version} is a CPU build"
+    if not has_sources:
+        return None, "this source tree has no CUDA sources"
+    toolkit = find_cuda_toolkit()
+    if toolkit is None:
+        return None, "no CUDA toolkit (no CUDA_HOME and no nvcc on PATH)"
+    # Within a major version the CUDA runtime that torch loads serves both.
+    release = cuda_release(toolkit)
+    if release.split(".")[0] != torch.cuda.split(".")[0]:
+        return None, f"{toolkit} is CUDA {release}, but torch {torch.version} is for {torch.cuda}"
+    return toolkit, ""
 
 
 def find_cuda_toolkit() -> Path | None:
@@ -155,6 +168,19 @@ def find_cuda_toolkit() -> Path | None:
     )
     top = re.search(r"^#\$ TOP=(.+)$", dry_run.stderr, re.MULTILINE)
     return Path(top[1].strip()).resolve() if top else None
+
+
+def cuda_release(toolkit: Path) -> str:
+    """The toolkit's version, such as "13.0", as its nvcc states it."""
+    nvcc = toolkit / "bin" / "nvcc"
+    stated = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    release = re.search(r"release (\d+\.\d+)", stated)
+    if release is None:
+        raise SystemExit(
+            f"growkernels: `{nvcc} --version` states no release; "
+            "set CUDA_HOME to a working CUDA toolkit or set GROWKERNELS_CUDA=0"
+        )
+    return release[1]
 
 
 def cuda_architectures(arch_list: str) -> str:

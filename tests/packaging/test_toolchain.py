@@ -109,27 +109,33 @@ def test_nvcc_is_asked_where_its_toolkit_is(
 
 
 @pytest.mark.parametrize(
-    ("torch", "toolkit", "has_sources", "note"),
+    ("torch", "release", "has_sources", "note"),
     [
-        (CPU_TORCH, Path("/cuda"), True, "CUDA off: torch 2.13.0+cpu is a CPU build"),
+        (CPU_TORCH, "13.0", True, "CUDA off: torch 2.13.0+cpu is a CPU build"),
+        (CUDA_TORCH, "13.0", False, "CUDA off: this source tree has no CUDA sources"),
         (CUDA_TORCH, None, True, "CUDA off: no CUDA toolkit (no CUDA_HOME and no nvcc on PATH)"),
-        (CUDA_TORCH, Path("/cuda"), False, "CUDA off: this source tree has no CUDA sources"),
-        (CUDA_TORCH, Path("/cuda"), True, "CUDA on: /cuda, architectures 80-real;90-real"),
+        (CUDA_TORCH, "12.9", True, "CUDA off: {} is CUDA 12.9, but torch 2.14.1 is for 13.0"),
+        (CUDA_TORCH, "13.1", True, "CUDA on: {}, architectures 80-real;90-real"),
     ],
 )
 def test_cuda_is_on_only_when_everything_is_there(
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     torch: toolchain.Torch,
-    toolkit: Path | None,
+    release: str | None,
     has_sources: bool,
     note: str,
 ) -> None:
-    monkeypatch.setattr(toolchain, "find_cuda_toolkit", lambda: toolkit)
+    if release:
+        make_nvcc(tmp_path, f"echo 'Cuda compilation tools, release {release}, V{release}.88'")
+        monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", "/nowhere")
+    note = note.format(tmp_path)
     cuda = toolchain.find_cuda(torch, has_sources)
     assert cuda.note == note
     assert (cuda.toolkit is not None) == note.startswith("CUDA on")
     monkeypatch.setenv("GROWKERNELS_CUDA", "1")
-    if torch.cuda and toolkit:
+    if note.startswith("CUDA on"):
         assert toolchain.find_cuda(torch, has_sources) == cuda
     else:
         obstacle = re.escape(note.removeprefix("CUDA off: "))
@@ -140,6 +146,19 @@ def test_cuda_is_on_only_when_everything_is_there(
     monkeypatch.setenv("GROWKERNELS_CUDA", "yes")
     with pytest.raises(SystemExit, match="GROWKERNELS_CUDA=yes is not understood"):
         toolchain.find_cuda(torch, has_sources)
+
+
+def test_wrong_cuda_home_matters_only_to_a_build_with_cuda(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert toolchain.find_cuda(CPU_TORCH, has_sources=True).toolkit is None
+    assert toolchain.find_cuda(CUDA_TORCH, has_sources=False).toolkit is None
+    with pytest.raises(SystemExit, match="has no bin/nvcc; set CUDA_HOME"):
+        toolchain.find_cuda(CUDA_TORCH, has_sources=True)
+    make_nvcc(tmp_path, "exit 1")
+    with pytest.raises(SystemExit, match="--version` states no release; set CUDA_HOME"):
+        toolchain.find_cuda(CUDA_TORCH, has_sources=True)
 
 
 @pytest.mark.parametrize(
