@@ -1,7 +1,7 @@
 """`python -m benchmarks.readme_tables`: regenerates the README's tables from stored results.
 
 A table stands between the markers `<!-- table: NAME -->` and `<!-- end table -->`; NAME is the name
-of a TABLE that a family declares. Nothing is measured here.
+of a TABLE that a family declares, or of a reproduction's table of claims. Nothing is measured here.
 """
 
 from __future__ import annotations
@@ -12,23 +12,26 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.claims_table import CLAIMS, ClaimsTable
 from benchmarks.families import family_files, load_family
 from benchmarks.results import RESULTS, stored
 from benchmarks.table import Table
 
 _README = Path(__file__).resolve().parent.parent / "README.md"
 # Up to the next end marker, but never across the beginning of another table.
-_BLOCK = re.compile(r"<!-- table: (\S+) -->\n(?:(?!<!-- table: ).)*?<!-- end table -->", re.DOTALL)
+_BLOCK = re.compile(
+    r"<!-- table: ([^>]+?) -->\n(?:(?!<!-- table: ).)*?<!-- end table -->", re.DOTALL
+)
 
 
-def regenerate(text: str, tables: Sequence[Table], results: Path = RESULTS) -> str:
+def regenerate(text: str, tables: Sequence[Table | ClaimsTable], results: Path = RESULTS) -> str:
     """`text` with every table brought up to date.
 
     Raises ValueError where a table's marker is missing, incomplete or unknown, and
     FileNotFoundError where nothing is stored for its family.
     """
     by_name = {table.name: table for table in tables}
-    marked = re.findall(r"<!-- table: (\S+) -->", text)
+    marked = re.findall(r"<!-- table: ([^>]+?) -->", text)
     complete = [match.group(1) for match in _BLOCK.finditer(text)]
     for name in marked:
         if name not in by_name:
@@ -44,18 +47,24 @@ def regenerate(text: str, tables: Sequence[Table], results: Path = RESULTS) -> s
     return _BLOCK.sub(lambda match: _block(by_name[match.group(1)], results), text)
 
 
-def _block(table: Table, results: Path) -> str:
+def _block(table: Table | ClaimsTable, results: Path) -> str:
+    return f"<!-- table: {table.name} -->\n{_markdown(table, results)}\n<!-- end table -->"
+
+
+def _markdown(table: Table | ClaimsTable, results: Path) -> str:
+    if isinstance(table, ClaimsTable):
+        return table.markdown()
     family = stored(table.family, results)
     if not family:
         raise FileNotFoundError(
             f"no results of {table.family!r} are stored in {results}; "
             f"run 'growkernels bench {table.family}' first"
         )
-    return f"<!-- table: {table.name} -->\n{table.markdown(family)}\n<!-- end table -->"
+    return table.markdown(family)
 
 
 def main() -> int:
-    tables = [load_family(path).TABLE for path in family_files().values()]
+    tables = [*(load_family(path).TABLE for path in family_files().values()), *CLAIMS]
     try:
         old = _README.read_text()
         new = regenerate(old, tables)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from test_benchmark_results import family_result
 
+from benchmarks.claims_table import ClaimsTable
 from benchmarks.readme_tables import regenerate
 from benchmarks.table import COLUMNS, Table
 
@@ -76,3 +78,26 @@ def test_every_column_can_be_filled() -> None:
     cells = Table("all", "toy", tuple(COLUMNS)).cells([result])
     assert len(cells) == 1
     assert all(cells[0])
+
+
+def test_claims_table_groups_settings_by_verdict(tmp_path: Path) -> None:
+    finding = {"measured": "1 ± 0"}
+    claim = {
+        "claim": "It helps.",
+        "verdict": "cannot be told",
+        "findings": [
+            {"setting": "exp1", "verdict": "holds", **finding},
+            {"setting": "exp2", "verdict": None, **finding},
+            {"setting": "exp3", "verdict": "holds", **finding},
+        ],
+    }
+    (tmp_path / "paper").mkdir()
+    (tmp_path / "paper" / "summary.json").write_text(json.dumps({"claims": [claim]}))
+    table = ClaimsTable("claims paper", "paper").markdown(tmp_path)
+    row = "| It helps. | **cannot be told** | holds: exp1, exp3; no test: exp2 |"
+    assert table.splitlines()[-1] == row
+
+
+def test_claims_table_without_a_stored_summary(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="growkernels reproduce paper"):
+        ClaimsTable("claims paper", "paper").markdown(tmp_path)
