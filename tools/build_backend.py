@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import setuptools
 from setuptools import build_meta
 from setuptools.build_meta import (
     build_sdist,
@@ -38,6 +39,15 @@ __all__ = [
 DEFAULT_TORCH = "torch==2.13.0"
 
 Settings = Mapping[str, Any] | None
+
+# Without isolation nobody compares what is installed with `requires` in pyproject.toml, and an
+# older setuptools stops with a traceback about `project.license`.
+OLDEST_SETUPTOOLS = 77
+if int(setuptools.__version__.split(".")[0]) < OLDEST_SETUPTOOLS:
+    raise SystemExit(
+        f"growkernels: building needs setuptools {OLDEST_SETUPTOOLS} or newer, not "
+        f"{setuptools.__version__}; run `pip install 'setuptools>={OLDEST_SETUPTOOLS}'`"
+    )
 
 
 def _build_requires() -> list[str]:

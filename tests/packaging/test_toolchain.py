@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 from pathlib import Path
@@ -82,6 +83,14 @@ def test_makefile_and_backend_name_the_same_torch() -> None:
     requirement = re.search(r"^TORCH \?= (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert requirement is not None
     assert requirement[1] == build_backend.DEFAULT_TORCH
+
+
+def test_old_setuptools_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    oldest = build_backend.OLDEST_SETUPTOOLS
+    assert f'requires = ["setuptools>={oldest}"]' in (ROOT / "pyproject.toml").read_text()
+    monkeypatch.setattr("setuptools.__version__", "65.5.0")
+    with pytest.raises(SystemExit, match=rf"needs setuptools {oldest} or newer, not 65\.5\.0;"):
+        importlib.reload(build_backend)
 
 
 def test_build_is_refused_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
