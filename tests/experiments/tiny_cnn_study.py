@@ -24,6 +24,7 @@ PLAIN = CnnOptimizer("plain", 0.05)
 def preset(optimizer: CnnOptimizer = PLAIN) -> CnnPreset:
     sizes = Sizes(
         optimizer=optimizer, growing=(3, 4, 5), equal=(4, 4, 4), batch=8, head_width=6, block=2,
+        attempt_block=2,
         sweep=(1, 3), sweep_epochs=4, runs=2, single_runs=2,
     )  # fmt: skip
     *others, three = cnn_settings(sizes)
