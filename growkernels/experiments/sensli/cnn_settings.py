@@ -129,9 +129,9 @@ def cnn_preset(preset: Preset, optimizer: Literal["plain", "momentum"]) -> CnnPr
         "This is the quick preset, sized for minutes on two cores. Reduced (the paper's size in "
         "brackets): 1,440 training and 1,000 test images (50,000 and 10,000); networks 16-32-64 "
         "and 24-24-24 with 100 units in the linear layers (64-128-256 and 200-200-200 with 500); "
-        f"6 epochs, in exp1 4, between insertions (50), 12 or 16 in all (100 or 200); "
-        f"batches of 16 (128); {rate}3 runs (10), where the paper has a single run 2; 3 insertion times (8). The "
-        "networks are far from trained to the end: what is seen here is the beginning of the "
+        "6 epochs, in exp1 4, between insertions (50), 12 or 16 in all (100 or 200); batches of "
+        f"16 (128); {rate}3 runs (10), where the paper has a single run 2; 3 insertion times (8). "
+        "The networks are far from trained to the end: what is seen here is the beginning of the "
         "paper's curves, and --preset paper is the reproduction proper."
     )
     return CnnPreset(cnn_settings(sizes), 1440, 1000, reduced)
