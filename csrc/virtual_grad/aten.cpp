@@ -2,7 +2,12 @@
 
 #include "virtual_grad/virtual_grad.h"
 
-#include <ATen/Functions.h>
+#include <ATen/ops/convolution_backward.h>
+#include <ATen/ops/dot.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/threshold_backward.h>
 #include <torch/library.h>
 
 namespace growkernels::virtual_grad {

@@ -7,8 +7,11 @@
 #include "common/vector_width.h"
 #include "virtual_grad/virtual_grad.h"
 
-#include <ATen/CPUFunctions.h>
+#include <ATen/ops/clamp_min_cpu_dispatch.h>
 #include <ATen/ops/from_blob.h>
+#include <ATen/ops/gelu_cpu_dispatch.h>
+#include <ATen/ops/sigmoid_cpu_dispatch.h>
+#include <ATen/ops/silu_cpu_dispatch.h>
 
 #include <algorithm>
 #include <cstdint>

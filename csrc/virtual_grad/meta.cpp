@@ -2,7 +2,7 @@
 
 #include "virtual_grad/virtual_grad.h"
 
-#include <ATen/Functions.h>
+#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 namespace growkernels::virtual_grad {

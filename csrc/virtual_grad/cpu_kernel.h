@@ -1,0 +1,212 @@
+#pragma once
+// G_l = A_l B_l for all positions l at once, where A is the (masked) gradient transposed and B the
+// (activated) input, both [samples, width]. One pass: samples are loaded in chunks, a tile of G stays
+// in L2 while it sums them, and its norm is taken before it leaves the cache, so norms never write G.
+//
+// Work is cut into items (tile of G, range of samples) of all positions together, which threads take
+// from one queue. Sums over several items of a tile are added in a fixed order by whichever thread
+// finishes the tile, so results do not depend on the schedule.
+
+#include "common/gemm_tile.h"
+#include "virtual_grad/cpu_pack.h"
+#include "virtual_grad/cpu_plan.h"
+
+#include <ATen/Parallel.h>
+#include <c10/core/CPUAllocator.h>
+
+#include <algorithm>
+#include <atomic>
+#include <memory>
+#include <numeric>
+#include <utility>
+#include <vector>
+
+namespace growkernels::virtual_grad {
+
+template <typename T>
+class Scratch {
+ public:
+  T* at_least(int64_t count) {
+    if (count > count_) {
+      memory_ = c10::GetCPUAllocator()->allocate(count * sizeof(T));
+      count_ = count;
+    }
+    return static_cast<T*>(memory_.get());
+  }
+
+ private:
+  at::DataPtr memory_;
+  int64_t count_ = 0;
+};
+
+template <typename Acc>
+double sum_of_squares(const Acc* x, int64_t count) {
+  constexpr int64_t lanes = 16;
+  double sums[lanes] = {};
+  int64_t i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    for (int64_t q = 0; q < lanes; ++q) {
+      const double value = x[i + q];
+      sums[q] += value * value;
+    }
+  }
+  for (; i < count; ++i) {
+    const double value = x[i];
+    sums[0] += value * value;
+  }
+  return std::accumulate(sums, sums + lanes, 0.0);
+}
+
+// In: dtype of the tensors. Operand: dtype that tiles are multiplied in.
+template <typename In, typename Operand>
+class Kernel {
+  using Acc = accumulate_t<In>;
+  static constexpr bool interleaved = std::is_same_v<Operand, at::BFloat16>;
+
+ public:
+  Kernel(std::vector<Position>& positions, const Kind& kind, Store store)
+      : positions_(positions), kind_(kind), store_(store), plan_(make_plan(positions)) {
+    partials_.at_least(plan_.partial_elements);
+    unfinished_ = std::make_unique<std::atomic<int64_t>[]>(plan_.tiles.size());
+    for (size_t t = 0; t < plan_.tiles.size(); ++t) {
+      unfinished_[t] = plan_.tiles[t].items;
+    }
+  }
+
+  // Fills in squares and batch_squares of every tile, and the gradients where they are stored.
+  const std::vector<Tile>& run() {
+    const int64_t workers = plan_.parallel ? at::get_num_threads() : 1;
+    std::atomic<size_t> next{0};
+    at::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t worker = begin; worker < end; ++worker) {
+        Buffers buffers;
+        for (size_t i = next++; i < plan_.items.size(); i = next++) {
+          run_item(plan_.items[i], buffers);
+        }
+        if constexpr (interleaved) {
+          release_tiles();
+        }
+      }
+    });
+    return plan_.tiles;
+  }
+
+ private:
+  struct Buffers {
+    Scratch<Operand> a, b;
+    Scratch<Acc> activated, sums;
+  };
+
+  void run_item(const Item& item, Buffers& buffers) {
+    Tile& tile = plan_.tiles[item.tile];
+    const int64_t elements = tile.rows * tile.columns;
+    Acc* sums =
+        tile.items > 1 ? partials_.at_least(0) + tile.partial + item.index * elements : buffers.sums.at_least(elements);
+    sum_products(item, tile, buffers, sums);
+    if (--unfinished_[item.tile] > 0) {
+      return;
+    }
+    if (tile.items > 1) {
+      sums = partials_.at_least(0) + tile.partial;
+      for (int64_t i = 1; i < tile.items; ++i) {
+        for (int64_t e = 0; e < elements; ++e) {
+          sums[e] += sums[i * elements + e];
+        }
+      }
+    }
+    finish(tile, sums);
+  }
+
+  void sum_products(const Item& item, const Tile& tile, Buffers& buffers, Acc* sums) {
+    const Position& p = positions_[tile.position];
+    const int64_t chunk = chunk_of(p);
+    const int64_t g_stride = p.g.stride(0), h_stride = p.h.stride(0);
+    const In* g = p.g.const_data_ptr<In>() + tile.row;
+    const In* mask = p.h.const_data_ptr<In>() + tile.row;
+    const In* h = p.h.const_data_ptr<In>() + tile.column;
+    Operand* a = buffers.a.at_least(tile.rows * (std::min(chunk, item.end - item.begin) + 1));
+    if (item.begin == item.end) {
+      std::fill_n(sums, tile.rows * tile.columns, Acc(0));
+    }
+    for (int64_t m = item.begin; m < item.end; m += chunk) {
+      const int64_t depth = std::min(chunk, item.end - m);
+      const int64_t padded_depth = interleaved ? (depth + 1) / 2 * 2 : depth;
+      if (kind_.layer == Layer::LinearRelu) {
+        widest<PackGradient<In, Operand, true>>(g + m * g_stride, g_stride, mask + m * h_stride, h_stride, depth,
+                                                padded_depth, tile.rows, a);
+      } else {
+        widest<PackGradient<In, Operand, false>>(g + m * g_stride, g_stride, mask + m * h_stride, h_stride, depth,
+                                                 padded_depth, tile.rows, a);
+      }
+      const auto [b, ldb] = load_input(h + m * h_stride, h_stride, depth, tile.columns, buffers);
+      multiply_tile(tile.rows, tile.columns, padded_depth, a, padded_depth, b, ldb, sums, tile.columns, m > item.begin);
+    }
+  }
+
+  // The second operand and its row stride: the tensor itself where it can be used as it is.
+  std::pair<const Operand*, int64_t> load_input(const In* h, int64_t stride, int64_t depth, int64_t columns,
+                                                Buffers& buffers) {
+    if (kind_.layer == Layer::Residual) {
+      Acc* activated = buffers.activated.at_least(depth * columns);
+      widest<Widen<In, Acc>>(h, stride, depth, columns, static_cast<Acc>(kind_.scale), activated);
+      activate_in_place(activated, depth * columns, kind_.activation);
+      if constexpr (interleaved) {
+        Operand* b = buffers.b.at_least((depth + 1) * columns);
+        widest<InterleaveRows<Acc>>(activated, columns, depth, columns, b);
+        return {b, columns};
+      } else {
+        return {activated, columns};
+      }
+    }
+    if constexpr (interleaved) {
+      Operand* b = buffers.b.at_least((depth + 1) * columns);
+      widest<InterleaveRows<In>>(h, stride, depth, columns, b);
+      return {b, columns};
+    } else if constexpr (std::is_same_v<In, Operand>) {
+      return {h, stride};
+    } else {
+      Operand* b = buffers.b.at_least(depth * columns);
+      widest<Widen<In, Operand>>(h, stride, depth, columns, Operand(1), b);
+      return {b, columns};
+    }
+  }
+
+  void finish(Tile& tile, const Acc* sums) {
+    const int64_t width = positions_[tile.position].width;
+    tile.batch_squares = sum_of_squares(sums, tile.rows * tile.columns);
+    tile.squares = tile.batch_squares;
+    if (store_ == Store::Nothing) {
+      return;
+    }
+    Acc* gradient = static_cast<Acc*>(positions_[tile.position].gradient) + tile.row * width + tile.column;
+    double squares = 0;
+    for (int64_t i = 0; i < tile.rows; ++i) {
+      Acc* target = gradient + i * width;
+      const Acc* source = sums + i * tile.columns;
+      if (store_ == Store::Write) {
+        std::copy_n(source, tile.columns, target);
+      } else {
+        for (int64_t j = 0; j < tile.columns; ++j) {
+          target[j] += source[j];
+        }
+        squares += sum_of_squares(target, tile.columns);
+      }
+    }
+    if (store_ == Store::Accumulate) {
+      tile.squares = squares;
+    }
+  }
+
+  std::vector<Position>& positions_;
+  const Kind kind_;
+  const Store store_;
+  Plan plan_;
+  Scratch<Acc> partials_;
+  std::unique_ptr<std::atomic<int64_t>[]> unfinished_;
+};
+
+// Compiled in files of their own, by width of the tensors' elements.
+std::vector<Tile> run_wide_kernel(std::vector<Position>& positions, const Kind& kind, Store store);
+std::vector<Tile> run_16_bit_kernel(std::vector<Position>& positions, const Kind& kind, Store store);
+
+}  // namespace growkernels::virtual_grad

@@ -1,0 +1,73 @@
+#include "virtual_grad/cpu_plan.h"
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+
+namespace growkernels::virtual_grad {
+namespace {
+
+// Measured on Zen 4 (1 MiB of L2 per core), float32: a tile of 384 x 384 and chunks of 128 samples.
+constexpr int64_t tile_rows = 384;
+constexpr int64_t tile_columns = 384;
+constexpr int64_t chunk_elements = 128 * 384;
+constexpr int64_t max_chunk = 2048;
+constexpr int64_t serial_below_products = 1 << 20;  // starting threads costs more than this much work
+
+}  // namespace
+
+int64_t chunk_of(const Position& position) {
+  const int64_t widest = std::max<int64_t>(1, std::min(position.width, tile_rows));
+  return std::clamp<int64_t>(chunk_elements / widest / 32 * 32, 32, max_chunk);
+}
+
+Plan make_plan(const std::vector<Position>& positions) {
+  Plan plan;
+  int64_t total = 0;
+  for (const Position& p : positions) {
+    total += p.samples * p.width * p.width;
+  }
+  const int threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+  plan.parallel = threads > 1 && total > serial_below_products;
+  const int64_t largest_item = plan.parallel ? std::max<int64_t>(1, total / (4 * threads)) : total;
+  for (size_t l = 0; l < positions.size(); ++l) {
+    const Position& p = positions[l];
+    const int64_t chunk = chunk_of(p);
+    for (int64_t row = 0; row < p.width; row += tile_rows) {
+      for (int64_t column = 0; column < p.width; column += tile_columns) {
+        Tile tile{static_cast<int64_t>(l),
+                  row,
+                  std::min(tile_rows, p.width - row),
+                  column,
+                  std::min(tile_columns, p.width - column),
+                  1};
+        const int64_t products = p.samples * tile.rows * tile.columns;
+        const int64_t chunks = (p.samples + chunk - 1) / chunk;
+        if (products > largest_item) {
+          tile.items = std::min((products + largest_item - 1) / largest_item, std::max<int64_t>(chunks, 1));
+        }
+        const int64_t chunks_per_item = (chunks + tile.items - 1) / std::max<int64_t>(tile.items, 1);
+        tile.items = chunks == 0 ? 1 : (chunks + chunks_per_item - 1) / chunks_per_item;
+        for (int64_t i = 0; i < tile.items; ++i) {
+          plan.items.push_back({static_cast<int64_t>(plan.tiles.size()), i, i * chunks_per_item * chunk,
+                                std::min(p.samples, (i + 1) * chunks_per_item * chunk)});
+        }
+        if (tile.items > 1) {
+          tile.partial = plan.partial_elements;
+          plan.partial_elements += tile.items * tile.rows * tile.columns;
+        }
+        plan.tiles.push_back(tile);
+      }
+    }
+  }
+  if (plan.parallel) {  // longest first, so that no thread is left alone with a long item at the end
+    const auto cost = [&](const Item& item) {
+      return (item.end - item.begin) * plan.tiles[item.tile].rows * plan.tiles[item.tile].columns;
+    };
+    std::stable_sort(plan.items.begin(), plan.items.end(),
+                     [&](const Item& a, const Item& b) { return cost(a) > cost(b); });
+  }
+  return plan;
+}
+
+}  // namespace growkernels::virtual_grad

@@ -1,0 +1,42 @@
+#pragma once
+// How the work of one call is cut into pieces that threads take from one queue.
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <vector>
+
+namespace growkernels::virtual_grad {
+
+enum class Store { Nothing, Write, Accumulate };
+
+struct Position {
+  at::Tensor h, g;  // [samples, width], rows contiguous
+  void* gradient = nullptr;
+  int64_t samples = 0, width = 0;
+};
+
+struct Tile {
+  int64_t position, row, rows, column, columns;
+  int64_t items;        // ranges of samples that the sum is cut into
+  int64_t partial = 0;  // offset of the first range's sums in the scratch, when items > 1
+  double squares = 0, batch_squares = 0;
+};
+
+struct Item {
+  int64_t tile, index, begin, end;
+};
+
+struct Plan {
+  std::vector<Tile> tiles;
+  std::vector<Item> items;
+  int64_t partial_elements = 0;
+  bool parallel = false;
+};
+
+// Samples that one product sums over: the widest operand's chunk stays well inside L2.
+int64_t chunk_of(const Position& position);
+
+Plan make_plan(const std::vector<Position>& positions);
+
+}  // namespace growkernels::virtual_grad
