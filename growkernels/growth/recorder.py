@@ -17,6 +17,10 @@ from growkernels.growth.positions import Position
 from growkernels.ops.virtual_grad import virtual_grad_norms
 
 SAMPLE_ROWS = 4  # of the last recorded h, kept to check an insertion with
+# h and dL/dh waiting for the op. Small networks wait for the end of the batch, so that all their
+# positions are one call; large ones do not, because memory that the step would have reused has to
+# be fetched from the system instead, which costs more than the op itself.
+WAITING_BYTES = 32 * 2**20
 
 
 class Tap:
@@ -70,8 +74,10 @@ class Recorder:
         self.samples: dict[str, Tensor] = {}
         self.recording = False
         self._model = model
-        self._arrivals: dict[str, Arrival] = {}
-        self._base_grads: dict[int, Tensor] = {}
+        self._arrivals: dict[str, Arrival] = {}  # waiting for the op
+        self._batch = GradientSums()  # of the batch being recorded
+        self._base_buffers: dict[int, Tensor] = {}  # kept from batch to batch
+        self._base_arrived: set[int] = set()
         self._problems: list[str] = []
         self._unusable: dict[str, str] = {}
         self._feature_maps: dict[str | int, tuple[int, int]] = {}
@@ -104,6 +110,7 @@ class Recorder:
 
     def reset(self) -> None:
         """Forget the recorded batches."""
+        self._base_buffers.update(self.sums.base)
         self.sums, self.samples = GradientSums(), {}
 
     def begin(self) -> None:
@@ -119,7 +126,8 @@ class Recorder:
     def end(self) -> None:
         """Stop recording and let go of the batch's tensors, whether it was added or not."""
         self.recording = False
-        self._arrivals, self._base_grads = {}, {}
+        self._arrivals, self._batch = {}, GradientSums()
+        self._base_arrived.clear()
         for handle in self._handles_of_batch:
             handle.remove()
 
@@ -130,16 +138,21 @@ class Recorder:
             RuntimeError: a position without a gradient, with more than one, or with an h that was
                 changed in place. The batch is dropped, earlier ones are kept.
         """
-        self._check_arrivals()
+        self._take_arrivals()
+        for position in self.positions:
+            if position.name not in self._batch.virtual:
+                self._problems.append(self._why_missing(position.name))
+        if self._problems:
+            raise RuntimeError(self._problems[0])
         self.sums.rescale(loss_scale)
-        try:
-            for group in self._groups():
-                self._add_virtual_grads(group)
-        except BaseException:
-            self.reset()  # no half-added batch stays behind
-            raise
-        for index, grad in self._base_grads.items():
-            self._add_base_grad(index, grad)
+        for name, gradient in self._batch.virtual.items():
+            _add_to(self.sums.virtual, name, gradient)
+            _add_to(self.sums.second_moments, name, self._batch.second_moments[name])
+        for index in self._base_arrived:
+            if index in self.sums.base:
+                self.sums.base[index] += self._base_buffers[index]
+            else:
+                self.sums.base[index] = self._base_buffers.pop(index)
         self.sums.feature_maps.update(self._feature_maps)
         self.sums.batches += 1
 
@@ -168,7 +181,7 @@ class Recorder:
     def _grad_arrived(self, name: str, taken: list[tuple[Tensor, int]], grad: Tensor) -> None:
         if not self.recording:
             taken.clear()
-        elif name in self._arrivals or not taken:
+        elif name in self._arrivals or name in self._batch.virtual or not taken:
             self._problems.append(
                 f"Position {name!r} got more than one gradient in one recording: the module runs "
                 "more than once per forward pass (give each use its own module), or several "
@@ -177,39 +190,54 @@ class Recorder:
         else:
             h, version = taken.pop()
             self._arrivals[name] = Arrival(h, version, grad, grad._version)
+            if sum(a.h.nbytes + a.grad.nbytes for a in self._arrivals.values()) > WAITING_BYTES:
+                self._take_arrivals()
 
     def _base_grad_arrived(self, index: int, grad: Tensor) -> None:
-        earlier = self._base_grads.get(index)
-        self._base_grads[index] = grad if earlier is None else earlier + grad
+        if index in self._base_arrived:
+            self._base_buffers[index] += grad
+            return
+        self._base_arrived.add(index)
+        buffer = self._base_buffers.get(index)
+        if buffer is None:
+            buffer = self._base_buffers[index] = torch.empty_like(grad, dtype=_sum_dtype(grad))
+        buffer.copy_(grad)
 
-    def _check_arrivals(self) -> None:
-        for position in self.positions:
-            name = position.name
-            arrival = self._arrivals.get(name)
-            if arrival is None and name in self._unusable:
-                self._problems.append(self._unusable[name])
-            elif arrival is None:
-                self._problems.append(
-                    f"No gradient reached position {name!r}: the loss does not depend on it, no "
-                    "backward pass ran inside recording(), or the model ran compiled (record with "
-                    "the plain module)."
-                )
-            elif arrival.h._version != arrival.h_version or (
+    def _take_arrivals(self) -> None:
+        """The gradients of the virtual layers whose h and dL/dh are waiting; lets go of those.
+
+        Runs inside backward hooks, so what is wrong is kept for `finish` to raise.
+        """
+        for name, arrival in self._arrivals.items():
+            if arrival.h._version != arrival.h_version or (
                 arrival.grad._version != arrival.grad_version
             ):
                 self._problems.append(
                     f"The output of {name!r} was changed in place after it was recorded; use "
                     "inplace=False in the operation behind it."
                 )
-        if self._problems:
-            raise RuntimeError(self._problems[0])
+        if not self._problems:
+            try:
+                with torch.no_grad():
+                    for group in self._groups():
+                        self._add_virtual_grads(group)
+            except (RuntimeError, TypeError, ValueError) as error:
+                self._problems.append(str(error))
+        self._arrivals = {}
+
+    def _why_missing(self, name: str) -> str:
+        return self._unusable.get(name) or (
+            f"No gradient reached position {name!r}: the loss does not depend on it, no backward "
+            "pass ran inside recording(), or the model ran compiled (record with the plain module)."
+        )
 
     def _groups(self) -> list[list[Position]]:
-        """The positions that one call of the op can take: same kind, same device."""
+        """The waiting positions that one call of the op can take: same kind, same device."""
         groups: dict[tuple[str, torch.device], list[Position]] = {}
         for position in self.positions:
-            device = self._arrivals[position.name].h.device
-            groups.setdefault((position.kind, device), []).append(position)
+            if position.name in self._arrivals:
+                device = self._arrivals[position.name].h.device
+                groups.setdefault((position.kind, device), []).append(position)
         return list(groups.values())
 
     def _add_virtual_grads(self, group: list[Position]) -> None:
@@ -222,37 +250,23 @@ class Recorder:
             dtype = torch.promote_types(dtype, tensor.dtype)
         inputs = [tensor.to(dtype) for tensor in inputs]
         grads = [tensor.to(dtype) for tensor in grads]
-        sum_dtype = torch.float64 if dtype == torch.float64 else torch.float32
         for name, h in zip(names, inputs, strict=True):
             self.samples[name] = h[:SAMPLE_ROWS].clone()
             if kind == "conv2d_relu":
                 self._feature_maps[name] = _feature_map(h)
-            if name not in self.sums.virtual:
-                self.sums.virtual[name] = h.new_zeros(_gradient_shape(kind, h), dtype=sum_dtype)
-                self.sums.second_moments[name] = h.new_zeros((), dtype=sum_dtype)
-        moments = inputs[0].new_zeros(len(names), dtype=sum_dtype)
+        sums = [h.new_zeros(_gradient_shape(kind, h), dtype=_sum_dtype(h)) for h in inputs]
+        moments = inputs[0].new_zeros(len(names), dtype=sums[0].dtype)
         virtual_grad_norms(
             inputs,
             grads,
             kind,
-            [self.sums.virtual[name] for name in names],
+            sums,
             second_moments=moments,
             activation=self.activation,
             scale=self.scale,
         )
-        for name, moment in zip(names, moments.unbind(), strict=True):
-            self.sums.second_moments[name] += moment
-
-    def _add_base_grad(self, index: int, grad: Tensor) -> None:
-        total = self.sums.base.get(index)
-        if total is None:
-            # No copy: autograd does not hand out a tensor for .grad that somebody holds.
-            keep = torch.float64 if grad.dtype == torch.float64 else torch.float32
-            self.sums.base[index] = grad.to(keep)
-        elif self.sums.batches == 1:
-            self.sums.base[index] = total + grad  # the first batch's tensor may have other owners
-        else:
-            total.add_(grad)
+        self._batch.virtual.update(zip(names, sums, strict=True))
+        self._batch.second_moments.update(zip(names, moments.unbind(), strict=True))
 
     def _base_layers(self) -> list[nn.Linear | nn.Conv2d]:
         """The existing weight matrices that the candidates are compared with.
@@ -269,6 +283,17 @@ class Recorder:
         layers = [m for m in self._model.modules() if isinstance(m, wanted)]
         unique = {id(layer.weight): layer for layer in layers}  # tied weights count once
         return list(unique.values())
+
+
+def _add_to(sums: dict[str, Tensor], name: str, term: Tensor) -> None:
+    if name in sums:
+        sums[name] += term
+    else:
+        sums[name] = term
+
+
+def _sum_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _feature_map(h: Tensor) -> tuple[int, int]:

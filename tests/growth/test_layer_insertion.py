@@ -356,3 +356,28 @@ def test_compiled_models() -> None:
 def test_single_candidate() -> None:
     model = nn.Sequential(nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 2))
     assert "one candidate position only ('1')" in (recorded(model, count=2).merits().note or "")
+
+
+@pytest.mark.parametrize("build", [mlp, resnet, cnn])
+def test_large_networks_are_taken_piece_by_piece(
+    build: type[nn.Sequential], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Positions that do not wait for the end of the batch give what those that wait give."""
+    model = build()
+    loader = batches(model, 3, 10)
+    together = recorded(model, count=3).merits()
+    monkeypatch.setattr("growkernels.growth.recorder.WAITING_BYTES", 0)
+    inserter = recorded(model, count=3)
+    apart = inserter.merits()
+    torch.testing.assert_close(apart.values, together.values, rtol=1e-12, atol=0)
+    assert apart.base == pytest.approx(together.base, rel=1e-12)
+    assert apart.snr is not None
+    assert together.snr is not None
+    torch.testing.assert_close(apart.snr, together.snr, rtol=1e-9, atol=0)
+    inserter.reset()
+    for x, y in loader:
+        with inserter.recording():
+            F.cross_entropy(model(x), y).backward()
+    again = inserter.merits()  # into the buffers that the first recording left
+    assert torch.equal(again.values, apart.values)
+    assert again.base == apart.base
