@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -22,8 +23,8 @@ TABLE = Table(
     name=FAMILY,
     family=FAMILY,
     columns=(
-        "case", "shape", "dtype", "opponent", "opponent's time", "growkernels", "growkernels adds",
-        "opponent adds", "peak memory", "opponent's memory", "machine",
+        "case", "shape", "dtype", "opponent", "speed-up", "opponent's time", "growkernels",
+        "growkernels adds", "peak memory", "opponent's memory", "machine",
     ),
 )  # fmt: skip
 
@@ -32,7 +33,7 @@ _AUTHORS = "authors' way"
 _IMAGES = 32
 
 
-def _build(device: torch.device) -> Workload:
+def _build(opponent: str, device: torch.device) -> Workload:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = DeiT().to(device)
@@ -76,22 +77,26 @@ def _build(device: torch.device) -> Workload:
         return merits
 
     calls = {_STEP: step, _AUTHORS: step_with_authors_merits, OURS: step_with_merits}
+    chosen = {name: calls[name] for name in (opponent, OURS)}
     merit_flops = DEPTH * 2.0 * _IMAGES * TOKENS * WIDTH**2
     merit_bytes = DEPTH * 2.0 * _IMAGES * TOKENS * WIDTH * 4
-    return Workload(calls, training_step_flops(_IMAGES) + merit_flops, merit_bytes, 1e-3)
+    return Workload(chosen, training_step_flops(_IMAGES) + merit_flops, merit_bytes, 1e-3)
 
 
+# Two cases, not one: whatever runs after the authors' way finds the process's memory returned to
+# the system, and spends more on fetching it anew than merits cost.
 CASES = [
     Case(
-        name="DeiT-S",
+        name=name,
         shape=f"{_IMAGES} images, {DEPTH} positions × [{_IMAGES * TOKENS}, {WIDTH}]",
         dtype=torch.float32,
         layout="contiguous",
         direction="training step and merits",
-        opponents=(_STEP, _AUTHORS),
-        build=_build,
-        baseline=_STEP,
+        opponents=(opponent,),
+        build=partial(_build, opponent),
+        baseline=_STEP if opponent == _STEP else None,
     )
+    for name, opponent in (("DeiT-S, merits' cost", _STEP), ("DeiT-S, authors' way", _AUTHORS))
 ]
 
 
