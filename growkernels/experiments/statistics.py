@@ -108,6 +108,18 @@ class Claim:
         }
 
 
+def gap_in_loss_only(setting: str, loss: Estimate, error: Estimate) -> Finding:
+    """Whether first is lower in training loss while nothing shows in the test error [points]."""
+    measured = (
+        f"loss {loss.mean:+.3f} ± {loss.sem:.3f}, test error {error.mean:+.2f} ± {error.sem:.2f} "
+        f"percentage points ({loss.count} runs)"
+    )
+    verdict: Verdict = "cannot be told"
+    if lower(loss) == "holds":
+        verdict = "holds" if lower(error) == "cannot be told" else "does not hold"
+    return Finding(setting, measured, verdict)
+
+
 def tally(claims: Sequence[Claim]) -> str:
     """How many claims came out how, as a sentence."""
     counts = [sum(c.verdict == v for c in claims) for v in get_args(Verdict)]

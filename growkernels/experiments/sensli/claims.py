@@ -19,6 +19,7 @@ from growkernels.experiments.statistics import (
     difference,
     equal,
     estimate,
+    gap_in_loss_only,
     lower,
     tally,
 )
@@ -146,14 +147,7 @@ def _gap_in_loss_only(run: SettingRun) -> Finding:
     if _shared(run, "max", "random"):
         return Finding(name, _ONE_POSITION, None)
     loss, error = _gap(run, "max", "random"), _gap(run, "max", "random", "error")
-    measured = (
-        f"loss {loss.mean:+.3f} ± {loss.sem:.3f}, test error {error.mean:+.2f} ± {error.sem:.2f} "
-        f"percentage points ({loss.count} runs)"
-    )
-    verdict: Verdict = "cannot be told"
-    if lower(loss) == "holds":
-        verdict = "holds" if lower(error) == "cannot be told" else "does not hold"
-    return Finding(name, measured, verdict)
+    return gap_in_loss_only(name, loss, error)
 
 
 def sweep_losses(run: SettingRun) -> tuple[list[int], torch.Tensor]:

@@ -18,6 +18,7 @@ from growkernels.experiments.statistics import (
     Verdict,
     difference,
     estimate,
+    gap_in_loss_only,
     lower,
 )
 from growkernels.models.vgg import vgg
@@ -97,14 +98,7 @@ def _lower(runs: Sequence[CnnRun], first: str, second: str) -> Finding:
 
 def _gap_in_loss_only(runs: Sequence[CnnRun]) -> Finding:
     loss, error = _gap(runs, "max", "min"), _gap(runs, "max", "min", "error")
-    measured = (
-        f"loss {loss.mean:+.3f} ± {loss.sem:.3f}, test error {error.mean:+.2f} ± {error.sem:.2f} "
-        f"percentage points ({loss.count} runs)"
-    )
-    verdict: Verdict = "cannot be told"
-    if lower(loss) == "holds":
-        verdict = "holds" if lower(error) == "cannot be told" else "does not hold"
-    return Finding(runs[0].setting.name, measured, verdict)
+    return gap_in_loss_only(runs[0].setting.name, loss, error)
 
 
 def _several(runs: Sequence[CnnRun]) -> Finding:
