@@ -1,8 +1,16 @@
 """growkernels: fast ops and drivers for neural networks that grow while they train."""
 
 from growkernels import growth, nn, ops
-from growkernels.ops import virtual_grad_norms, virtual_grads
+from growkernels.ops import basis_conv2d, virtual_grad_norms, virtual_grads
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "growth", "nn", "ops", "virtual_grad_norms", "virtual_grads"]
+__all__ = [
+    "__version__",
+    "basis_conv2d",
+    "growth",
+    "nn",
+    "ops",
+    "virtual_grad_norms",
+    "virtual_grads",
+]
