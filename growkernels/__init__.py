@@ -1,7 +1,14 @@
 """growkernels: fast ops and drivers for neural networks that grow while they train."""
 
 from growkernels import growth, nn, ops
-from growkernels.ops import basis_conv2d, virtual_grad_norms, virtual_grads
+from growkernels.ops import (
+    basis_conv2d,
+    splitting_hvp,
+    splitting_hvp_conv2d,
+    splitting_weight,
+    virtual_grad_norms,
+    virtual_grads,
+)
 
 __version__ = "0.1.0"
 
@@ -11,6 +18,9 @@ __all__ = [
     "growth",
     "nn",
     "ops",
+    "splitting_hvp",
+    "splitting_hvp_conv2d",
+    "splitting_weight",
     "virtual_grad_norms",
     "virtual_grads",
 ]

@@ -12,4 +12,11 @@ from growkernels.ops.splitting import (  # noqa: E402
 )
 from growkernels.ops.virtual_grad import virtual_grad_norms, virtual_grads  # noqa: E402
 
-__all__ = ["basis_conv2d", "virtual_grad_norms", "virtual_grads"]
+__all__ = [
+    "basis_conv2d",
+    "splitting_hvp",
+    "splitting_hvp_conv2d",
+    "splitting_weight",
+    "virtual_grad_norms",
+    "virtual_grads",
+]

@@ -68,7 +68,7 @@ def splitting_hvp_conv2d(
     """`splitting_hvp` for the filters of a convolution: the rows are the patches of images.
 
     Args:
-        x: [N, C, H, W], the convolution's input. float32, float64, bfloat16 or float16, any strides.
+        x: [N, C, H, W], the convolution's input, any strides; dtypes as in `splitting_hvp`.
         w: [N, n, Ho, Wo], where Ho x Wo is the size of the convolution's output.
         v: [n, C, kh, kw], or [n, k, C, kh, kw] for k filters for each neuron.
         stride, padding, dilation: of the convolution, one number or (vertical, horizontal).
