@@ -19,7 +19,7 @@ from growkernels.data.images import ImageData
 DIRECTIONS = (0, 30, 60, 90)  # degrees, up to the sign: mirroring turns it
 MAX_CLASSES = 200
 STRAYS = 3
-NOISE = 0.11
+NOISE = 0.08
 _CHUNK = 500  # images drawn at a time: bounds the memory
 
 
@@ -124,10 +124,10 @@ def _draw(labels: Tensor, classes: int, size: int, generator: torch.Generator) -
     degrees = torch.tensor(DIRECTIONS, dtype=torch.float32)[labels % len(DIRECTIONS)]
     put(
         labels % len(SHAPES),
-        uniform(0.4, 0.75),
+        uniform(0.5, 0.85),
         torch.deg2rad(degrees + uniform(-8, 8)),
         hue,
-        uniform(0.12, 0.35),
+        uniform(0.16, 0.4),
     )
     noise = torch.randn(image.shape, generator=generator)
     return (255 * (image + NOISE * noise)).round_().clamp_(0, 255).to(torch.uint8)
