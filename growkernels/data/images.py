@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -13,9 +10,16 @@ import torch
 from torch import Tensor
 
 from growkernels.data.cifar_batches import CIFAR10_CLASSES, cifar_split, find_cifar_batches
+from growkernels.data.image_tree import (
+    SUFFIXES,
+    ImageTree,
+    Progress,
+    find_image_tree,
+    has_wordnet_names,
+    image_size,
+)
 
-SUFFIXES = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
-Progress = Callable[[int, int], None]  # called with (images read, images to read)
+TINY_PIXELS = 64  # the size of Tiny ImageNet's images
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ def load_images(
     *,
     train_limit: int | None = None,
     test_limit: int | None = None,
+    class_limit: int | None = None,
+    square: int | None = None,
     progress: Progress | None = None,
 ) -> ImageData:
     """Read a data set, or a random part of it in which the classes are equally frequent.
@@ -61,7 +67,8 @@ def load_images(
     The folder holds one of
 
     * a tree of images, ``train/<class>/*.jpg`` and ``test/<class>/*.jpg`` (``.jpeg``, ``.png`` and
-      ``val`` in place of ``test`` as well), all of one size;
+      ``val`` in place of ``test`` as well), all of one size or brought to one by ``square``; Tiny
+      ImageNet's archive as it is, with ``val/val_annotations.txt``, too;
     * CIFAR-10's batches as unpacked from the official archives, for Python or binary: the files
       themselves or the folder ``cifar-10-batches-py`` or ``cifar-10-batches-bin`` around them.
 
@@ -71,21 +78,23 @@ def load_images(
         generator: a CPU generator, which decides what a limit keeps.
         train_limit: keep this many training images; None: all.
         test_limit: the same for test images.
+        class_limit: keep the first so many classes in alphabetical order; None: all.
+        square: resize the short side of every image in a tree to so many pixels (bicubic) and cut
+            out the middle; None: the images have one size, which is kept.
         progress: called from time to time with (images read, images to read).
 
     Raises:
         FileNotFoundError: no such folder, or no data in it that is understood.
         ValueError: a split without images, classes that differ between the splits, a file that
-            cannot be decoded, images of several sizes, a limit below the number of classes.
+            cannot be decoded, images of several sizes, a limit below the number of classes or more
+            classes than there are.
     """
     folder = Path(folder)
-    if folder.is_file():
-        raise FileNotFoundError(
-            f"{folder} is a file; unpack it (`tar xf {folder.name}`) and give the folder."
-        )
-    if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder {folder}; give the folder of the images.")
-    name, classes, train, test = _open(folder)
+    classes, train, test = _open(folder, square)
+    if class_limit is not None:
+        if not 1 <= class_limit <= len(classes):
+            raise ValueError(f"{folder} has {len(classes)} classes, {class_limit} are needed.")
+        classes = classes[:class_limit]
     kept = [
         _balanced_choice(split.labels, len(classes), limit, generator)
         for split, limit in ((train, train_limit), (test, test_limit))
@@ -99,133 +108,72 @@ def load_images(
         raise ValueError(
             f"Training and test images in {folder} differ in size ({sizes}); give both one size."
         )
+    name = _name(classes, train, test, train_images.shape[-1])
     return ImageData(
         name, classes, train_images, train.labels[kept[0]], test_images, test.labels[kept[1]]
     )
 
 
-def _open(folder: Path) -> tuple[str, tuple[str, ...], _Split, _Split]:
-    """Name, classes, training and test split of whatever the folder holds."""
+def stored_size(folder: Path) -> tuple[int, int]:
+    """Height and width of the first training image in ``folder``, from its header.
+
+    Raises as ``load_images``.
+    """
+    _, train, _ = _open(Path(folder), None)
+    return image_size(train.paths[0]) if isinstance(train, ImageTree) else (32, 32)
+
+
+def _open(folder: Path, square: int | None) -> tuple[tuple[str, ...], _Split, _Split]:
+    """Classes, training and test split of whatever the folder holds."""
+    if folder.is_file():
+        raise FileNotFoundError(
+            f"{folder} is a file; unpack it (`tar xf {folder.name}`) and give the folder."
+        )
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {folder}; give the folder of the images.")
     batches = find_cifar_batches(folder)
     if batches is not None:
-        return "CIFAR-10", CIFAR10_CLASSES, cifar_split(batches, True), cifar_split(batches, False)
-    train_folder = folder / "train"
-    test_folder = next((folder / n for n in ("test", "val") if (folder / n).is_dir()), None)
-    if not train_folder.is_dir() and test_folder is None:
+        if square not in (None, 32):
+            raise ValueError(f"CIFAR-10's images have 32x32 pixels, not {square}x{square}.")
+        return CIFAR10_CLASSES, cifar_split(batches, True), cifar_split(batches, False)
+    tree = find_image_tree(folder, square)
+    if tree is None:
         archive = next((p for p in sorted(folder.glob("*.tar*")) if p.is_file()), None)
         hint = f"; unpack {archive.name} there first" if archive else ""
         raise FileNotFoundError(
             f"{folder} holds neither train/<class>/*.jpg and test/<class>/*.jpg nor CIFAR-10's "
             f"batches{hint}."
         )
-    for split, found in (("train", train_folder.is_dir()), ("test", test_folder is not None)):
-        if not found:
-            raise FileNotFoundError(
-                f"{folder} has no folder {split!r}; a data set needs train/<class>/ and "
-                "test/<class>/ (or val/<class>/)."
-            )
-    assert test_folder is not None
-    classes = _class_names(train_folder)
-    unknown = sorted(set(_class_names(test_folder)) ^ set(classes))
-    if unknown:
-        raise ValueError(
-            f"{train_folder} and {test_folder} differ in their classes ({', '.join(unknown[:5])}); "
-            "give both the same class folders."
-        )
-    train, test = ImageTree(train_folder, classes), ImageTree(test_folder, classes)
+    return tree
+
+
+def _name(classes: tuple[str, ...], train: _Split, test: _Split, size: int) -> str:
+    """What the data is, for reports."""
+    if not isinstance(train, ImageTree) or not isinstance(test, ImageTree):
+        known = "CIFAR-10"
+        return known if len(classes) == len(CIFAR10_CLASSES) else f"{known}, {len(classes)} classes"
     kinds = "/".join(sorted({SUFFIXES[p.suffix.lower()] for p in (*train.paths, *test.paths)}))
-    known = "CIFAR-10" if set(classes) == set(CIFAR10_CLASSES) else f"{len(classes)} classes"
-    return f"{known} ({kinds})", classes, train, test
-
-
-def _class_names(split_folder: Path) -> tuple[str, ...]:
-    names = sorted(
-        entry.name
-        for entry in os.scandir(split_folder)
-        if entry.is_dir() and not entry.name.startswith(".")
-    )
-    if not names:
-        raise ValueError(
-            f"{split_folder} has no class folders; put the images into {split_folder}/<class>/."
-        )
-    return tuple(names)
-
-
-class ImageTree:
-    """One split of an image tree: a folder with one folder per class.
-
-    Raises ValueError for a class without images.
-    """
-
-    def __init__(self, split_folder: Path, classes: tuple[str, ...]) -> None:
-        self.paths: list[Path] = []
-        labels: list[int] = []
-        for label, name in enumerate(classes):
-            files = sorted(
-                path for path in (split_folder / name).rglob("*") if path.suffix.lower() in SUFFIXES
-            )
-            if not files:
-                raise ValueError(
-                    f"{split_folder / name} holds no images ({', '.join(SUFFIXES)}); add some or "
-                    "remove the folder from both splits."
-                )
-            self.paths += files
-            labels += [label] * len(files)
-        self.labels = torch.tensor(labels)
-
-    def read(self, indices: list[int], progress: Progress) -> Tensor:
-        """The images [len(indices), 3, H, W] uint8, decoded in parallel."""
-        first = _decode(self.paths[indices[0]])
-        images = first.new_empty(len(indices), *first.shape)
-
-        def fill(place: int) -> None:
-            path = self.paths[indices[place]]
-            image = _decode(path)
-            if image.shape != first.shape:
-                raise ValueError(
-                    f"{path} is {image.shape[1]}x{image.shape[2]} pixels, "
-                    f"{self.paths[indices[0]]} is {first.shape[1]}x{first.shape[2]}; "
-                    "give all images one size."
-                )
-            images[place] = image
-
-        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            try:
-                for done, _ in enumerate(pool.map(fill, range(len(indices))), start=1):
-                    if done % 100 == 0 or done == len(indices):
-                        progress(done, len(indices))
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-        return images
-
-
-def _decode(path: Path) -> Tensor:
-    """One image file as [3, H, W] uint8; grey and palette images become RGB."""
-    import numpy
-    from PIL import Image
-
-    try:
-        with Image.open(path) as file:
-            pixels = numpy.array(file.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = str(error) if str(path) not in str(error) else "not an image"
-        raise ValueError(
-            f"{path} cannot be read as an image ({reason}); replace or delete it."
-        ) from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    if set(classes) == set(CIFAR10_CLASSES):
+        return f"CIFAR-10 ({kinds})"
+    if has_wordnet_names(classes):
+        return f"{'Tiny-' * (size == TINY_PIXELS)}ImageNet-{len(classes)} ({kinds})"
+    return f"{len(classes)} classes ({kinds})"
 
 
 def _balanced_choice(
     labels: Tensor, classes: int, limit: int | None, generator: torch.Generator
 ) -> Tensor:
-    """Indices of ``limit`` images, as equal in classes as can be, in ascending order."""
-    if limit is None or limit >= len(labels):
-        return torch.arange(len(labels))
+    """Indices of ``limit`` images of the first ``classes``, as equal in classes as can be.
+
+    In ascending order.
+    """
+    candidates = (labels < classes).nonzero()[:, 0]
+    if limit is None or limit >= len(candidates):
+        return candidates
     if limit < classes:
         raise ValueError(f"A part of {limit} images cannot hold all {classes} classes; ask more.")
-    order = torch.randperm(len(labels), generator=generator)
-    rank_in_class = torch.empty_like(order)
+    order = candidates[torch.randperm(len(candidates), generator=generator)]
+    rank_in_class = torch.empty_like(labels)
     for label in range(classes):
         members = order[labels[order] == label]
         rank_in_class[members] = torch.arange(len(members))

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from growkernels.data.augment import Normalise, random_crop_flip
-from growkernels.data.images import ImageData, load_images
+from growkernels.data.images import ImageData, load_images, stored_size
 
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
@@ -59,6 +59,56 @@ def test_a_tree_becomes_the_pixels_of_its_files(tmp_path: Path) -> None:
 def test_the_name_says_what_the_files_are(tmp_path: Path, suffix: str, kind: str) -> None:
     write_tree(tmp_path, CIFAR10, 1, 1, suffix=suffix, test_name="val")
     assert load(tmp_path).name == f"CIFAR-10 ({kind})"
+
+
+def test_tiny_imagenets_archive_and_the_first_of_its_classes(tmp_path: Path) -> None:
+    wnids = ["n01443537", "n01629819", "n01641577"]
+    write_tree(tmp_path, wnids, test_name="unlabelled")
+    (tmp_path / "test" / "images").mkdir(parents=True)
+    (tmp_path / "val" / "images").mkdir(parents=True)
+    lines = []
+    for i, image in enumerate(pixels(6, seed=9)):
+        Image.fromarray(image).save(tmp_path / "val" / "images" / f"val_{i}.png")
+        lines.append(f"val_{i}.png\t{wnids[i % 3]}\t0\t0\t7\t7\n")
+    annotations = tmp_path / "val" / "val_annotations.txt"
+    annotations.write_text("".join(lines))
+    data = load(tmp_path, class_limit=2)
+    assert data.name == "ImageNet-2 (PNG)"
+    assert data.classes == tuple(wnids[:2])
+    assert data.train_labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert data.test_labels.tolist() == [0, 0, 1, 1]
+    expected = torch.from_numpy(pixels(6, seed=9)[[0, 3, 1, 4]]).permute(0, 3, 1, 2)
+    assert torch.equal(data.test_images, expected)
+    with pytest.raises(ValueError, match="has 3 classes, 4 are needed"):
+        load(tmp_path, class_limit=4)
+    annotations.write_text(lines[0] + "val_1.png\tn99\n")
+    with pytest.raises(ValueError, match=r"Line 2 of .*val_annotations\.txt names no class"):
+        load(tmp_path)
+    annotations.write_text(lines[0])
+    with pytest.raises(ValueError, match="lists no images of n01629819, n01641577"):
+        load(tmp_path)
+
+
+def test_images_of_64_pixels_with_wordnet_classes_are_tiny_imagenet(tmp_path: Path) -> None:
+    write_tree(tmp_path, ["n01443537"], 1, 1)
+    for path in tmp_path.rglob("*.png"):
+        Image.fromarray(pixels(1, size=64)[0]).save(path)
+    assert load(tmp_path).name == "Tiny-ImageNet-1 (PNG)"
+
+
+def test_images_of_any_size_become_squares_of_one(tmp_path: Path) -> None:
+    write_tree(tmp_path, ["a"], 2, 1)
+    wide = numpy.zeros((20, 40, 3), numpy.uint8)
+    wide[:, 10:30] = 200  # the middle square
+    Image.fromarray(wide).save(tmp_path / "train" / "a" / "0000.png")
+    assert stored_size(tmp_path) == (20, 40)
+    images = load(tmp_path, square=10).train_images
+    assert images.shape == (2, 3, 10, 10)
+    assert (images[0][:, :, 2:-2] == 200).all()
+    write_cifar(tmp_path / "c", binary=True)
+    assert stored_size(tmp_path / "c") == (32, 32)
+    with pytest.raises(ValueError, match="have 32x32 pixels, not 64x64"):
+        load(tmp_path / "c", square=64)
 
 
 def test_grey_images_become_rgb(tmp_path: Path) -> None:
