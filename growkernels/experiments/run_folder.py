@@ -17,10 +17,16 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+
+
+def number(value: float) -> float | None:
+    """JSON knows neither NaN nor inf."""
+    return value if isfinite(value) else None
 
 
 class RunFolderError(RuntimeError):

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from growkernels.experiments.sensli.engine import SettingRun, lineages_of, seeded, setting_data
+from growkernels.experiments.seeds import seeded
+from growkernels.experiments.sensli.engine import SettingRun, lineages_of, setting_data
 from growkernels.experiments.sensli.merits import position_merits
 from growkernels.experiments.sensli.settings import SETTINGS, Insertion, Setting, Variant
 from growkernels.models.batched import cross_entropy, initialise

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
+from growkernels.experiments.seeds import seeded
 from growkernels.experiments.sensli import flops
-from growkernels.experiments.sensli.engine import SettingRun, lineages_of, seeded
+from growkernels.experiments.sensli.engine import SettingRun, lineages_of
 from growkernels.experiments.sensli.results import final
 from growkernels.experiments.statistics import (
     SIGNIFICANT,

@@ -18,16 +18,16 @@ from torch.nn import functional as F
 
 from growkernels.data.augment import Normalise, random_crop_flip
 from growkernels.data.images import ImageData
+from growkernels.experiments.devices import now
+from growkernels.experiments.seeds import seeded
 from growkernels.experiments.sensli.cnn_merits import (
     MeritPass,
     PassTimes,
     attempt_insertion,
-    now,
     time_passes,
     training_flops,
 )
 from growkernels.experiments.sensli.cnn_settings import Attempt, CnnSetting, CnnVariant
-from growkernels.experiments.sensli.engine import seeded
 from growkernels.growth import insertions, rebuild
 from growkernels.models.vgg import layers_per_stage, vgg
 

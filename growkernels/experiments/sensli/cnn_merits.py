@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from growkernels.experiments.devices import now
 from growkernels.experiments.sensli.authors_merits import ExtendedNetwork
 from growkernels.experiments.sensli.cnn_settings import NORM, TAU, Rule
 from growkernels.growth import LayerInsertion, Merits
@@ -132,13 +132,6 @@ def training_flops(model: nn.Module, images: Tensor) -> float:
         model(images).sum().backward()
     model.zero_grad(set_to_none=True)
     return float(counter.get_total_flops()) / len(images)
-
-
-def now(device: torch.device) -> float:
-    """Seconds of a steady clock, after what was queued on a GPU is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def _flops(model: nn.Module, paths: Sequence[str], batches: Batches) -> float:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isfinite
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from growkernels.experiments.run_folder import number
 from growkernels.experiments.sensli.cnn_engine import CnnRun, path_of
 from growkernels.experiments.sensli.cnn_merits import MeritPass
 from growkernels.experiments.sensli.cnn_settings import NORM, CnnSetting, CnnVariant
@@ -141,11 +141,6 @@ def metrics_records(run: CnnRun) -> list[dict[str, Any]]:
 
 
 _QUANTITIES = ("loss", "test_loss", "error", "seconds")
-
-
-def number(value: float) -> float | None:
-    """JSON knows neither NaN nor inf."""
-    return value if isfinite(value) else None
 
 
 def started_alike(setting: CnnSetting, first: str, second: str) -> bool:

@@ -9,27 +9,24 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from growkernels.data.images import ImageData, load_images
+from growkernels.data.images import ImageData
 from growkernels.experiments.devices import usable_device
-from growkernels.experiments.run_folder import RunFolder
+from growkernels.experiments.image_study import describe_images, progress_bar, read_images
+from growkernels.experiments.run_folder import RunFolder, number
 from growkernels.experiments.sensli import cnn_report
 from growkernels.experiments.sensli.cnn_claims import cnn_claims
 from growkernels.experiments.sensli.cnn_engine import CnnRun
 from growkernels.experiments.sensli.cnn_results import (
     final,
     metrics_records,
-    number,
     setting_summary,
 )
 from growkernels.experiments.sensli.cnn_settings import CnnPreset, CnnSetting, Preset, cnn_preset
 from growkernels.experiments.sensli.cnn_training import train_all
-from growkernels.experiments.sensli.engine import seeded
 from growkernels.experiments.statistics import Claim, estimate
 from growkernels.info import environment
 
-DATA_SEED = 1
 TIMED = ("cnn_exp5", "cnn_exp9")  # one setting per base network
 
 
@@ -54,13 +51,13 @@ def run_cnn(
     )
     device = usable_device(device)
     console = Console()
-    images = _load(data, sizes, console)
+    images = read_images(data, sizes.train_limit, sizes.test_limit, console)
     config = {
         "experiment": "sensli",
         "net": "cnn",
         "preset": preset,
         "device": device,
-        "data": _describe(images),
+        "data": describe_images(images),
         "settings": [asdict(setting) for setting in sizes.settings],
     }
     folder = RunFolder(out, config, resume)
@@ -75,42 +72,6 @@ def run_cnn(
     return report
 
 
-def _progress(console: Console, unit: str) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TimeElapsedColumn(),
-        console=console,
-    )
-
-
-def _load(data: Path, sizes: CnnPreset, console: Console) -> ImageData:
-    with _progress(console, "images") as progress:
-        task = progress.add_task("reading images", total=None)
-        images = load_images(
-            data,
-            seeded(DATA_SEED),
-            train_limit=sizes.train_limit,
-            test_limit=sizes.test_limit,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )
-    return images
-
-
-def _describe(images: ImageData) -> dict[str, Any]:
-    """What the report and the configuration say about the data; the sum tells data sets apart."""
-    return {
-        "name": images.name,
-        "classes": len(images.classes),
-        "train_images": len(images.train_images),
-        "test_images": len(images.test_images),
-        "size": "x".join(map(str, images.train_images.shape[2:])),
-        "sum": int(images.train_images.sum()) + int(images.test_images.sum()),
-    }
-
-
 def _train(
     folder: RunFolder,
     settings: Sequence[CnnSetting],
@@ -121,7 +82,7 @@ def _train(
 ) -> dict[str, list[CnnRun]]:
     logged: list[str] = (folder.load_checkpoint() or {"logged": []})["logged"]
     behind: Counter[tuple[str, int]] = Counter()
-    with _progress(console, "epochs") as progress:
+    with progress_bar(console, "epochs") as progress:
         tasks = {
             s.name: progress.add_task(f"{s.name:9} {s.title}", total=s.runs * s.epochs_to_train)
             for s in settings

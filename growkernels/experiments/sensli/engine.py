@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from growkernels.data.spirals import Split, spirals, split
+from growkernels.experiments.seeds import seeded
 from growkernels.experiments.sensli.merits import position_merits
 from growkernels.experiments.sensli.settings import Insertion, Setting, Variant
 from growkernels.models.batched import (
@@ -52,14 +53,6 @@ def lineages_of(variant: Variant) -> list[Lineage]:
     """The lineages a variant goes through, in order."""
     count = len(variant.insertions)
     return [Lineage(variant.start_hidden, variant.insertions[:n]) for n in range(count + 1)]
-
-
-def seeded(*numbers: int) -> torch.Generator:
-    """A CPU generator that depends on all of ``numbers``."""
-    seed = 0
-    for number in numbers:
-        seed = (seed * 1_000_003 + number) % (2**63)
-    return torch.Generator().manual_seed(seed)
 
 
 def setting_data(setting: Setting, dtype: torch.dtype = torch.float32) -> Split:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from growkernels.experiments.seeds import seeded
 from growkernels.experiments.sensli.authors_merits import ExtendedNetwork
-from growkernels.experiments.sensli.engine import seeded, setting_data
+from growkernels.experiments.sensli.engine import setting_data
 from growkernels.experiments.sensli.merits import position_merits
 from growkernels.experiments.sensli.settings import Setting
 from growkernels.growth import LayerInsertion
