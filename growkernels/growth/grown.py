@@ -12,8 +12,9 @@ from torch.optim import Optimizer
 
 from growkernels.growth.positions import Position, layers_before
 from growkernels.growth.surgery import (
-    RECORD,
+    append_record,
     groups_for_new_layer,
+    growth_records,
     insert_after,
     join_groups,
     undone_on_error,
@@ -29,7 +30,7 @@ def insertions(model: nn.Module) -> list[dict[str, Any]]:
     Plain dicts of strings and numbers, made for checkpoints (``torch.load`` with
     ``weights_only=True`` takes them); ``rebuild`` reads them.
     """
-    return [dict(record) for record in getattr(model, RECORD, [])]
+    return growth_records(model)
 
 
 def rebuild(
@@ -98,7 +99,7 @@ def grow(
         "activation": activation,
         "scale": scale,
     }
-    setattr(model, RECORD, [*insertions(model), record])
+    append_record(model, record)
     return new
 
 

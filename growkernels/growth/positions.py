@@ -38,7 +38,7 @@ def find_positions(model: nn.Module, kinds: Collection[str] | None = None) -> li
     told: name such positions.
     """
     positions = {}
-    for chain in _chains("", model):
+    for chain in chains("", model):
         producer: nn.Module | None = None
         for index, (name, module) in enumerate(chain):
             follower = chain[index + 1][1] if index + 1 < len(chain) else None
@@ -112,7 +112,7 @@ def is_plain_sequential(module: nn.Module) -> bool:
     return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
 
 
-def _chains(name: str, module: nn.Module) -> Iterator[Chain]:
+def chains(name: str, module: nn.Module) -> Iterator[Chain]:
     """Runs of modules of which each one's output is the next one's input."""
     chain = list(_flatten(name, module)) if is_plain_sequential(module) else [(name, module)]
     yield chain
@@ -120,7 +120,7 @@ def _chains(name: str, module: nn.Module) -> Iterator[Chain]:
         if isinstance(link, ResidualBlock):
             continue
         for child_name, child in link.named_children():
-            yield from _chains(f"{path}.{child_name}" if path else child_name, child)
+            yield from chains(f"{path}.{child_name}" if path else child_name, child)
 
 
 def _flatten(name: str, sequential: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +23,17 @@ SAMPLE_ROWS = 4  # of the last recorded h, kept to check an insertion with
 WAITING_BYTES = 32 * 2**20
 
 
+class Watcher(Protocol):
+    """What a Tap reports to."""
+
+    def forward_ran(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """A forward pass of a watched module that records gradients has run."""
+
+
 class Tap:
     """A forward hook that a copied or pickled model carries along without effect."""
 
-    def __init__(self, recorder: Recorder | None = None) -> None:
+    def __init__(self, recorder: Watcher | None = None) -> None:
         self._recorder = None if recorder is None else weakref.ref(recorder)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

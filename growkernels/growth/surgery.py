@@ -13,7 +13,17 @@ from growkernels.growth.positions import is_plain_sequential, layers_before
 
 ParamGroup = dict[str, Any]
 
-RECORD = "_growkernels_insertions"  # attribute of a grown model: what was inserted, in order
+RECORD = "_growkernels_insertions"  # attribute of a grown model: how it grew, in order
+
+
+def growth_records(model: nn.Module) -> list[dict[str, Any]]:
+    """How the model has grown so far, in order: copies of its records."""
+    return [dict(record) for record in getattr(model, RECORD, [])]
+
+
+def append_record(model: nn.Module, record: dict[str, Any]) -> None:
+    """Note one more growth step in the model."""
+    setattr(model, RECORD, [*growth_records(model), record])
 
 
 def insert_after(model: nn.Module, name: str, new: nn.Module) -> str:
@@ -102,7 +112,7 @@ def join_groups(
 ) -> None:
     """Add new's parameters (part of model by now) to the groups for weights and for biases.
 
-    Each takes the place in its group that it has in model.parameters(). An optimizer built over
+    Parameters of one dimension count as biases. Each takes the place in its group that it has in model.parameters(). An optimizer built over
     the grown model by the same code then has the same order, which is what a saved optimizer
     state is matched by. The state of all other parameters stays.
     """
@@ -113,8 +123,8 @@ def join_groups(
         for p, name in zip(group["params"], group["param_names"], strict=True)
     }
     order = {id(p): place for place, p in enumerate(model.parameters())}
-    for name, parameter in new.named_parameters():
-        group = groups[1] if name.endswith("bias") else groups[0]
+    for parameter in new.parameters():
+        group = groups[1] if parameter.dim() <= 1 else groups[0]
         members = group["params"]
         before = [
             index
@@ -129,23 +139,33 @@ def join_groups(
 
 @contextmanager
 def undone_on_error(model: nn.Module, optimizer: Optimizer | None) -> Iterator[None]:
-    """If the block raises, give the model its children and record and the optimizer its lists."""
-    record = vars(model).get(RECORD)
-    children = [(module, dict(module._modules)) for module in model.modules()]
+    """If the block raises, model and optimizer get back what they held.
+
+    That is every module's attributes, children, parameters and buffers, the optimizer's groups and
+    which parameter has which state; the contents of tensors are not kept, so the block must not
+    write into existing ones.
+    """
+    attributes = [(module, _own_copy(vars(module))) for module in model.modules()]
     groups = [(group, dict(group)) for group in getattr(optimizer, "param_groups", [])]
     lists = [(group["params"], list(group["params"])) for group, _ in groups]
+    state = dict(getattr(optimizer, "state", {}))
     try:
         yield
     except BaseException:
-        for module, kept in children:
-            module._modules.clear()
-            module._modules.update(kept)
+        for module, kept in attributes:
+            vars(module).clear()
+            vars(module).update(kept)
         for group, kept_group in groups:
             group.clear()
             group.update(kept_group)
         for params, kept_params in lists:
             params[:] = kept_params
-        vars(model).pop(RECORD, None)
-        if record is not None:
-            setattr(model, RECORD, record)
+        if isinstance(optimizer, Optimizer):
+            optimizer.state.clear()
+            optimizer.state.update(state)
         raise
+
+
+def _own_copy(attributes: dict[str, Any]) -> dict[str, Any]:
+    inner = ("_modules", "_parameters", "_buffers")
+    return {name: dict(v) if name in inner else v for name, v in attributes.items()}

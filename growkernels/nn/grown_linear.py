@@ -1,0 +1,180 @@
+"""Linear layers and convolutions that have grown branches on some of their outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+FORMS = ("pair", "single", "gated")
+
+
+class Branch(nn.Module):
+    """What a grown layer adds to its outputs ``index``: GELU(z) + z of new neurons, initially 0.
+
+    Three forms (Beyond Uniform Scaling, arXiv 2402.12418, section 2, for the first):
+
+    * ``"pair"``, the paper's: z = plus(x) + minus(x), two new neurons of opposite weights for each
+      chosen output. Both always receive the same gradient, so only their sum does anything.
+    * ``"single"``: z = gain * linear(x) with linear = 0, the same function at half the parameters.
+      With gain = sqrt(2) it trains exactly like the pair under SGD (momentum and weight decay
+      included: the pair's sum moves by twice the step of one), with gain = 2 under Adam and AdamW,
+      whose step does not depend on the gradient's scale (their eps and a decay that is coupled to
+      the gradient aside).
+    * ``"gated"``: gate * (GELU(z) + z), z = linear(x), with one trained number gate = 0 per neuron.
+      Unlike in the other two, the new weights' initial direction a matters: the gate's gradient is
+      dL/dgate = sum_m delta_m (1.5 a.x_m) + a.S a / 2 + O(|a|^4), so that at a saddle, where the
+      first term vanishes, the splitting matrix S alone decides, and the pair would not move.
+
+    ``index`` holds the outputs in the layer's own numbering. It is no parameter and no part of
+    state_dict, because the growth records of the model have it.
+
+    Raises:
+        ValueError: unknown form, or no outputs.
+    """
+
+    index: Tensor
+
+    def __init__(
+        self, layer: nn.Linear | nn.Conv2d, outputs: Sequence[int], form: str, gain: float = 2.0
+    ) -> None:
+        super().__init__()
+        if form not in FORMS:
+            raise ValueError(f"Unknown form {form!r}; choose one of {', '.join(FORMS)}.")
+        if not outputs:
+            raise ValueError("A branch needs at least one output to be added to.")
+        self.form = form
+        self.gain = gain
+        place = layer.weight.device
+        self.register_buffer("index", torch.tensor(outputs, device=place), persistent=False)
+        if form == "pair":
+            self.plus = _zero_layer(layer, len(outputs))
+            self.minus = _zero_layer(layer, len(outputs))
+        else:
+            self.linear = _zero_layer(layer, len(outputs))
+        if form == "gated":
+            gate = torch.zeros(len(outputs), device=place, dtype=layer.weight.dtype)
+            self.gate = nn.Parameter(gate)
+        self.act = nn.GELU()
+
+    @torch.no_grad()
+    def start_at(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Set the new neurons to these values; the function does not change in any form.
+
+        pair: plus = values, minus = -values. gated: linear = values. single: nothing, because the
+        pair's sum is 0 whatever they are.
+        """
+        if self.form == "single":
+            return
+        first = self.plus if self.form == "pair" else self.linear
+        first.weight.copy_(weight)
+        if first.bias is not None and bias is not None:
+            first.bias.copy_(bias)
+        if self.form == "pair":
+            self.minus.weight.copy_(-first.weight)
+            if self.minus.bias is not None and first.bias is not None:
+                self.minus.bias.copy_(-first.bias)
+
+    def add_to(self, y: Tensor, x: Tensor, dim: int) -> Tensor:
+        """Y with the branch added to its features, which lie along ``dim``; y may be changed."""
+        if self.form == "pair":
+            z = self.plus(x) + self.minus(x)
+        elif self.form == "single":
+            z = self.gain * self.linear(x)
+        else:
+            z = self.linear(x)
+        out = self.act(z) + z
+        if self.form == "gated":
+            out = out * self.gate.to(out.dtype).view(-1, *(1,) * (-1 - dim))
+        return y.index_add(dim, self.index, out.to(y.dtype))
+
+    def extra_repr(self) -> str:
+        gain = f", gain={self.gain:.4g}" if self.form == "single" else ""
+        return f"outputs={len(self.index)}, form={self.form!r}{gain}"
+
+
+class GrownLinear(nn.Linear):
+    """x Wᵀ + b for x [..., in_features], plus, on some outputs, what its branches compute of x.
+
+    O'[..., index] = O[..., index] + GELU(z) + z for every ``Branch`` in ``branches``, whose own
+    layers may be grown in turn. Made from a layer by ``grown``.
+    """
+
+    branches: nn.ModuleList
+
+    def forward(self, input: Tensor) -> Tensor:
+        return _with_branches(super().forward(input), input, self.branches, dim=-1)
+
+
+class GrownConv2d(nn.Conv2d):
+    """A convolution that, on some output channels, adds what its branches compute of the input.
+
+    As GrownLinear, with convolutions of the layer's own kernel size, stride, padding and dilation.
+    """
+
+    branches: nn.ModuleList
+
+    def forward(self, input: Tensor) -> Tensor:
+        return _with_branches(super().forward(input), input, self.branches, dim=-3)
+
+
+def grown(layer: nn.Linear | nn.Conv2d) -> GrownLinear | GrownConv2d:
+    """The layer as one that can have branches: the same parameters (not copies), hooks and mode.
+
+    Raises:
+        TypeError: not exactly an nn.Linear or nn.Conv2d, or a grown one (which is returned as is).
+        ValueError: a convolution with groups, or with padding other than zeros.
+    """
+    if isinstance(layer, GrownLinear | GrownConv2d):
+        return layer
+    new: GrownLinear | GrownConv2d
+    if type(layer) is nn.Linear:
+        new = GrownLinear.__new__(GrownLinear)
+    elif type(layer) is nn.Conv2d:
+        if layer.groups != 1 or layer.padding_mode != "zeros":
+            raise ValueError(
+                f"A convolution with groups={layer.groups} and padding_mode="
+                f"{layer.padding_mode!r} cannot be grown; groups=1 with zero padding can."
+            )
+        new = GrownConv2d.__new__(GrownConv2d)
+    else:
+        raise TypeError(
+            f"A {type(layer).__name__} cannot be grown, because what its forward does with its "
+            "weights is not known; nn.Linear and nn.Conv2d can."
+        )
+    vars(new).update(vars(layer), _modules={})
+    new.branches = nn.ModuleList()
+    return new
+
+
+def _with_branches(y: Tensor, x: Tensor, branches: nn.ModuleList, dim: int) -> Tensor:
+    for branch in branches:
+        if isinstance(branch, Branch):
+            y = branch.add_to(y, x, dim)
+    return y
+
+
+def _zero_layer(layer: nn.Linear | nn.Conv2d, outputs: int) -> nn.Linear | nn.Conv2d:
+    """A layer of zeros like ``layer``, but with its own number of outputs."""
+    has_bias = layer.bias is not None
+    new: nn.Linear | nn.Conv2d
+    # Built on the meta device first: no random numbers are drawn for values that are replaced.
+    if isinstance(layer, nn.Linear):
+        new = nn.Linear(layer.in_features, outputs, has_bias, "meta", layer.weight.dtype)
+    else:
+        new = nn.Conv2d(
+            layer.in_channels,
+            outputs,
+            layer.kernel_size,  # type: ignore[arg-type]
+            layer.stride,  # type: ignore[arg-type]
+            layer.padding,  # type: ignore[arg-type]
+            layer.dilation,  # type: ignore[arg-type]
+            bias=has_bias,
+            device="meta",
+            dtype=layer.weight.dtype,
+        )
+    new = new.to_empty(device=layer.weight.device)
+    for parameter in new.parameters():
+        nn.init.zeros_(parameter)
+    return new
