@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from growkernels.nn import Attention
 
@@ -41,10 +40,11 @@ class Mlp(nn.Module):
     def __init__(self, embed: int, width: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(embed, width)
+        self.act = nn.GELU()
         self.fc2 = nn.Linear(width, embed)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        out: Tensor = self.fc2(self.act(self.fc1(x)))
         return out
 
 

@@ -1,7 +1,22 @@
-"""Layers and blocks that networks grow by."""
+"""Layers and blocks that networks grow by, and layers that train fewer parameters."""
 
 from growkernels.nn.attention import Attention
+from growkernels.nn.basis_conv2d import BasisConv2d
+from growkernels.nn.convert import Conversion, ConvertedLayer, convert
+from growkernels.nn.grown_linear import GrownConv2d, GrownLinear
 from growkernels.nn.identity_layers import Conv2dReLU, LinearReLU, identity_layer
 from growkernels.nn.residual_block import ResidualBlock
 
-__all__ = ["Attention", "Conv2dReLU", "LinearReLU", "ResidualBlock", "identity_layer"]
+__all__ = [
+    "Attention",
+    "BasisConv2d",
+    "Conv2dReLU",
+    "Conversion",
+    "ConvertedLayer",
+    "GrownConv2d",
+    "GrownLinear",
+    "LinearReLU",
+    "ResidualBlock",
+    "convert",
+    "identity_layer",
+]
