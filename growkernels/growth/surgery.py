@@ -112,9 +112,10 @@ def join_groups(
 ) -> None:
     """Add new's parameters (part of model by now) to the groups for weights and for biases.
 
-    Parameters of one dimension count as biases. Each takes the place in its group that it has in model.parameters(). An optimizer built over
-    the grown model by the same code then has the same order, which is what a saved optimizer
-    state is matched by. The state of all other parameters stays.
+    Parameters of one dimension count as biases. Each takes the place in its group that it has in
+    model.parameters(). An optimizer built over the grown model by the same code then has the same
+    order, which is what a saved optimizer state is matched by. The state of all other parameters
+    stays.
     """
     named = [group for group in optimizer.param_groups if "param_names" in group]
     names = {
