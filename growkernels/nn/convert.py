@@ -1,0 +1,280 @@
+"""Exchanging a model's convolutions for basis convolutions, and back."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from growkernels.nn.basis_conv2d import (
+    BasisConv2d,
+    as_matrix,
+    check_basis_channels,
+    check_replaceable,
+    weight_count,
+)
+from growkernels.nn.kernel_factors import kernel_matrix
+from growkernels.nn.momentum import to_factors, to_kernel
+from growkernels.nn.optimizer_surgery import (
+    check_takes_parameters,
+    exchange,
+    group_of_each,
+    undone_on_error,
+)
+
+Layer = nn.Conv2d | BasisConv2d
+MOMENTUM = "momentum_buffer"
+
+
+@dataclass(frozen=True)
+class ConvertedLayer:
+    """One exchanged layer: its trained filters and weights (bias aside), before and after.
+
+    ``error`` is the distance between the two equivalent kernels relative to the kernel's norm.
+    """
+
+    filters_before: int
+    filters: int
+    weights_before: int
+    weights: int
+    error: float
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What :func:`convert` did, by module path: the layers exchanged, and why others were not."""
+
+    converted: dict[str, ConvertedLayer]
+    skipped: dict[str, str]
+
+    def __str__(self) -> str:
+        lines = [
+            f"{path}: {layer.filters_before} -> {layer.filters} trained filters, "
+            f"{layer.weights_before:,} -> {layer.weights:,} weights, "
+            f"kernel changed by {layer.error:.1%}"
+            for path, layer in self.converted.items()
+        ]
+        lines += [f"{path}: skipped, {reason}" for path, reason in self.skipped.items()]
+        return "\n".join(lines) or "nothing to convert"
+
+
+def convert(
+    model: nn.Module,
+    plan: Mapping[str, int | float],
+    optimizer: Optimizer | None = None,
+    init: str = "svd",
+) -> Conversion:
+    """Exchange the layers a plan names for basis convolutions, or back, in place.
+
+    A plan maps module paths to numbers of trained filters R (int), or fractions of the output
+    channels (float in (0, 1], rounded to the nearest number from 1 up). An nn.Conv2d becomes
+    ``BasisConv2d.from_conv(conv, R, init)``; a BasisConv2d of another R becomes one of this R; a
+    BasisConv2d whose R is all its output channels becomes the equivalent nn.Conv2d. Skipped, with
+    the reason in the result: layers that have that many filters already, and numbers of filters
+    that need no fewer weights and multiplications than the full kernel.
+
+    Every other parameter stays the same object, biases of exchanged layers included. In the
+    optimizer the new parameters take the place of the old ones in their group, and all others keep
+    their state. For torch.optim.SGD the momentum goes along: a buffer is a weighted sum of
+    gradients, so the factors' buffers are what those gradients would have left at the new values by
+    the chain rule, and a kernel's buffer is the smallest one from which the chain rule gives the
+    factors' (exchanging a layer back and forth restores the momentum that the factors had; the
+    weight decay inside a buffer is carried as if it were a gradient). Other optimizers keep squares
+    of gradients too, which have no such rule, so there new parameters start without state, as do
+    those of an SGD without momentum. Gradients (``.grad``) of exchanged parameters are dropped.
+
+    The whole plan is checked first, and on any error model and optimizer are as before. Compiled
+    models compile again at the next call.
+
+    Args:
+        model: any module; not a DataParallel wrapper.
+        plan: {module path: R or fraction}.
+        optimizer: the model's optimizer, or None.
+        init: ``"svd"`` or ``"select"``, see :meth:`BasisConv2d.from_conv`.
+
+    Raises:
+        TypeError: an optimizer whose state can take no parameter, a wrapped model.
+        ValueError: a path that is not there, is the model itself, is no convolution that a basis
+            convolution can replace (from_conv says which), is used in several places, shares its
+            weights or carries hooks; an R or fraction out of range; an unknown init; an optimizer
+            that holds no parameter of the model.
+    """
+    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        raise TypeError(
+            f"The model is wrapped in {type(model).__name__}, which would not know the new "
+            "parameters: pass model.module and wrap it again afterwards."
+        )
+    if init not in ("svd", "select"):
+        raise ValueError(f"Unknown init {init!r}; choose 'svd' or 'select'.")
+    if optimizer is not None:
+        check_takes_parameters(optimizer)
+        held = group_of_each(optimizer)
+        if not any(id(p) in held for p in model.parameters()):
+            raise ValueError(
+                "The optimizer holds no parameter of the model; pass the optimizer of this model, "
+                "or None."
+            )
+    wanted, skipped = _read(model, plan, init)
+    exchanged: dict[str, tuple[Layer, Layer]] = {}
+    for path, filters in wanted.items():
+        try:
+            old = model.get_submodule(path)
+            assert isinstance(old, Layer)
+            exchanged[path] = old, _exchanged(old, filters, init)
+        except ValueError as error:
+            raise ValueError(f"{path!r} cannot be converted. {error}") from None
+    with undone_on_error(model, optimizer):
+        for path, (old, new) in exchanged.items():
+            parent, _, child = path.rpartition(".")
+            model.get_submodule(parent)._modules[child] = new
+            if optimizer is not None:
+                momentum = _momentum(optimizer, old, new)
+                exchange(optimizer, _weights(old), _weights(new))
+                for parameter, buffer in momentum:
+                    optimizer.state[parameter][MOMENTUM] = buffer
+    return Conversion({path: _record(*pair) for path, pair in exchanged.items()}, skipped)
+
+
+def _read(
+    model: nn.Module, plan: Mapping[str, int | float], init: str
+) -> tuple[dict[str, int], dict[str, str]]:
+    """The plan as numbers of filters, and what is left out for which reason."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    places: defaultdict[int, list[str]] = defaultdict(list)
+    for path, module in modules.items():
+        places[id(module)].append(path)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        places[id(parameter)].append(name)
+    wanted: dict[str, int] = {}
+    skipped: dict[str, str] = {}
+    for path, value in plan.items():
+        layer = modules.get(path)
+        if layer is None:
+            raise ValueError(f"The plan names {path!r}, which is not a module of the model.")
+        if layer is model:
+            raise ValueError(
+                "The plan names the model itself, which cannot be exchanged inside itself; call "
+                "BasisConv2d.from_conv, or put the layer into an nn.Sequential."
+            )
+        try:
+            filters = _check_layer(layer, value, places)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path!r} cannot be converted. {error}") from None
+        reason = _reason_to_skip(layer, filters, init)
+        if reason:
+            skipped[path] = reason
+        else:
+            wanted[path] = filters
+    return wanted, skipped
+
+
+def _check_layer(layer: nn.Module, value: int | float, places: Mapping[int, list[str]]) -> int:
+    """The number of filters that a plan's value means for a layer; raises where it cannot be."""
+    if not isinstance(layer, BasisConv2d):
+        check_replaceable(layer)
+    assert isinstance(layer, Layer)
+    for shared in (layer, *layer.parameters()):
+        if len(places[id(shared)]) > 1:
+            kind = "layer" if shared is layer else "weights"
+            raise ValueError(
+                f"The same {kind} is used at {' and '.join(map(repr, places[id(shared)]))}; only "
+                "what is used in one place can be exchanged."
+            )
+    hooks = (
+        layer._forward_hooks,
+        layer._forward_pre_hooks,
+        layer._backward_hooks,
+        layer._backward_pre_hooks,
+    )
+    if any(hooks):
+        raise ValueError("It carries hooks, which the new layer would not have; remove them first.")
+    if isinstance(value, int) and not isinstance(value, bool):
+        filters = value
+    elif isinstance(value, float) and 0 < value <= 1:
+        filters = max(1, round(value * layer.out_channels))
+    else:
+        raise ValueError(
+            f"The plan asks for {value!r}; give a number of filters (int), or a fraction of the "
+            "output channels (float) above 0 and up to 1."
+        )
+    check_basis_channels(filters, layer.out_channels)
+    return filters
+
+
+def _reason_to_skip(layer: nn.Module, filters: int, init: str) -> str:
+    assert isinstance(layer, Layer)
+    basis = isinstance(layer, BasisConv2d)
+    if filters == layer.out_channels:
+        return "" if basis else f"its full kernel already trains all {filters} filters"
+    if basis and filters == layer.basis_channels:
+        return f"already a basis convolution with {filters} filters"
+    taps = layer.in_channels * layer.kernel_size[0] * layer.kernel_size[1]
+    needed = weight_count(taps, layer.out_channels, filters, include_basis=init == "svd")
+    full = taps * layer.out_channels
+    if needed >= full:
+        return f"{filters} filters need {needed:,} weights, the full kernel needs {full:,}"
+    return ""
+
+
+def _exchanged(old: Layer, filters: int, init: str) -> Layer:
+    conv = old.to_conv() if isinstance(old, BasisConv2d) else old
+    full = filters == old.out_channels
+    new = conv if full else BasisConv2d.from_conv(conv, filters, init)
+    new.bias = old.bias
+    return new
+
+
+def _weights(layer: Layer) -> dict[str, nn.Parameter]:
+    if isinstance(layer, BasisConv2d):
+        return {"basis": layer.basis, "coeff": layer.coeff}
+    return {"weight": cast(nn.Parameter, layer.weight)}
+
+
+def _factors(layer: BasisConv2d) -> tuple[Tensor, Tensor, bool]:
+    return as_matrix(layer.basis), as_matrix(layer.coeff), layer.include_basis
+
+
+def _momentum(optimizer: Optimizer, old: Layer, new: Layer) -> list[tuple[nn.Parameter, Tensor]]:
+    """The momentum buffers of the new layer's weights; none where the old ones had none."""
+    if not isinstance(optimizer, SGD):
+        return []
+    buffers = [optimizer.state.get(p, {}).get(MOMENTUM) for p in _weights(old).values()]
+    if any(buffer is None for buffer in buffers):
+        return []
+    matrices = [as_matrix(buffer) for buffer in buffers]
+    if isinstance(old, BasisConv2d):
+        of_basis, of_coeff = matrices
+        matrices = [to_kernel(of_basis, of_coeff, *_factors(old))]
+    if isinstance(new, BasisConv2d):
+        matrices = list(to_factors(matrices[0], *_factors(new)))
+    return [
+        (parameter, torch.empty_like(parameter).copy_(matrix.view(parameter.shape)))
+        for parameter, matrix in zip(_weights(new).values(), matrices, strict=True)
+    ]
+
+
+def _record(old: Layer, new: Layer) -> ConvertedLayer:
+    before, after = _kernel(old), _kernel(new)
+    norm = float(before.norm())
+    return ConvertedLayer(
+        filters_before=_filters(old),
+        filters=_filters(new),
+        weights_before=sum(p.numel() for p in _weights(old).values()),
+        weights=sum(p.numel() for p in _weights(new).values()),
+        error=float((after - before).norm()) / norm if norm else 0.0,
+    )
+
+
+def _kernel(layer: Layer) -> Tensor:
+    if isinstance(layer, BasisConv2d):
+        return kernel_matrix(*_factors(layer))
+    return as_matrix(layer.weight)
+
+
+def _filters(layer: Layer) -> int:
+    return layer.basis_channels if isinstance(layer, BasisConv2d) else layer.out_channels
