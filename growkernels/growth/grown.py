@@ -17,9 +17,9 @@ from growkernels.growth.surgery import (
     growth_records,
     insert_after,
     join_groups,
-    undone_on_error,
 )
 from growkernels.nn import identity_layer
+from growkernels.nn.optimizer_surgery import undone_on_error
 
 TOLERANCE = 1e-6  # of the largest |output|
 

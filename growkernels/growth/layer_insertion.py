@@ -14,8 +14,8 @@ from growkernels.growth.merit_norms import NORMS
 from growkernels.growth.merits import Merits
 from growkernels.growth.positions import KINDS, Position, find_positions, named_positions
 from growkernels.growth.recorder import Recorder
-from growkernels.growth.surgery import undone_on_error
 from growkernels.nn import ResidualBlock
+from growkernels.nn.optimizer_surgery import undone_on_error
 
 
 class LayerInsertion:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
-from torch.optim import LBFGS, Adagrad, Optimizer
+from torch.optim import Optimizer
 
 from growkernels.growth.positions import is_plain_sequential, layers_before
-
-ParamGroup = dict[str, Any]
+from growkernels.nn.optimizer_surgery import ParamGroup, check_takes_parameters, group_of_each
 
 RECORD = "_growkernels_insertions"  # attribute of a grown model: how it grew, in order
 
@@ -82,17 +79,8 @@ def groups_for_new_layer(
         TypeError: not an optimizer, or one whose state cannot take a new parameter.
         ValueError: the optimizer holds no Linear or Conv2d weight of the model.
     """
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(
-            f"optimizer is a {type(optimizer).__name__}; pass the model's torch.optim optimizer, "
-            "or None."
-        )
-    if isinstance(optimizer, LBFGS | Adagrad):
-        raise TypeError(
-            f"{type(optimizer).__name__} lays out its state when it is built, so no parameter can "
-            "join it; insert with optimizer=None and build a new optimizer."
-        )
-    group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    check_takes_parameters(optimizer)
+    group_of = group_of_each(optimizer)
     layers = layers_before(model, name)
     weight_groups = [group_of[id(m.weight)] for m in layers if id(m.weight) in group_of]
     bias_groups = [group_of[id(m.bias)] for m in layers if id(m.bias) in group_of]
@@ -136,37 +124,3 @@ def join_groups(
     names.update((id(p), name) for name, p in model.named_parameters())
     for group in named:
         group["param_names"] = [names[id(p)] for p in group["params"]]
-
-
-@contextmanager
-def undone_on_error(model: nn.Module, optimizer: Optimizer | None) -> Iterator[None]:
-    """If the block raises, model and optimizer get back what they held.
-
-    That is every module's attributes, children, parameters and buffers, the optimizer's groups and
-    which parameter has which state; the contents of tensors are not kept, so the block must not
-    write into existing ones.
-    """
-    attributes = [(module, _own_copy(vars(module))) for module in model.modules()]
-    groups = [(group, dict(group)) for group in getattr(optimizer, "param_groups", [])]
-    lists = [(group["params"], list(group["params"])) for group, _ in groups]
-    state = dict(getattr(optimizer, "state", {}))
-    try:
-        yield
-    except BaseException:
-        for module, kept in attributes:
-            vars(module).clear()
-            vars(module).update(kept)
-        for group, kept_group in groups:
-            group.clear()
-            group.update(kept_group)
-        for params, kept_params in lists:
-            params[:] = kept_params
-        if isinstance(optimizer, Optimizer):
-            optimizer.state.clear()
-            optimizer.state.update(state)
-        raise
-
-
-def _own_copy(attributes: dict[str, Any]) -> dict[str, Any]:
-    inner = ("_modules", "_parameters", "_buffers")
-    return {name: dict(v) if name in inner else v for name, v in attributes.items()}
