@@ -3,6 +3,7 @@
 from growkernels.growth.grown import insertions, rebuild
 from growkernels.growth.layer_insertion import LayerInsertion
 from growkernels.growth.merits import Merits
+from growkernels.growth.neuron_scaling import NeuronScaling
 from growkernels.growth.positions import Position, find_positions
 from growkernels.growth.triggers import FixedStep, LossPlateau, MeritRatio, Trigger
 
@@ -12,6 +13,7 @@ __all__ = [
     "LossPlateau",
     "MeritRatio",
     "Merits",
+    "NeuronScaling",
     "Position",
     "Trigger",
     "find_positions",

@@ -1,4 +1,4 @@
-"""Growing a model by one identity layer, and growing it again the same way from a record."""
+"""Growing a model by one identity layer; growing a model again the same way from its records."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from growkernels.growth.neuron_scaling import growing
 from growkernels.growth.positions import Position, layers_before
+from growkernels.growth.same_function import TOLERANCE
 from growkernels.growth.surgery import (
     append_record,
     groups_for_new_layer,
@@ -21,11 +23,9 @@ from growkernels.growth.surgery import (
 from growkernels.nn import identity_layer
 from growkernels.nn.optimizer_surgery import undone_on_error
 
-TOLERANCE = 1e-6  # of the largest |output|
-
 
 def insertions(model: nn.Module) -> list[dict[str, Any]]:
-    """The insertions made in a model so far, in order.
+    """How a model has grown so far: its inserted layers and grown neurons, in order.
 
     Plain dicts of strings and numbers, made for checkpoints (``torch.load`` with
     ``weights_only=True`` takes them); ``rebuild`` reads them.
@@ -36,7 +36,7 @@ def insertions(model: nn.Module) -> list[dict[str, Any]]:
 def rebuild(
     model: nn.Module, records: Sequence[dict[str, Any]], optimizer: Optimizer | None = None
 ) -> None:
-    """Repeat recorded insertions on the base model, so that a checkpoint's states fit.
+    """Repeat recorded growth on the base model, so that a checkpoint's states fit.
 
     ::
 
@@ -51,6 +51,9 @@ def rebuild(
     """
     with undone_on_error(model, optimizer):
         for record in records:
+            if record["kind"] == growing.KIND:
+                growing.apply(model, record, optimizer)
+                continue
             grow(
                 model,
                 Position(record["position"], record["kind"]),
@@ -101,43 +104,6 @@ def grow(
     }
     append_record(model, record)
     return new
-
-
-def outputs_in_eval_mode(model: nn.Module, sample: Any) -> Tensor:
-    """model(sample) in eval mode without gradients; every module's mode is as before afterwards.
-
-    Raises:
-        TypeError: the output is not a tensor.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            output = model(*sample) if isinstance(sample, tuple) else model(sample)
-    finally:
-        for module, training in modes:
-            module.training = training
-    if not isinstance(output, Tensor):
-        raise TypeError(
-            f"The model returns a {type(output).__name__}; the check with `sample` needs a tensor."
-        )
-    return output
-
-
-def check_same_output(before: Tensor, after: Tensor) -> None:
-    """Raise RuntimeError unless max |after - before| is within 1e-6 of the largest |before|.
-
-    Types with less precision are allowed four units in the last place.
-    """
-    tolerance = max(TOLERANCE, 4 * torch.finfo(before.dtype).eps)
-    error = float((after.double() - before.double()).abs().max())
-    largest = float(before.double().abs().max())
-    if not error <= tolerance * largest:
-        raise RuntimeError(
-            f"The insertion would change the network's output by {error:.3g} (largest output "
-            f"{largest:.3g}): its forward does not simply pass on what this position computes. "
-            "Model and optimizer are as before."
-        )
 
 
 def _check_identity(position: Position, new: nn.Module, h: Tensor) -> None:

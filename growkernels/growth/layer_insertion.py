@@ -9,11 +9,13 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from growkernels.growth.grown import check_same_output, grow, outputs_in_eval_mode
+from growkernels.growth.grown import grow
 from growkernels.growth.merit_norms import NORMS
 from growkernels.growth.merits import Merits
 from growkernels.growth.positions import KINDS, Position, find_positions, named_positions
 from growkernels.growth.recorder import Recorder
+from growkernels.growth.same_function import check_same_output, outputs_in_eval_mode
+from growkernels.growth.surgery import refuse_wrappers
 from growkernels.nn import ResidualBlock
 from growkernels.nn.optimizer_surgery import undone_on_error
 
@@ -64,7 +66,7 @@ class LayerInsertion:
         activation: str | None = None,
         scale: float = 0.8,
     ) -> None:
-        _refuse_wrappers(model)
+        refuse_wrappers(model)
         if norm not in NORMS:
             raise ValueError(f"Unknown norm {norm!r}; choose one of {', '.join(NORMS)}.")
         unknown = set(kinds or ()) - set(KINDS)
@@ -267,22 +269,6 @@ class LayerInsertion:
             if old == place:
                 positions.append(Position(paths[new], old.kind))
         return positions
-
-
-def _refuse_wrappers(model: nn.Module) -> None:
-    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-        raise TypeError(
-            f"The model is wrapped in {type(model).__name__}: pass model.module (recording works "
-            "while you call the wrapper), and after insert() wrap the module again, because the "
-            "old wrapper does not know the new parameters."
-        )
-    for name, module in model.named_modules():
-        if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
-            raise TypeError(
-                f"{'The model' if not name else f'Module {name!r}'} is compiled, and hooks do not "
-                "run in a compiled graph: pass the plain module (compiled._orig_mod), run the "
-                "recorded batches with it, and call torch.compile again after insert()."
-            )
 
 
 def _activation_of_blocks(model: nn.Module) -> str:

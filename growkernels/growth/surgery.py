@@ -23,6 +23,23 @@ def append_record(model: nn.Module, record: dict[str, Any]) -> None:
     setattr(model, RECORD, [*growth_records(model), record])
 
 
+def refuse_wrappers(model: nn.Module) -> None:
+    """Raise TypeError for a model that is compiled, or wrapped for data parallelism."""
+    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        raise TypeError(
+            f"The model is wrapped in {type(model).__name__}: pass model.module (recording works "
+            "while you call the wrapper), and after growing wrap the module again, because the "
+            "old wrapper does not know the new parameters."
+        )
+    for name, module in model.named_modules():
+        if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
+            raise TypeError(
+                f"{'The model' if not name else f'Module {name!r}'} is compiled, and hooks do not "
+                "run in a compiled graph: pass the plain module (compiled._orig_mod), run the "
+                "recorded batches with it, and call torch.compile again after growing."
+            )
+
+
 def insert_after(model: nn.Module, name: str, new: nn.Module) -> str:
     """Put `new` behind the module at path `name`, on its output; returns the new module's path.
 

@@ -1,0 +1,249 @@
+"""The layers whose neurons can be grown: found in any model, with what is known around each."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from growkernels.growth.positions import chains
+from growkernels.nn import Attention
+from growkernels.nn.grown_linear import Branch, GrownConv2d, GrownLinear
+
+KINDS = ("linear", "conv2d")
+WIDTHS = ("fc1", "v", "qk")
+BRANCHES = ".branches."  # separates a grown layer's path from those of its new layers
+
+# What acts on each element by itself, so that a new element cannot disturb the others.
+ELEMENTWISE = (
+    nn.GELU,
+    nn.SiLU,
+    nn.ReLU,
+    nn.Tanh,
+    nn.Sigmoid,
+    nn.Softplus,
+    nn.Dropout,
+    nn.Identity,
+)
+ATTENTION_INPUTS = ("q", "k", "v", "qkv", "query", "key", "value")
+
+
+@dataclass(frozen=True)
+class Widening:
+    """How a layer can get more outputs while the network computes the same.
+
+    Attributes:
+        role: ``"fc1"``, ``"v"`` or ``"qk"``.
+        follower: the layer that gets as many more inputs (fc1, v) or outputs (qk).
+        heads: into how many equal runs the outputs are cut.
+    """
+
+    role: str
+    follower: str
+    heads: int
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A layer whose neurons can be grown.
+
+    Attributes:
+        name: its path.
+        category: layers of one category share one part of the budget: the last name in the path
+            that is not a number, q, k and v counted as ``"qkv"``.
+        activation: path of the activation module that takes this layer's outputs, if known.
+        widening: how the layer itself can be widened, if wished and known.
+    """
+
+    name: str
+    category: str
+    activation: str | None
+    widening: Widening | None
+
+    @property
+    def root(self) -> str:
+        """The layer of the base model that this layer is a part of, or is."""
+        return root_of(self.name)
+
+
+def root_of(name: str) -> str:
+    """The path of the base model's layer: what comes before the first branch."""
+    return name.partition(BRANCHES)[0]
+
+
+def find_candidates(
+    model: nn.Module,
+    layers: Sequence[str] | None,
+    kinds: Collection[str],
+    widen: Collection[str],
+) -> tuple[list[Candidate], dict[str, str]]:
+    """The candidates in registration order, and {path: why not} for layers left out.
+
+    Args:
+        layers: paths, or patterns of them with ``*``, of base layers; their branches come along.
+            None: all of ``kinds``, except the last linear layer, whose outputs are the logits.
+        kinds: which types to look for, of ``"linear"`` and ``"conv2d"``.
+        widen: the roles that shall be widened.
+
+    Raises:
+        TypeError: layers is a single string.
+        ValueError: nothing found, a pattern without a match, a layer that shares its weight, a
+            wish to widen that no layer fits.
+    """
+    if isinstance(layers, str):
+        raise TypeError(f"layers is the string {layers!r}; give a list of paths or patterns.")
+    found: dict[str, nn.Module] = {}
+    left_out: dict[str, str] = {}
+    for name, module in model.named_modules():
+        reason = _why_not(name, module, kinds)
+        if reason is None:
+            found[name] = module
+        elif reason:
+            left_out[name] = reason
+    if layers is None:
+        linear = [root_of(name) for name, module in found.items() if isinstance(module, nn.Linear)]
+        if linear and len(set(linear)) > 1:
+            output = linear[-1]
+            found = {name: module for name, module in found.items() if root_of(name) != output}
+            left_out[output] = "it is the last linear layer, whose outputs are the logits"
+    else:
+        for pattern in layers:
+            if not any(fnmatchcase(root_of(name), pattern) for name in found):
+                raise ValueError(
+                    f"No layer that can be grown matches {pattern!r}"
+                    + (f": {left_out[pattern]}." if pattern in left_out else ".")
+                )
+        found = {
+            name: module
+            for name, module in found.items()
+            if any(fnmatchcase(root_of(name), pattern) for pattern in layers)
+        }
+    if not found:
+        raise ValueError(
+            f"The model has no layer to grow: it needs nn.Linear or nn.Conv2d layers of the kinds "
+            f"{tuple(kinds)} besides its output layer."
+        )
+    _refuse_shared_weights(model, found)
+    activations, widenings = _activations(model), _widenings(model)
+    candidates = [
+        Candidate(
+            name,
+            _category(root_of(name)),
+            activations.get(name),
+            widening if (widening := widenings.get(name)) and widening.role in widen else None,
+        )
+        for name in found
+    ]
+    for role in widen:
+        if not any(c.widening is not None and c.widening.role == role for c in candidates):
+            raise ValueError(
+                f"No layer can be widened as {role!r}: 'fc1' needs a linear layer that only an "
+                "elementwise module separates from the next one in a Sequential (or named fc1, fc2 "
+                "in one module), 'v' and 'qk' need a growkernels.nn.Attention."
+            )
+    return candidates, left_out
+
+
+def _why_not(name: str, module: nn.Module, kinds: Collection[str]) -> str | None:
+    """None for a layer to grow, a reason for one that looks like it, "" for anything else."""
+    if not isinstance(module, nn.Linear | nn.Conv2d):
+        return ""
+    kind = "linear" if isinstance(module, nn.Linear) else "conv2d"
+    if kind not in kinds:
+        return f"layers of kind {kind!r} are not asked for"
+    if name.endswith(".minus") and BRANCHES in name:
+        return "it always receives the gradients of its partner, 'plus'"
+    if type(module) not in (nn.Linear, nn.Conv2d, GrownLinear, GrownConv2d):
+        return f"what the forward of a {type(module).__name__} does with its weights is not known"
+    if isinstance(module, nn.Conv2d):
+        if module.groups != 1 or module.padding_mode != "zeros":
+            return "it is a convolution with groups, or with padding other than zeros"
+        if isinstance(module.padding, str):
+            return f"its padding is {module.padding!r}; give numbers"
+    return None
+
+
+def _refuse_shared_weights(model: nn.Module, found: dict[str, nn.Module]) -> None:
+    holders: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        holders.setdefault(id(parameter), []).append(name)
+    for name, module in found.items():
+        for parameter in module.parameters(recurse=False):
+            names = holders[id(parameter)]
+            if len(names) > 1:
+                raise ValueError(
+                    f"Layer {name!r} shares a parameter ({' is '.join(map(repr, names))}): "
+                    "growing one use would not grow the others. Leave these layers out by naming "
+                    "the others in layers=."
+                )
+
+
+def _category(root: str) -> str:
+    names = [part for part in root.split(".") if not part.isdigit()]
+    last = names[-1] if names else "layers"
+    return "qkv" if last in ATTENTION_INPUTS else last
+
+
+def _activations(model: nn.Module) -> dict[str, str]:
+    """Layer -> the activation module that takes its outputs."""
+    found: dict[str, str] = {}
+    for name, follower in _followers(model):
+        if not isinstance(model.get_submodule(follower), nn.Linear | nn.Conv2d):
+            found[name] = follower
+    for name, module in model.named_modules():
+        if isinstance(module, Branch):
+            for child in ("plus", "linear"):
+                if hasattr(module, child):
+                    found[f"{name}.{child}"] = f"{name}.act"
+    return found
+
+
+def _widenings(model: nn.Module) -> dict[str, Widening]:
+    found: dict[str, Widening] = {}
+    for name, follower in _followers(model):
+        if isinstance(model.get_submodule(follower), nn.Linear) and isinstance(
+            model.get_submodule(name), nn.Linear
+        ):
+            found[name] = Widening("fc1", follower, heads=1)
+    for name, module in model.named_modules():
+        if isinstance(module, Attention):
+            at = f"{name}." if name else ""
+            found[f"{at}v"] = Widening("v", f"{at}proj", module.heads)
+            found[f"{at}q"] = Widening("qk", f"{at}k", module.heads)
+            found[f"{at}k"] = Widening("qk", f"{at}q", module.heads)
+    return found
+
+
+def _followers(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """(layer, what takes its outputs): its activation, and the layer behind elementwise modules.
+
+    Known in Sequentials, and in modules with fc1, act and fc2, as timm's and this package's MLPs.
+    """
+    runs = [[(name, module) for name, module in chain] for chain in chains("", model)]
+    for name, module in model.named_modules():
+        at = f"{name}." if name else ""
+        children = dict(module.named_children())
+        fc1, act, fc2 = (children.get(key) for key in ("fc1", "act", "fc2"))
+        between = [child for key, child in children.items() if key not in ("fc1", "fc2")]
+        if fc1 is None or act is None:
+            continue
+        if fc2 is not None and all(isinstance(child, ELEMENTWISE) for child in between):
+            runs.append([(f"{at}fc1", fc1), (f"{at}act", act), (f"{at}fc2", fc2)])
+        else:
+            runs.append([(f"{at}fc1", fc1), (f"{at}act", act)])
+    for run in runs:
+        for index, (name, module) in enumerate(run):
+            if not isinstance(module, nn.Linear | nn.Conv2d):
+                continue
+            first_activation = True
+            for follower, next_module in run[index + 1 :]:
+                if isinstance(next_module, nn.Linear | nn.Conv2d):
+                    yield name, follower
+                    break
+                if not isinstance(next_module, ELEMENTWISE):
+                    break
+                if first_activation and not isinstance(next_module, nn.Dropout | nn.Identity):
+                    first_activation = False
+                    yield name, follower

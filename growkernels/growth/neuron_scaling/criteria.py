@@ -1,0 +1,197 @@
+"""What each neuron scores under each criterion; the smallest scores grow first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+import torch
+from torch import Tensor, distributed, nn
+
+from growkernels.growth.neuron_scaling.candidates import Candidate
+from growkernels.growth.neuron_scaling.samples import LayerSample, Recording
+from growkernels.ops.splitting import splitting_hvp, splitting_hvp_conv2d, splitting_weight
+
+CRITERIA = ("splitting", "s2d", "gradient_sum", "magnitude", "random")
+CURVATURE = ("splitting", "s2d")  # those that come with a direction
+RECORDED = (*CURVATURE, "gradient_sum")  # those that need recorded batches
+GELU_CURVATURE = math.sqrt(2 / math.pi)  # GELU''(0) = 2 * the normal density at 0
+
+# Activation modules whose second derivative gk.splitting_weight knows.
+ACTIVATIONS: dict[type[nn.Module], str] = {
+    nn.GELU: "gelu",
+    nn.SiLU: "silu",
+    nn.Tanh: "tanh",
+    nn.Sigmoid: "sigmoid",
+    nn.Softplus: "softplus",
+    nn.ReLU: "relu",
+}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Every candidate neuron's score; ascending is the order of growth, below 0 is eligible.
+
+    Attributes:
+        criterion: which of ``CRITERIA``.
+        values: layer -> [n] float64 on the CPU, one number per output.
+        directions: layer -> [n, ...] the unit eigenvector that belongs to the value, shaped like
+            the layer's weight. Empty for criteria without directions.
+        residuals: layer -> [n], ||S v - value v|| / ||S|| of the eigenpairs. Empty as above.
+        batches: how many recorded batches the scores are from, over all processes.
+    """
+
+    criterion: str
+    values: dict[str, Tensor]
+    directions: dict[str, Tensor] = field(default_factory=dict)
+    residuals: dict[str, Tensor] = field(default_factory=dict)
+    batches: int = 0
+
+
+def activation_name(module: nn.Module) -> str | None:
+    """gk.splitting_weight's name of an activation module; None: it does not know the module."""
+    name = ACTIVATIONS.get(type(module))
+    return "gelu_tanh" if name == "gelu" and module.approximate == "tanh" else name
+
+
+def scores(
+    model: nn.Module,
+    candidates: Sequence[Candidate],
+    recording: Recording,
+    criterion: str,
+    *,
+    relu_beta: float | None,
+    tol: float,
+    iters: int | None,
+    generator: torch.Generator | None,
+) -> Scores:
+    """The scores of all candidates, the same bits on every rank of the default process group."""
+    seed = int(torch.randint(2**62, (), generator=generator))
+    chooser = torch.Generator().manual_seed(_from_first_rank(seed))
+    values: dict[str, Tensor] = {}
+    directions: dict[str, Tensor] = {}
+    residuals: dict[str, Tensor] = {}
+    device = next(model.parameters()).device
+    batches = round(_sum_over_ranks(torch.tensor(float(recording.batches), device=device)).item())
+    for candidate in candidates:
+        layer = model.get_submodule(candidate.name)
+        if not isinstance(layer, nn.Linear | nn.Conv2d):
+            raise RuntimeError(
+                f"Layer {candidate.name!r} is a {type(layer).__name__} now: the model was changed "
+                "by others. Build a new NeuronScaling for it."
+            )
+        sample = recording.layers.get(candidate.name)
+        if criterion == "random":
+            found = -torch.rand(len(layer.weight), generator=chooser, dtype=torch.float64)
+        elif criterion == "magnitude":
+            found = -layer.weight.detach().double().flatten(1).norm(dim=1)
+        elif sample is None:
+            raise RuntimeError(f"Layer {candidate.name!r} has not been recorded.")
+        elif criterion == "gradient_sum":
+            found = (_sum_over_ranks(sample.gradient_sums.double()) / batches).clamp(max=0)
+        else:
+            weight = _curvature_weight(model, candidate, sample, criterion, relu_beta)
+            found, direction, residual = _eigenpairs(layer, sample, weight, tol, iters, chooser)
+            found = found / batches
+            directions[candidate.name] = direction
+            residuals[candidate.name] = residual
+        if not bool(found.isfinite().all()):
+            raise ValueError(
+                f"The scores of layer {candidate.name!r} are NaN or infinite, because its inputs, "
+                "gradients or weights are; nothing can be chosen by them."
+            )
+        values[candidate.name] = found.to(layer.weight.device)
+    _take_first_ranks(values, directions, residuals)
+    values = {name: v.cpu() for name, v in values.items()}
+    return Scores(criterion, values, directions, residuals, batches)
+
+
+def _curvature_weight(
+    model: nn.Module,
+    candidate: Candidate,
+    sample: LayerSample,
+    criterion: str,
+    relu_beta: float | None,
+) -> Tensor:
+    if criterion == "splitting":
+        return sample.grad * GELU_CURVATURE
+    activation = model.get_submodule(str(candidate.activation))
+    name = activation_name(activation)
+    if name is None:
+        raise RuntimeError(f"Activation {candidate.activation!r} was changed by others.")
+    beta = relu_beta if name == "relu" else None
+    if name == "softplus":
+        beta = float(activation.beta)  # type: ignore[arg-type]
+    return splitting_weight(sample.grad, sample.preact, name, beta=beta)
+
+
+def _eigenpairs(
+    layer: nn.Linear | nn.Conv2d,
+    sample: LayerSample,
+    weight: Tensor,
+    tol: float,
+    iters: int | None,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Smallest eigenvalue [n], its unit vector shaped like the weight, relative residual [n].
+
+    S is the sum over all ranks, each of which multiplies by its own rows.
+    """
+    from growkernels.solvers import smallest_eigenpairs
+
+    x, shape = sample.x, layer.weight.shape
+    weight = weight * (sample.seen / len(x))
+
+    def times_s(v: Tensor) -> Tensor:  # [n, k, d] to [n, k, d]
+        if isinstance(layer, nn.Conv2d):
+            stride, padding, dilation = (
+                cast(tuple[int, int], size)
+                for size in (layer.stride, layer.padding, layer.dilation)
+            )
+            filters = v.unflatten(-1, shape[1:])
+            y = splitting_hvp_conv2d(x, weight, filters, stride, padding, dilation).flatten(2)
+        else:
+            y = splitting_hvp(x, weight, v)
+        return _sum_over_ranks(y)
+
+    values, vectors, residuals = smallest_eigenpairs(
+        times_s,
+        shape[0],
+        shape[1:].numel(),
+        k=1,
+        iters=iters,
+        tol=tol,
+        generator=generator,
+        device=x.device,
+        dtype=x.dtype,
+    )
+    return values[:, 0].double(), vectors[:, 0].reshape(shape), residuals[:, 0].double()
+
+
+def _distributed() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def _sum_over_ranks(values: Tensor) -> Tensor:
+    if _distributed():
+        values = values.contiguous()
+        distributed.all_reduce(values)
+    return values
+
+
+def _from_first_rank(value: int) -> int:
+    if not _distributed():
+        return value
+    box = [value]
+    distributed.broadcast_object_list(box)
+    return box[0]
+
+
+def _take_first_ranks(*tables: dict[str, Tensor]) -> None:
+    """The first rank's numbers everywhere: weights and rounding may differ, choices may not."""
+    if _distributed():
+        for table in tables:
+            for values in table.values():
+                distributed.broadcast(values.contiguous(), src=0)

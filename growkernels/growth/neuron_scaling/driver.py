@@ -1,0 +1,351 @@
+"""Non-uniform scaling: grow the neurons whose splitting matrices say that it helps (2402.12418)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import SGD, Optimizer
+
+from growkernels.growth.neuron_scaling import criteria, growing, selection
+from growkernels.growth.neuron_scaling.candidates import KINDS, WIDTHS, Candidate, find_candidates
+from growkernels.growth.neuron_scaling.costs import Ledger
+from growkernels.growth.neuron_scaling.criteria import CRITERIA, RECORDED, Scores
+from growkernels.growth.neuron_scaling.initial_values import initial_values
+from growkernels.growth.neuron_scaling.samples import SampleRecorder
+from growkernels.growth.neuron_scaling.selection import Selection
+from growkernels.growth.same_function import check_same_output, outputs_in_eval_mode
+from growkernels.growth.surgery import refuse_wrappers
+from growkernels.nn.grown_linear import FORMS
+from growkernels.nn.optimizer_surgery import undone_on_error
+
+TOLERANCE = 1e-5  # of the largest |output|: wider matrix products round differently
+
+
+class NeuronScaling:
+    """Scores of every neuron from ordinary passes, a choice under a budget, and the growth itself.
+
+    ::
+
+        scaling = NeuronScaling(model)
+        for x, y in batches:                       # no update in between
+            with scaling.recording():
+                loss_fn(model(x), y).backward()
+        chosen = scaling.select(scaling.scores(), budget=500_000)
+        if chosen:
+            scaling.grow(chosen, optimizer)
+
+    **What is added.** Neuron i of a linear layer or convolution computes O_i = w_i.x + b_i. On
+    the chosen ones O' = O + GELU(z) + z with z = a+.x + a-.x, two new neurons of opposite weights
+    (arXiv 2402.12418, section 2), so z = 0 at first and the network computes what it did. See
+    ``growkernels.nn.grown_linear.Branch`` for this form (``"pair"``), for the same with half the
+    parameters (``"single"``), and for one in which the initial direction a matters (``"gated"``):
+    in the first two it does not, because only a+ + a- = 0 enters the function and its gradients.
+    New neurons are candidates themselves in the next step.
+
+    **Criteria.** g = dL/dO at the layer's output, [rows, n]; x its inputs, [rows, d]; means over
+    the recorded batches. A score below 0 makes a neuron eligible, the lowest grow first.
+
+    * ``"splitting"``: the smallest eigenvalue of S_i = sum_m w[m, i] x_m x_m^T with
+      w = GELU''(0) g, GELU''(0) = sqrt(2 / pi) = 0.798. To second order in a, adding
+      GELU(a.x) + a.x to O_i changes the loss by 1.5 g_i.(X a) + a.S_i a / 2 + (1.5^2 / 2) a.H_ii a.
+      The first term vanishes at a stationary point (it is 1.5 a times dL/dw_i), the last is what
+      the existing neuron could do itself (H_ii: the loss's Hessian in w_i); S_i is what only the
+      new nonlinearity adds. Below 0: there is a direction of descent that the neuron lacks. It
+      says nothing about how several new neurons work together, nor about H_ii.
+    * ``"s2d"``: the same with w = dL/d act(O) * act''(O) of the neuron's own activation (Wu, Wang
+      and Liu 2019): what splitting the neuron into two copies gains. A neuron without an
+      activation directly behind it has act'' = 0 and a matrix of zeros, which tells nothing, so
+      such layers (q, k, v, proj, fc2) are left out.
+    * ``"gradient_sum"``: min(sum_j dL/dw_ij, 0), the sum of the neuron's row of the weight
+      gradient. It is what the paper's authors' code computes: there S_i is an outer product of
+      ones with that row, whose eigenvalues are this sum and zeros. A first-order number; it
+      changes with the sign of an input feature, and holds no curvature.
+    * ``"magnitude"``: -||w_i||, the largest neurons first. ``"random"``: -uniform(0, 1).
+      Controls; they need no recorded batches.
+
+    **Rows.** S is needed many times over, so a uniform sample of ``rows`` rows is kept per layer
+    and scaled up: see ``neuron_scaling.samples``. The gradient sums are exact.
+
+    **Widening.** Layers whose roles are in ``widen`` also (or, with ``depth=False``, instead) get
+    one more neuron for each chosen one: ``"fc1"``, the hidden layer of an MLP; ``"v"`` and
+    ``"qk"`` of a growkernels.nn.Attention. The function stays, because what reads the new
+    features starts at 0: fc2's and proj's new columns, and k's new rows for q's (q's for k's).
+    These zeros have a gradient at once, the new rows one step later. (The paper's pair with equal
+    columns c would not keep it: GELU(a)c + GELU(-a)c is not 0.) Every head gets the same number
+    of features, behind its own, so no feature changes its head, and the softmax scale stays.
+
+    Gradients accumulate in ``.grad`` as usual: clear them as usual.
+
+    Args:
+        model: any module. Not a wrapper: see Raises. Layers are found by type; timm's vision
+            transformers have all of them as modules, torchvision's keep q, k, v and the projection
+            in one module that cannot be grown, so there the MLPs are.
+        criterion: one of the above.
+        layers: paths of layers, or patterns with ``*`` such as ``"blocks.*"``; their branches come
+            along. None: all of ``kinds`` but the last linear layer, the classifier.
+        kinds: types of layers, of ``"linear"`` and ``"conv2d"`` (groups 1, zero padding).
+        form: ``"pair"``, ``"single"`` or ``"gated"``.
+        depth: whether chosen neurons get branches.
+        widen: roles, see above.
+        rows: kept per layer; a convolution keeps images with about as many positions.
+        relu_beta: for ``"s2d"`` behind a ReLU, whose second derivative is 0 or infinite: take that
+            of log(1 + exp(beta z)) / beta instead. Wu et al. take 3.
+        generator: a CPU generator for the kept rows, the eigensolver's start and ``"random"``;
+            None: the global one.
+
+    Attributes:
+        left_out: {path: reason} for layers that look like candidates and are none.
+
+    Raises:
+        TypeError: the model is compiled, or wrapped for data parallelism.
+        ValueError: nothing to grow, unknown names, layers with shared weights, a ReLU without
+            ``relu_beta`` under ``"s2d"``, a role that no layer fits.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: str = "splitting",
+        *,
+        layers: Sequence[str] | None = None,
+        kinds: Collection[str] = ("linear",),
+        form: str = "single",
+        depth: bool = True,
+        widen: Collection[str] = (),
+        rows: int = 4096,
+        relu_beta: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        refuse_wrappers(model)
+        _one_of("criterion", [criterion], CRITERIA)
+        _one_of("kinds", kinds, KINDS)
+        _one_of("form", [form], FORMS)
+        _one_of("widen", widen, WIDTHS)
+        if rows < 1:
+            raise ValueError(f"rows is {rows}; at least one row per layer is needed.")
+        if relu_beta is not None and not relu_beta > 0:
+            raise ValueError(f"relu_beta is {relu_beta}; a softplus needs a positive sharpness.")
+        if not depth and not widen:
+            raise ValueError("With depth=False name what to widen: widen=('fc1', 'v', 'qk').")
+        self.model = model
+        self.criterion = criterion
+        self.form = form
+        self.depth = depth
+        self.left_out: dict[str, str] = {}
+        self._layers = layers
+        self._kinds = kinds
+        self._widen = widen
+        self._rows = rows
+        self._relu_beta = relu_beta
+        self._generator = generator
+        self._candidates, self._recorder = self._watch()
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The paths of the layers whose neurons can be grown, found anew after each growth."""
+        return tuple(candidate.name for candidate in self._candidates)
+
+    @property
+    def categories(self) -> dict[str, str]:
+        """Layer -> the category that it shares a part of the budget with."""
+        return {candidate.name: candidate.category for candidate in self._candidates}
+
+    @contextmanager
+    def recording(self, loss_scale: float = 1.0) -> Iterator[None]:
+        """Record one batch: run its backward pass inside (its forward pass may have run before).
+
+        Args:
+            loss_scale: what the loss was multiplied by, ``scaler.get_scale()`` under a GradScaler.
+
+        Raises:
+            RuntimeError: at the end of the block: a layer got no gradient, or its input was
+                changed in place. The batch is not counted.
+        """
+        if self._recorder.recording:
+            raise RuntimeError("recording() is already open; close it before the next batch.")
+        if not loss_scale > 0:
+            raise ValueError(f"loss_scale is {loss_scale}; it must be positive.")
+        self._recorder.begin()
+        try:
+            yield
+            self._recorder.finish(loss_scale)
+        finally:
+            self._recorder.end()
+
+    def scores(self, *, tol: float = 1e-3, iters: int | None = None) -> Scores:
+        """Every candidate neuron's score over all batches recorded since the last growth.
+
+        With torch.distributed initialised S is summed over all ranks (one all_reduce per product)
+        and all get the first rank's numbers, so every rank must call this, having recorded at
+        least one batch.
+
+        Args:
+            tol, iters: of the eigensolver, see ``gk.splitting_eigs``.
+
+        Raises:
+            RuntimeError: nothing recorded.
+            ValueError: scores that are NaN or infinite.
+        """
+        if self.criterion in RECORDED and self._recorder.kept.batches == 0:
+            raise RuntimeError(
+                "No batches are recorded; run a backward pass inside `with scaling.recording():`."
+            )
+        return criteria.scores(
+            self.model,
+            self._candidates,
+            self._recorder.kept,
+            self.criterion,
+            relu_beta=self._relu_beta,
+            tol=tol,
+            iters=iters,
+            generator=self._generator,
+        )
+
+    def reset(self) -> None:
+        """Forget the recorded batches."""
+        self._recorder.reset()
+
+    def select(self, scores: Scores, budget: int, min_eligible: int = 60) -> Selection:
+        """The neurons to grow in this step; none if no layer has enough eligible ones.
+
+        The budget is divided evenly among the categories (qkv, proj, fc1, fc2 in a DeiT; by name
+        elsewhere) and spent from the lowest score upwards; what the shares leave over goes to the
+        best of the rest.
+
+        Args:
+            scores: from ``scores()``.
+            budget: new parameters that the step may add.
+            min_eligible: how many neurons of a layer must be eligible (the paper: 60).
+
+        Raises:
+            ValueError: a budget that does not pay for one neuron, or scores of other layers.
+        """
+        if set(scores.values) != set(self.layers):
+            raise ValueError(
+                "These scores are of other layers than the model has now; compute them anew after "
+                "each growth."
+            )
+        ledger = Ledger(self.model, self.form, self.depth)
+        return selection.select(self._candidates, scores, ledger, budget, min_eligible)
+
+    def grow(
+        self,
+        chosen: Selection,
+        optimizer: Optimizer | None = None,
+        *,
+        init: str = "parent",
+        scale: float = 0.2,
+        sample: Any = None,
+    ) -> None:
+        """Grow the chosen neurons; the network computes what it did before.
+
+        Existing parameters keep their values and their optimizer state, widened ones too; new
+        parameters join the groups of the weights and biases beside them. If anything fails, model
+        and optimizer are untouched. Afterwards the candidates are found anew and nothing is
+        recorded. ``gk.growth.insertions(model)`` has the record of the growth for checkpoints,
+        ``gk.growth.rebuild`` repeats it.
+
+        Wrap again what held the old model: build a new DistributedDataParallel, compile again.
+
+        Args:
+            chosen: from ``select``.
+            optimizer: the model's optimizer, or None. Under SGD a ``"single"`` branch gets gain
+                sqrt(2), else 2, so that it trains like the pair.
+            init: ``"parent"`` or ``"eigenvector"``, what new neurons start with (``"single"``
+                branches: 0 in any case).
+            scale: of that start; the authors use 0.2.
+            sample: an input of the model (a tuple for several arguments) to check with, in eval
+                mode, that the output changes by no more than 1e-5 of the largest.
+
+        Raises:
+            ValueError: nothing chosen, a choice of other layers, or a start that is not possible.
+            TypeError: an optimizer whose state cannot take new parameters.
+            RuntimeError: the function would change.
+        """
+        if self._recorder.recording:
+            raise RuntimeError("recording() is still open; grow after its block.")
+        if not chosen:
+            raise ValueError(f"There are no neurons to grow. {chosen.reason}")
+        if not set(chosen.neurons) <= set(self.layers):
+            raise ValueError(
+                f"The choice names {sorted(set(chosen.neurons) - set(self.layers))[0]!r}, which is "
+                "no candidate now; select anew after each growth."
+            )
+        gain = math.sqrt(2) if isinstance(optimizer, SGD) else 2.0
+        must_move = bool(self._widen) or self.form == "gated"
+        values = initial_values(self.model, chosen, init, scale, must_move)
+        record = growing.plan(self._candidates, chosen, self.form, gain, self.depth)
+        before = None if sample is None else outputs_in_eval_mode(self.model, sample)
+        with undone_on_error(self.model, optimizer):
+            growing.apply(self.model, record, optimizer, values)
+            if before is not None:
+                after = outputs_in_eval_mode(self.model, sample)
+                check_same_output(before, after, TOLERANCE)
+            candidates, recorder = self._watch()
+        self._recorder.remove()
+        self._candidates, self._recorder = candidates, recorder
+
+    def close(self) -> None:
+        """Take the hooks off the model."""
+        self._recorder.remove()
+
+    def _watch(self) -> tuple[list[Candidate], SampleRecorder]:
+        candidates, self.left_out = find_candidates(
+            self.model, self._layers, self._kinds, self._widen
+        )
+        if not self.depth:
+            candidates = [c for c in candidates if c.widening is not None]
+        if self.criterion == "s2d":
+            candidates = self._with_known_activation(candidates)
+        recorder = SampleRecorder(
+            self.model,
+            candidates if self.criterion in RECORDED else [],
+            own_activation=self.criterion == "s2d",
+            rows=self._rows,
+            generator=self._generator,
+        )
+        return candidates, recorder
+
+    def _with_known_activation(self, candidates: list[Candidate]) -> list[Candidate]:
+        known = []
+        for candidate in candidates:
+            path = candidate.activation
+            module = None if path is None else self.model.get_submodule(path)
+            name = None if module is None else criteria.activation_name(module)
+            if name is None:
+                self.left_out[candidate.name] = (
+                    "no activation with a second derivative takes its outputs, so its s2d matrix "
+                    "is zero or not known"
+                )
+            elif getattr(module, "inplace", False):
+                raise ValueError(
+                    f"Activation {path!r} overwrites its input, which 's2d' needs; use "
+                    "inplace=False."
+                )
+            elif name == "relu" and self._relu_beta is None:
+                raise ValueError(
+                    f"Layer {candidate.name!r} has a ReLU behind it, whose second derivative is 0 "
+                    "wherever it exists; pass relu_beta= (Wu et al. 2019 take 3) to use that of a "
+                    "softplus, or use criterion='splitting'."
+                )
+            else:
+                known.append(candidate)
+        if not known:
+            raise ValueError(
+                "No layer has a known activation directly behind it, so every 's2d' matrix is "
+                "zero; use criterion='splitting', which takes the curvature of what is added."
+            )
+        return known
+
+
+def _one_of(what: str, given: Collection[str], known: Sequence[str]) -> None:
+    if isinstance(given, str):
+        raise TypeError(f"{what} is the string {given!r}; give a list of names.")
+    for name in given:
+        if name not in known:
+            raise ValueError(f"Unknown {what} {name!r}; choose from {', '.join(known)}.")
