@@ -310,7 +310,7 @@ def _copy(parameter: Tensor) -> nn.Parameter:
 
 
 def _pair(name: str, value: Size, least: int) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
+    pair = tuple(value) if isinstance(value, Sequence) else (value, value)
     if len(pair) != 2 or not all(isinstance(v, int) and v >= least for v in pair):
         raise ValueError(f"{name} is {value!r}; give an int, or a pair of ints, from {least} up.")
     return pair[0], pair[1]
