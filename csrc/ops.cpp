@@ -13,6 +13,10 @@ TORCH_LIBRARY(growkernels, m) {
       "accumulate_virtual_grads(Tensor[] inputs, Tensor[] grads, str layer, str activation, float scale, "
       "Tensor(a!)[] sums, Tensor(b!)? second_moments) -> Tensor");
 
+  // All eigenpairs of small symmetric matrices [n, m, m], of which the lower triangles are read: values
+  // [n, m] ascending, vectors [n, m, m] with eigenvector i in row i. Not differentiable.
+  m.def("symmetric_eigs(Tensor a) -> (Tensor values, Tensor vectors)");
+
   // What the CPU kernels stand on: whether oneDNN's tiles can be used, and how fast they go here.
   m.def("brgemm_available(ScalarType dtype) -> bool");
   m.def("gemm_ceiling(ScalarType dtype, float milliseconds) -> float");

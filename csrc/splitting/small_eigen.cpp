@@ -1,0 +1,43 @@
+// symmetric_eigs where no kernel of ours runs: shapes without data, other devices, derivatives.
+
+#include "splitting/small_eigen_op.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/linalg_eigh.h>
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
+#include <torch/library.h>
+
+#include <tuple>
+
+namespace growkernels::splitting {
+
+void check_matrices(const at::Tensor& a) {
+  TORCH_CHECK_VALUE(a.dim() == 3 && a.sym_size(1) == a.sym_size(2), "symmetric_eigs: got shape ", a.sym_sizes(),
+                    "; pass square matrices, [n, m, m]");
+  TORCH_CHECK_TYPE(a.scalar_type() == at::kFloat || a.scalar_type() == at::kDouble, "symmetric_eigs: got dtype ",
+                   a.scalar_type(), "; pass float32 or float64");
+}
+
+namespace {
+
+std::tuple<at::Tensor, at::Tensor> shapes(const at::Tensor& a) {
+  check_matrices(a);
+  return {at::empty_symint({a.sym_size(0), a.sym_size(1)}, a.options()),
+          at::empty_symint(a.sym_sizes(), a.options(), at::MemoryFormat::Contiguous)};
+}
+
+std::tuple<at::Tensor, at::Tensor> by_torch(const at::Tensor& a) {
+  check_matrices(a);
+  const auto [values, columns] = at::linalg_eigh(a);
+  return {values, columns.mT().contiguous()};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(growkernels, Meta, m) { m.impl("symmetric_eigs", &shapes); }
+TORCH_LIBRARY_IMPL(growkernels, CompositeExplicitAutograd, m) { m.impl("symmetric_eigs", &by_torch); }
+TORCH_LIBRARY_IMPL(growkernels, Autograd, m) {
+  m.impl("symmetric_eigs", torch::autograd::autogradNotImplementedFallback());
+}
+
+}  // namespace growkernels::splitting

@@ -1,0 +1,107 @@
+#pragma once
+// All eigenpairs of many small symmetric matrices, one matrix in each lane of a vector: cyclic Jacobi
+// rotations (Golub and Van Loan, Matrix Computations, section 8.5). No torch here: V may be a vector
+// of doubles, or a plain double where one thread owns one matrix.
+
+#include <cmath>
+#include <cstdint>
+
+namespace growkernels::splitting {
+
+// Rotations stop when every off-diagonal element is this small beside the largest element.
+inline constexpr double kJacobiTolerance = 0x1p-54;
+// Convergence is quadratic: six to nine sweeps do. The limit only ends a matrix that holds NaN.
+inline constexpr int kJacobiSweeps = 40;
+
+// Element (i, j), i >= j, of a symmetric matrix of which the lower triangle is stored.
+inline int64_t lower(int64_t i, int64_t j) { return i * (i + 1) / 2 + j; }
+
+template <typename V>
+[[gnu::always_inline]] inline V square_root(V x) {
+  if constexpr (requires { x[0]; }) {
+    for (uint64_t lane = 0; lane < sizeof(V) / sizeof(x[0]); ++lane) {
+      x[lane] = std::sqrt(x[lane]);
+    }
+    return x;
+  } else {
+    return std::sqrt(x);
+  }
+}
+
+template <typename V>
+[[gnu::always_inline]] inline V magnitude(V x) {
+  return x < 0 ? -x : x;
+}
+
+template <typename M>
+[[gnu::always_inline]] inline bool any(M mask) {
+  if constexpr (requires { mask[0]; }) {
+    auto found = mask[0];
+    for (uint64_t lane = 1; lane < sizeof(M) / sizeof(mask[0]); ++lane) {
+      found |= mask[lane];
+    }
+    return found != 0;
+  } else {
+    return mask;
+  }
+}
+
+template <typename V>
+[[gnu::always_inline]] inline void rotate(V& p, V& q, V cosine, V sine) {
+  const V old = p;
+  p = cosine * old - sine * q;
+  q = sine * old + cosine * q;
+}
+
+// a: the lower triangle of an m x m matrix; its diagonal becomes the eigenvalues, in no order.
+// rows: m x m; row i becomes the unit eigenvector of diagonal element i.
+// A lane whose matrix is done, or is not finite, is rotated by the identity while others go on, so
+// that no result depends on which matrices share a vector.
+template <typename V>
+[[gnu::always_inline]] inline void jacobi_eigenpairs(V* a, V* rows, int64_t m) {
+  V largest = a[0] - a[0];
+  for (int64_t i = 0; i < lower(m, 0); ++i) {
+    const V size = magnitude(a[i]);
+    largest = size > largest ? size : largest;
+  }
+  for (int64_t i = 0; i < m * m; ++i) {
+    rows[i] = V{} + (i % (m + 1) == 0 ? 1.0 : 0.0);
+  }
+  const V negligible = kJacobiTolerance * largest;
+  bool rotated = true;
+  for (int sweep = 0; rotated && sweep < kJacobiSweeps; ++sweep) {
+    rotated = false;
+    for (int64_t p = 1; p < m; ++p) {
+      for (int64_t q = 0; q < p; ++q) {
+        const V coupling = a[lower(p, q)];
+        const auto live = magnitude(coupling) > negligible;
+        if (!any(live)) {
+          continue;
+        }
+        rotated = true;
+        const V tau = (a[lower(q, q)] - a[lower(p, p)]) / (live ? coupling + coupling : V{} + 1.0);
+        const V root = magnitude(tau) + square_root(1.0 + tau * tau);
+        const V tangent = live ? (tau < 0 ? -1.0 / root : 1.0 / root) : V{};
+        const V cosine = 1.0 / square_root(1.0 + tangent * tangent);
+        const V sine = tangent * cosine;
+        a[lower(p, p)] -= tangent * coupling;
+        a[lower(q, q)] += tangent * coupling;
+        a[lower(p, q)] = live ? V{} : coupling;
+        for (int64_t r = 0; r < q; ++r) {
+          rotate(a[lower(p, r)], a[lower(q, r)], cosine, sine);
+        }
+        for (int64_t r = q + 1; r < p; ++r) {
+          rotate(a[lower(p, r)], a[lower(r, q)], cosine, sine);
+        }
+        for (int64_t r = p + 1; r < m; ++r) {
+          rotate(a[lower(r, p)], a[lower(r, q)], cosine, sine);
+        }
+        for (int64_t r = 0; r < m; ++r) {
+          rotate(rows[p * m + r], rows[q * m + r], cosine, sine);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace growkernels::splitting

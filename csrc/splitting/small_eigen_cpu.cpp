@@ -1,0 +1,102 @@
+#include "common/vector_width.h"
+#include "splitting/small_eigen.h"
+#include "splitting/small_eigen_op.h"
+
+#include <ATen/Dispatch.h>
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <limits>
+#include <tuple>
+#include <vector>
+
+namespace growkernels::splitting {
+namespace {
+
+// What torch hands over and takes back: [n, m, m] matrices, [n, m] values, [n, m, m] vectors.
+template <typename T>
+struct Matrices {
+  const T* a;
+  T* values;
+  T* vectors;
+  int64_t m;
+};
+
+// values and vectors of one matrix, smallest first; NaN throughout where it is not finite.
+template <typename T>
+void store_ascending(const double* a, const double* rows, int64_t lanes, int64_t m, T* values, T* vectors,
+                     std::vector<int64_t>& order) {
+  bool finite = true;
+  for (int64_t i = 0; i < m; ++i) {
+    order[i] = i;
+    finite = finite && std::isfinite(a[lower(i, i) * lanes]);
+  }
+  if (!finite) {
+    std::fill_n(values, m, std::numeric_limits<T>::quiet_NaN());
+    std::fill_n(vectors, m * m, std::numeric_limits<T>::quiet_NaN());
+    return;
+  }
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int64_t i, int64_t j) { return a[lower(i, i) * lanes] < a[lower(j, j) * lanes]; });
+  for (int64_t i = 0; i < m; ++i) {
+    values[i] = static_cast<T>(a[lower(order[i], order[i]) * lanes]);
+    for (int64_t r = 0; r < m; ++r) {
+      vectors[i * m + r] = static_cast<T>(rows[(order[i] * m + r) * lanes]);
+    }
+  }
+}
+
+template <typename T>
+struct EigenLoop {
+  template <int bytes>
+  [[gnu::always_inline]] static inline void run(const Matrices<T>* all, int64_t begin, int64_t end) {
+    constexpr int64_t lanes = bytes / sizeof(double);
+    using V = Vector<double, bytes>;
+    const int64_t m = all->m, triangle = lower(m, 0);
+    std::vector<double> a(triangle * lanes), rows(m * m * lanes);
+    std::vector<int64_t> order(m);
+    for (int64_t first = begin; first < end; first += lanes) {
+      const int64_t used = std::min(lanes, end - first);
+      for (int64_t i = 0; i < m; ++i) {
+        for (int64_t j = 0; j <= i; ++j) {
+          for (int64_t lane = 0; lane < lanes; ++lane) {
+            // Lanes to spare repeat the last matrix.
+            const int64_t matrix = first + std::min(lane, used - 1);
+            a[lower(i, j) * lanes + lane] = static_cast<double>(all->a[(matrix * m + i) * m + j]);
+          }
+        }
+      }
+      jacobi_eigenpairs(reinterpret_cast<V*>(a.data()), reinterpret_cast<V*>(rows.data()), m);
+      for (int64_t lane = 0; lane < used; ++lane) {
+        store_ascending(a.data() + lane, rows.data() + lane, lanes, m, all->values + (first + lane) * m,
+                        all->vectors + (first + lane) * m * m, order);
+      }
+    }
+  }
+};
+
+std::tuple<at::Tensor, at::Tensor> symmetric_eigs(const at::Tensor& a) {
+  check_matrices(a);
+  const int64_t n = a.size(0), m = a.size(1);
+  at::Tensor values = at::empty({n, m}, a.options()), vectors = at::empty({n, m, m}, a.options());
+  if (values.numel() == 0) {
+    return {values, vectors};
+  }
+  const at::Tensor matrices = a.contiguous();
+  AT_DISPATCH_FLOATING_TYPES(a.scalar_type(), "symmetric_eigs", [&] {
+    const Matrices<scalar_t> all{matrices.const_data_ptr<scalar_t>(), values.mutable_data_ptr<scalar_t>(),
+                                 vectors.mutable_data_ptr<scalar_t>(), m};
+    // Some 20 m^3 operations for each matrix; a thread should get a hundred thousand.
+    const int64_t grain = std::max<int64_t>(8, 8 * (1000 / (m * m * m)));
+    at::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) { widest<EigenLoop<scalar_t>>(&all, begin, end); });
+  });
+  return {values, vectors};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(growkernels, CPU, m) { m.impl("symmetric_eigs", &symmetric_eigs); }
+
+}  // namespace growkernels::splitting
