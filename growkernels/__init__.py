@@ -1,6 +1,6 @@
 """growkernels: fast ops and drivers for neural networks that grow while they train."""
 
-from growkernels import growth, nn, ops
+from growkernels import growth, nn, ops, solvers
 from growkernels.ops import (
     basis_conv2d,
     splitting_hvp,
@@ -9,6 +9,7 @@ from growkernels.ops import (
     virtual_grad_norms,
     virtual_grads,
 )
+from growkernels.solvers import splitting_eigs
 
 __version__ = "0.1.0"
 
@@ -18,6 +19,8 @@ __all__ = [
     "growth",
     "nn",
     "ops",
+    "solvers",
+    "splitting_eigs",
     "splitting_hvp",
     "splitting_hvp_conv2d",
     "splitting_weight",

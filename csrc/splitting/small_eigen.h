@@ -16,25 +16,25 @@ inline constexpr int kJacobiSweeps = 40;
 // Element (i, j), i >= j, of a symmetric matrix of which the lower triangle is stored.
 inline int64_t lower(int64_t i, int64_t j) { return i * (i + 1) / 2 + j; }
 
+// Functions of vectors work in place: returning one would depend on the caller's instruction set.
 template <typename V>
-[[gnu::always_inline]] inline V square_root(V x) {
+[[gnu::always_inline]] inline void take_square_root(V& x) {
   if constexpr (requires { x[0]; }) {
     for (uint64_t lane = 0; lane < sizeof(V) / sizeof(x[0]); ++lane) {
       x[lane] = std::sqrt(x[lane]);
     }
-    return x;
   } else {
-    return std::sqrt(x);
+    x = std::sqrt(x);
   }
 }
 
 template <typename V>
-[[gnu::always_inline]] inline V magnitude(V x) {
-  return x < 0 ? -x : x;
+[[gnu::always_inline]] inline void take_magnitude(V& x) {
+  x = x < 0 ? -x : x;
 }
 
 template <typename M>
-[[gnu::always_inline]] inline bool any(M mask) {
+[[gnu::always_inline]] inline bool any(const M& mask) {
   if constexpr (requires { mask[0]; }) {
     auto found = mask[0];
     for (uint64_t lane = 1; lane < sizeof(M) / sizeof(mask[0]); ++lane) {
@@ -47,7 +47,7 @@ template <typename M>
 }
 
 template <typename V>
-[[gnu::always_inline]] inline void rotate(V& p, V& q, V cosine, V sine) {
+[[gnu::always_inline]] inline void rotate(V& p, V& q, const V& cosine, const V& sine) {
   const V old = p;
   p = cosine * old - sine * q;
   q = sine * old + cosine * q;
@@ -61,7 +61,8 @@ template <typename V>
 [[gnu::always_inline]] inline void jacobi_eigenpairs(V* a, V* rows, int64_t m) {
   V largest = a[0] - a[0];
   for (int64_t i = 0; i < lower(m, 0); ++i) {
-    const V size = magnitude(a[i]);
+    V size = a[i];
+    take_magnitude(size);
     largest = size > largest ? size : largest;
   }
   for (int64_t i = 0; i < m * m; ++i) {
@@ -74,15 +75,20 @@ template <typename V>
     for (int64_t p = 1; p < m; ++p) {
       for (int64_t q = 0; q < p; ++q) {
         const V coupling = a[lower(p, q)];
-        const auto live = magnitude(coupling) > negligible;
+        V size = coupling;
+        take_magnitude(size);
+        const auto live = size > negligible;
         if (!any(live)) {
           continue;
         }
         rotated = true;
         const V tau = (a[lower(q, q)] - a[lower(p, p)]) / (live ? coupling + coupling : V{} + 1.0);
-        const V root = magnitude(tau) + square_root(1.0 + tau * tau);
-        const V tangent = live ? (tau < 0 ? -1.0 / root : 1.0 / root) : V{};
-        const V cosine = 1.0 / square_root(1.0 + tangent * tangent);
+        V root = 1.0 + tau * tau;
+        take_square_root(root);
+        const V tangent = live ? (tau < 0 ? 1.0 / (tau - root) : 1.0 / (tau + root)) : V{};
+        V secant = 1.0 + tangent * tangent;
+        take_square_root(secant);
+        const V cosine = 1.0 / secant;
         const V sine = tangent * cosine;
         a[lower(p, p)] -= tangent * coupling;
         a[lower(q, q)] += tangent * coupling;

@@ -1,0 +1,215 @@
+"""Smallest eigenpairs of many symmetric matrices that are known only by their products."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from growkernels.solvers.search_space import BLOCKS, SearchSpace
+
+# S applied to vectors [n, k, d], one matrix for each of the n neurons.
+Matvec = Callable[[Tensor], Tensor]
+# The same for the neurons of these indices alone.
+Select = Callable[[Tensor], Matvec]
+
+ITERS_ON_CPU = 200
+ITERS_ELSEWHERE = 64
+# Neurons that have converged leave the batch once they are this part of it: repacking the data of
+# the others costs about a quarter of a product with S.
+_PACKED_SHARE = 0.25
+
+
+class Solution(NamedTuple):
+    """What a solve ends with, converged or not."""
+
+    values: Tensor  # [n, k]
+    vectors: Tensor  # [n, k, d]
+    residuals: Tensor  # [n, k], relative to the norms
+    norms: Tensor  # [n], the largest |Ritz value| seen
+
+
+def smallest_eigenpairs(
+    matvec: Matvec,
+    n: int,
+    d: int,
+    k: int = 1,
+    *,
+    iters: int | None = None,
+    tol: float = 1e-4,
+    generator: torch.Generator | None = None,
+    select: Select | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The k smallest eigenpairs of n symmetric d x d matrices S_i, all n advancing together.
+
+    Block Lanczos with thick restarts and full reorthogonalisation of the basis, which holds 6 k
+    directions: 12 k n d numbers of memory, however many steps it takes.
+
+    Args:
+        matvec: takes v [n, k, d] and returns [n, k, d], S_i v[i, j]; for instance a sum of
+            `growkernels.splitting_hvp` over batches, or `growkernels.splitting_hvp_conv2d`.
+        n, d, k: matrices, their size, and eigenpairs wanted of each; k at most d.
+        iters: the most calls of `matvec`; 200 on the CPU, where the solver stops as soon as all
+            neurons have converged. Elsewhere exactly so many steps are taken, 64 unless given:
+            convergence is never read back to the host.
+        tol: a neuron has converged when |S v - lambda v| <= tol * |S| for all k pairs. |S| is the
+            largest |Ritz value| seen, which never exceeds it, so the test errs on the safe side.
+        generator: for the start vectors, normally distributed; on `device`. None means a fixed
+            seed. The same seed gives the same bits on the same machine.
+        select: given the indices of neurons, a matvec for those alone. With it, on the CPU,
+            neurons that have converged cost nothing further.
+        device, dtype: of the vectors; float32 or float64.
+
+    Returns:
+        values [n, k] ascending; vectors [n, k, d], orthonormal, of either sign; and residuals
+        [n, k], |S v - lambda v| / |S| as the iteration knows them, zero where S is zero.
+        Eigenvalues of multiplicity up to k are found as often as they occur. As with every Krylov
+        method, an eigenvector all but orthogonal to the start can be missed; before a test for
+        convergence each neuron takes 6 steps, or spans an invariant subspace.
+
+    Not differentiable. A RuntimeWarning tells how many neurons have not converged. Raises
+    ValueError for sizes that make no sense, and on the CPU when a product is not finite; elsewhere
+    such neurons return NaN.
+    """
+    name = "smallest_eigenpairs"
+    check_request(name, n, d, k, iters, tol)
+    if dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{name}: dtype is {dtype}; use torch.float32 or torch.float64")
+    with torch.no_grad():
+        start = random_start(n, k, d, generator, torch.device(device), dtype)
+        solution = solve(name, start, matvec, select, iters=iters, tol=tol)
+    warn_unless_converged(name, solution.residuals, iters, tol)
+    return solution.values, solution.vectors, solution.residuals
+
+
+def solve(
+    name: str,
+    start: Tensor,
+    matvec: Matvec,
+    select: Select | None,
+    *,
+    iters: int | None,
+    tol: float,
+    norms: Tensor | None = None,
+    first_test: int = BLOCKS,
+) -> Solution:
+    """The loop of `smallest_eigenpairs`, from `start` [n, k, d].
+
+    `norms` [n] are lower bounds of |S| known beforehand; convergence is tested from step
+    `first_test` on.
+    """
+    n, k, _ = start.shape
+    adaptive = start.device.type == "cpu"
+    steps = iters if iters is not None else ITERS_ON_CPU if adaptive else ITERS_ELSEWHERE
+    space = SearchSpace(start, start.new_zeros(n) if norms is None else norms)
+    found = Solution(
+        start.new_empty(n, k), torch.empty_like(start), start.new_empty(n, k), start.new_empty(n)
+    )
+    active = torch.arange(n, device=start.device)
+    for step in range(1, steps + 1):
+        pairs = space.extend(matvec(space.direction))
+        if not adaptive and step < steps:
+            space.add(pairs.residuals)
+            continue
+        residuals = _relative(pairs.residuals, space.norms)
+        if adaptive:
+            _check_finite(name, pairs.values, active)
+        converged = (residuals <= tol).all(1)
+        count = int(converged.sum()) if adaptive and step >= first_test else 0
+        if step == steps or count == len(active):
+            # Whoever is left comes back as it is.
+            _store(found, active, Solution(pairs.values, pairs.vectors, residuals, space.norms))
+            break
+        if select is not None and count >= _PACKED_SHARE * len(active):
+            done, rest = converged.nonzero()[:, 0], (~converged).nonzero()[:, 0]
+            finished = (pairs.values, pairs.vectors, residuals, space.norms)
+            _store(found, active[done], Solution(*(part[done] for part in finished)))
+            space.keep(rest)
+            active = active[rest]
+            matvec = select(active)
+            space.add(pairs.residuals[rest])
+        else:
+            space.add(pairs.residuals)
+    return found
+
+
+def random_start(
+    n: int,
+    k: int,
+    d: int,
+    generator: torch.Generator | None,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Normally distributed vectors [n, k, d]; from a fixed seed without a generator."""
+    if generator is None:
+        generator = torch.Generator(device).manual_seed(0)
+    return torch.randn(n, k, d, generator=generator, device=device, dtype=dtype)
+
+
+def check_request(name: str, n: int, d: int, k: int, iters: int | None, tol: float) -> None:
+    """Raises ValueError with one sentence for sizes and limits that make no sense."""
+    if n < 0 or d < 0:
+        raise ValueError(f"{name}: got n={n}, d={d}; sizes cannot be negative")
+    if k < 1:
+        raise ValueError(f"{name}: got k={k}; ask for at least one eigenpair")
+    if k > d:
+        raise ValueError(f"{name}: got k={k}, but S is {d} x {d}; ask for at most {d} eigenpairs")
+    if iters is not None and iters < 1:
+        raise ValueError(f"{name}: got iters={iters}; allow at least one step")
+    if not 0 < tol < 1:
+        raise ValueError(f"{name}: got tol={tol}; it is relative to |S|, between 0 and 1")
+
+
+def warn_unless_converged(name: str, residuals: Tensor, iters: int | None, tol: float) -> None:
+    """Warns of residuals above `tol`, with the numbers; the one look at them from the host."""
+    if residuals.numel() == 0:
+        return
+    # A residual that is NaN has not converged either.
+    missed = ~(residuals <= tol).all(1)
+    count = int(missed.sum())
+    if not count:
+        return
+    worst = float(residuals.max())
+    steps = iters or (ITERS_ON_CPU if residuals.device.type == "cpu" else ITERS_ELSEWHERE)
+    attainable = 16 * torch.finfo(residuals.dtype).eps
+    remedy = (
+        f"pass a larger tol, as {residuals.dtype} resolves no less than about {attainable:.0e}"
+        if tol < attainable
+        else "raise iters or tol"
+    )
+    warnings.warn(
+        f"{name}: {count} of {len(residuals)} neurons have not converged to tol={tol:g} within "
+        f"{steps} steps, the worst residual is {worst:.1e}; {remedy}",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
+def _relative(residuals: Tensor, norms: Tensor) -> Tensor:
+    """Lengths of the residuals [n, k, d] beside |S|, [n, k]; 0 / 0 is 0."""
+    lengths = residuals.norm(dim=2)
+    return torch.where(lengths == 0, 0, lengths / norms[:, None])
+
+
+def _store(found: Solution, neurons: Tensor, part: Solution) -> None:
+    for target, source in zip(found, part, strict=True):
+        target[neurons] = source
+
+
+def _check_finite(name: str, values: Tensor, active: Tensor) -> None:
+    if math.isfinite(float(values.sum())):
+        return
+    bad = ~values.isfinite().all(1)
+    if bad.any():
+        raise ValueError(
+            f"{name}: the product of S with a vector is not finite for {int(bad.sum())} of "
+            f"{len(active)} neurons, the first of them neuron {int(active[bad][0])}; look for NaN, "
+            f"infinity or overflow in what S is made of"
+        )
