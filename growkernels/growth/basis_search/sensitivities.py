@@ -1,0 +1,41 @@
+"""What a search found: the cost of giving a layer few basis filters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sensitivities:
+    """Cost of replacing one layer by its form with R basis filters, for all layers and R.
+
+    Attributes:
+        method: ``"taylor"``: the cost is the predicted increase of the loss. ``"train"``: it is
+            the loss of quality (accuracy) after a short training.
+        costs: module path -> R -> cost; inf where a training diverged. A cost below zero says that
+            the replaced layer did better.
+        errors: the standard errors of the costs, over calibration batches or seeds; NaN for one.
+        baseline: loss (taylor) or quality (train) of the model as it is, a mean over the same.
+        seconds: computing time of the search, summed over worker processes.
+    """
+
+    method: str
+    costs: Mapping[str, Mapping[int, float]]
+    errors: Mapping[str, Mapping[int, float]]
+    baseline: float
+    seconds: float
+
+    def cost_of(self, plan: Mapping[str, int]) -> float:
+        """The sum of a plan's costs; layers are taken to act independently of one another.
+
+        Raises:
+            ValueError: a layer or number of basis filters that was not searched.
+        """
+        for path, rank in plan.items():
+            if rank not in self.costs.get(path, {}):
+                raise ValueError(
+                    f"The plan gives layer {path!r} {rank} basis filters, which was not searched; "
+                    "name that layer and fraction in the search."
+                )
+        return sum((self.costs[path][rank] for path, rank in plan.items()), 0.0)
