@@ -162,4 +162,4 @@ def _identity(training: ShortTraining) -> list[object]:
     For a function that builds the model: those it builds with seed 0.
     """
     model = training.initial_model(torch.Generator().manual_seed(0))
-    return [[name, int(torch.hash_tensor(tensor))] for name, tensor in model.state_dict().items()]
+    return [[name, torch.hash_tensor(tensor).item()] for name, tensor in model.state_dict().items()]
