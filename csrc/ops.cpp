@@ -17,6 +17,26 @@ TORCH_LIBRARY(growkernels, m) {
   // [n, m] ascending, vectors [n, m, m] with eigenvector i in row i. Not differentiable.
   m.def("symmetric_eigs(Tensor a) -> (Tensor values, Tensor vectors)");
 
+  // basis_conv: convolutions whose filters are few trained ones and linear combinations of them.
+  m.def(
+      "basis_conv2d(Tensor x, Tensor basis, Tensor coeff, Tensor? bias, SymInt[2] stride, SymInt[2] padding, "
+      "SymInt[2] dilation, bool include_basis) -> Tensor");
+  // For training without include_basis: also returns z = conv2d(x, basis), which the backward pass needs.
+  m.def(
+      "basis_conv2d_with_maps(Tensor x, Tensor basis, Tensor coeff, Tensor? bias, SymInt[2] stride, "
+      "SymInt[2] padding, SymInt[2] dilation, bool include_basis) -> (Tensor, Tensor)");
+  // z may contain z_bias. Gradients (of x, basis, coeff, bias) that the mask leaves out are undefined tensors.
+  m.def(
+      "basis_conv2d_backward(Tensor grad, Tensor x, Tensor basis, Tensor coeff, Tensor z, Tensor? z_bias, "
+      "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, bool include_basis, bool[4] output_mask) -> "
+      "(Tensor, Tensor, Tensor, Tensor)");
+  // How basis_conv2d would compute this call.
+  m.def(
+      "basis_conv2d_algorithm(Tensor x, Tensor basis, Tensor coeff, SymInt[2] stride, SymInt[2] padding, "
+      "SymInt[2] dilation, bool include_basis) -> str");
+  m.def("set_basis_conv_algorithm(str algorithm) -> ()");
+  m.def("basis_conv_algorithm() -> str");
+
   // What the CPU kernels stand on: whether oneDNN's tiles can be used, and how fast they go here.
   m.def("brgemm_available(ScalarType dtype) -> bool");
   m.def("gemm_ceiling(ScalarType dtype, float milliseconds) -> float");

@@ -1,0 +1,217 @@
+// The family composed of ATen's ops: for devices without a kernel of their own, and for the CPU where the
+// vendor's convolutions win.
+
+#include "basis_conv/basis_conv.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/conv2d.h>
+#include <ATen/ops/convolution_backward.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <string>
+
+namespace growkernels::basis_conv {
+namespace {
+
+constexpr c10::string_view two_convolutions_name = "two convolutions", reconstruct_name = "reconstruct";
+
+at::Tensor as_kernel(const at::Tensor& matrix) { return matrix.unsqueeze(-1).unsqueeze(-1); }
+
+at::Tensor convolution(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias, const Form& form) {
+  return at::conv2d_symint(x, weight, bias, form.stride, form.padding, form.dilation);
+}
+
+using ConvolutionGradients = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+
+ConvolutionGradients convolution_gradients(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
+                                           const Form& form, std::array<bool, 3> wanted) {
+  const std::array<c10::SymInt, 1> bias_size = {weight.sym_size(0)};
+  const std::array<c10::SymInt, 2> no_output_padding = {0, 0};
+  return at::convolution_backward_symint(grad, x, weight, at::OptionalSymIntArrayRef(bias_size), form.stride,
+                                         form.padding, form.dilation, false, no_output_padding, 1, wanted);
+}
+
+at::Tensor full_kernel(const at::Tensor& basis, const at::Tensor& coeff, bool include_basis) {
+  c10::SymDimVector shape(basis.sym_sizes());
+  shape[0] = coeff.sym_size(0);
+  const at::Tensor mixed = at::mm(coeff, basis.flatten(1)).view_symint(shape);
+  return include_basis ? at::cat({basis, mixed}) : mixed;
+}
+
+at::Tensor bias_gradient(const at::Tensor& grad, bool wanted) { return wanted ? grad.sum({0, 2, 3}) : at::Tensor(); }
+
+// Multiply-adds per output position decide; the kernel's reconstruction is spread over all of them.
+bool reconstruction_is_cheaper(const at::Tensor& x, const at::Tensor& basis, const at::Tensor& coeff,
+                               const Form& form) {
+  const c10::SymInt filters = basis.sym_size(0), taps = basis.sym_numel() / filters;
+  const c10::SymInt outputs = filters * (form.include_basis ? 1 : 0) + coeff.sym_size(0);
+  const c10::SymDimVector maps = maps_shape(x, basis, form);
+  const c10::SymInt positions = maps[0] * maps[2] * maps[3];
+  const c10::SymInt mixing = filters * coeff.sym_size(0);
+  return positions * outputs * taps + mixing * taps < positions * (filters * taps + mixing);
+}
+
+}  // namespace
+
+at::Tensor mix(const at::Tensor& coeff, const at::Tensor& maps) { return at::conv2d(maps, as_kernel(coeff)); }
+
+at::Tensor channel_products(const at::Tensor& a, const at::Tensor& b) {
+  const c10::SymInt rows = a.sym_size(1), columns = b.sym_size(1);
+  if (rows == 0) {
+    return at::zeros_symint({rows, columns}, a.options());
+  }
+  const at::Tensor weight = at::zeros_symint({rows, columns, 1, 1}, a.options());
+  const std::array<c10::SymInt, 2> one = {1, 1}, zero = {0, 0};
+  const auto gradients = convolution_gradients(a, b, weight, {one, zero, one, false}, {false, true, false});
+  return std::get<1>(gradients).flatten(1);
+}
+
+at::Tensor mixed_channels(const at::Tensor& y, const at::Tensor& coeff) {
+  return y.narrow_symint(1, y.sym_size(1) - coeff.sym_size(0), coeff.sym_size(0));
+}
+
+at::Tensor maps_gradient(const at::Tensor& grad, const at::Tensor& coeff, const Form& form) {
+  if (!form.include_basis) {
+    return mix(coeff.t(), grad);
+  }
+  const at::Tensor direct = grad.narrow_symint(1, 0, coeff.sym_size(1));
+  return coeff.sym_size(0) == 0 ? direct : direct + mix(coeff.t(), mixed_channels(grad, coeff));
+}
+
+at::Tensor two_convolutions(const at::Tensor& x, const at::Tensor& basis, const at::Tensor& coeff,
+                            const OptionalTensor& bias, const Form& form) {
+  const at::Tensor z = convolution(x, basis, std::nullopt, form);
+  if (!form.include_basis) {
+    return at::conv2d(z, as_kernel(coeff), bias);
+  }
+  const at::Tensor y = coeff.sym_size(0) == 0 ? z : at::cat({z, mix(coeff, z)}, 1);
+  return bias.has_value() ? y + as_kernel(*bias) : y;
+}
+
+std::tuple<at::Tensor, at::Tensor> two_convolutions_with_maps(const at::Tensor& x, const at::Tensor& basis,
+                                                              const at::Tensor& coeff, const OptionalTensor& bias,
+                                                              const Form& form) {
+  const at::Tensor z = convolution(x, basis, std::nullopt, form);
+  return {at::conv2d(z, as_kernel(coeff), bias), z};
+}
+
+at::Tensor reconstructed(const at::Tensor& x, const at::Tensor& basis, const at::Tensor& coeff,
+                         const OptionalTensor& bias, const Form& form) {
+  return convolution(x, full_kernel(basis, coeff, form.include_basis), bias, form);
+}
+
+Gradients backward_by_two_convolutions(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& basis,
+                                       const at::Tensor& coeff, const at::Tensor& z, const OptionalTensor& z_bias,
+                                       const Form& form, Mask wanted) {
+  at::Tensor dx, dbasis, dcoeff, unused;
+  if (wanted[0] || wanted[1]) {
+    const at::Tensor dz = maps_gradient(grad, coeff, form);
+    std::tie(dx, dbasis, unused) = convolution_gradients(dz, x, basis, form, {wanted[0], wanted[1], false});
+  }
+  if (wanted[2]) {
+    const at::Tensor maps = z_bias.has_value() ? z - as_kernel(*z_bias) : z;
+    dcoeff = channel_products(mixed_channels(grad, coeff), maps);
+  }
+  return {dx, dbasis, dcoeff, bias_gradient(grad, wanted[3])};
+}
+
+Gradients backward_by_reconstruction(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& basis,
+                                     const at::Tensor& coeff, const Form& form, Mask wanted) {
+  const at::Tensor kernel = full_kernel(basis, coeff, form.include_basis);
+  const bool kernel_wanted = wanted[1] || wanted[2];
+  const auto [dx, dkernel, dbias] = convolution_gradients(grad, x, kernel, form, {wanted[0], kernel_wanted, wanted[3]});
+  at::Tensor dbasis, dcoeff;
+  if (kernel_wanted) {
+    const at::Tensor rows = dkernel.flatten(1);
+    const at::Tensor mixed = rows.narrow_symint(0, rows.sym_size(0) - coeff.sym_size(0), coeff.sym_size(0));
+    if (wanted[1]) {
+      const at::Tensor through_mix = at::mm(coeff.t(), mixed);
+      const at::Tensor sum =
+          form.include_basis ? rows.narrow_symint(0, 0, coeff.sym_size(1)) + through_mix : through_mix;
+      dbasis = sum.view_symint(basis.sym_sizes());
+    }
+    if (wanted[2]) {
+      dcoeff = at::mm(mixed, basis.flatten(1).t());
+    }
+  }
+  return {dx, dbasis, dcoeff, dbias};
+}
+
+at::Tensor laid_out(const at::Tensor& tensor, at::MemoryFormat format) {
+  const at::Tensor fresh = at::empty(tensor.sizes(), tensor.options().device(at::kMeta).memory_format(format));
+  if (tensor.strides() == fresh.strides()) {
+    return tensor;
+  }
+  // Strides of dimensions of size 1 may differ although the elements lie in the right order.
+  return tensor.is_contiguous(format) ? tensor.as_strided(tensor.sizes(), fresh.strides())
+                                      : at::empty_like(tensor, format).copy_(tensor);
+}
+
+Gradients laid_out(const Gradients& gradients, const at::Tensor& x, const at::Tensor& basis) {
+  const auto arranged = [](const at::Tensor& gradient, at::MemoryFormat format) {
+    return gradient.defined() ? laid_out(gradient, format) : gradient;
+  };
+  const auto& [dx, dbasis, dcoeff, dbias] = gradients;
+  return {arranged(dx, x.suggest_memory_format()), arranged(dbasis, basis.suggest_memory_format()),
+          arranged(dcoeff, at::MemoryFormat::Contiguous), arranged(dbias, at::MemoryFormat::Contiguous)};
+}
+
+namespace {
+
+at::Tensor basis_conv2d(const at::Tensor& x, const at::Tensor& basis, const at::Tensor& coeff,
+                        const OptionalTensor& bias, c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+                        c10::SymIntArrayRef dilation, bool include_basis) {
+  const Form form{stride, padding, dilation, include_basis};
+  check_forward("basis_conv2d", x, basis, coeff, bias, form);
+  const at::Tensor y = reconstruction_is_cheaper(x, basis, coeff, form)
+                           ? reconstructed(x, basis, coeff, bias, form)
+                           : two_convolutions(x, basis, coeff, bias, form);
+  return laid_out(y, output_format(x, basis));
+}
+
+std::tuple<at::Tensor, at::Tensor> basis_conv2d_with_maps(const at::Tensor& x, const at::Tensor& basis,
+                                                          const at::Tensor& coeff, const OptionalTensor& bias,
+                                                          c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+                                                          c10::SymIntArrayRef dilation, bool include_basis) {
+  const Form form{stride, padding, dilation, include_basis};
+  check_with_maps(x, basis, coeff, bias, form);
+  const auto [y, z] = two_convolutions_with_maps(x, basis, coeff, bias, form);
+  const at::MemoryFormat format = output_format(x, basis);
+  return {laid_out(y, format), laid_out(z, format)};
+}
+
+Gradients basis_conv2d_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& basis,
+                                const at::Tensor& coeff, const at::Tensor& z, const OptionalTensor& z_bias,
+                                c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
+                                bool include_basis, Mask output_mask) {
+  const Form form{stride, padding, dilation, include_basis};
+  check_backward(grad, x, basis, coeff, z, z_bias, form);
+  const Gradients gradients =
+      reconstruction_is_cheaper(x, basis, coeff, form)
+          ? backward_by_reconstruction(grad, x, basis, coeff, form, output_mask)
+          : backward_by_two_convolutions(grad, x, basis, coeff, z, z_bias, form, output_mask);
+  return laid_out(gradients, x, basis);
+}
+
+std::string basis_conv2d_algorithm(const at::Tensor& x, const at::Tensor& basis, const at::Tensor& coeff,
+                                   c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+                                   c10::SymIntArrayRef dilation, bool include_basis) {
+  const Form form{stride, padding, dilation, include_basis};
+  check_forward("basis_conv2d_algorithm", x, basis, coeff, std::nullopt, form);
+  return std::string(reconstruction_is_cheaper(x, basis, coeff, form) ? reconstruct_name : two_convolutions_name);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(growkernels, CompositeExplicitAutograd, m) {
+  m.impl("basis_conv2d", &basis_conv2d);
+  m.impl("basis_conv2d_with_maps", &basis_conv2d_with_maps);
+  m.impl("basis_conv2d_backward", &basis_conv2d_backward);
+  m.impl("basis_conv2d_algorithm", &basis_conv2d_algorithm);
+}
+
+}  // namespace growkernels::basis_conv
