@@ -3,6 +3,8 @@
 from growkernels import growth, nn, ops, solvers
 from growkernels.ops import (
     basis_conv2d,
+    conv_algorithm,
+    set_conv_algorithm,
     splitting_hvp,
     splitting_hvp_conv2d,
     splitting_weight,
@@ -16,9 +18,11 @@ __version__ = "0.1.0"
 __all__ = [
     "__version__",
     "basis_conv2d",
+    "conv_algorithm",
     "growth",
     "nn",
     "ops",
+    "set_conv_algorithm",
     "solvers",
     "splitting_eigs",
     "splitting_hvp",

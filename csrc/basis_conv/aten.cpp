@@ -84,10 +84,10 @@ at::Tensor maps_gradient(const at::Tensor& grad, const at::Tensor& coeff, const 
 
 at::Tensor two_convolutions(const at::Tensor& x, const at::Tensor& basis, const at::Tensor& coeff,
                             const OptionalTensor& bias, const Form& form) {
-  const at::Tensor z = convolution(x, basis, std::nullopt, form);
   if (!form.include_basis) {
-    return at::conv2d(z, as_kernel(coeff), bias);
+    return std::get<0>(two_convolutions_with_maps(x, basis, coeff, bias, form));
   }
+  const at::Tensor z = convolution(x, basis, std::nullopt, form);
   const at::Tensor y = coeff.sym_size(0) == 0 ? z : at::cat({z, mix(coeff, z)}, 1);
   return bias.has_value() ? y + as_kernel(*bias) : y;
 }
@@ -96,7 +96,9 @@ std::tuple<at::Tensor, at::Tensor> two_convolutions_with_maps(const at::Tensor& 
                                                               const at::Tensor& coeff, const OptionalTensor& bias,
                                                               const Form& form) {
   const at::Tensor z = convolution(x, basis, std::nullopt, form);
-  return {at::conv2d(z, as_kernel(coeff), bias), z};
+  const at::Tensor y = mix(coeff, z);
+  // Not the convolution's own bias: torch.func cannot differentiate that in batches of directions.
+  return {bias.has_value() ? y + as_kernel(*bias) : y, z};
 }
 
 at::Tensor reconstructed(const at::Tensor& x, const at::Tensor& basis, const at::Tensor& coeff,
@@ -167,9 +169,8 @@ at::Tensor basis_conv2d(const at::Tensor& x, const at::Tensor& basis, const at::
                         c10::SymIntArrayRef dilation, bool include_basis) {
   const Form form{stride, padding, dilation, include_basis};
   check_forward("basis_conv2d", x, basis, coeff, bias, form);
-  const at::Tensor y = reconstruction_is_cheaper(x, basis, coeff, form)
-                           ? reconstructed(x, basis, coeff, bias, form)
-                           : two_convolutions(x, basis, coeff, bias, form);
+  const at::Tensor y = reconstruction_is_cheaper(x, basis, coeff, form) ? reconstructed(x, basis, coeff, bias, form)
+                                                                        : two_convolutions(x, basis, coeff, bias, form);
   return laid_out(y, output_format(x, basis));
 }
 
@@ -190,10 +191,9 @@ Gradients basis_conv2d_backward(const at::Tensor& grad, const at::Tensor& x, con
                                 bool include_basis, Mask output_mask) {
   const Form form{stride, padding, dilation, include_basis};
   check_backward(grad, x, basis, coeff, z, z_bias, form);
-  const Gradients gradients =
-      reconstruction_is_cheaper(x, basis, coeff, form)
-          ? backward_by_reconstruction(grad, x, basis, coeff, form, output_mask)
-          : backward_by_two_convolutions(grad, x, basis, coeff, z, z_bias, form, output_mask);
+  const Gradients gradients = reconstruction_is_cheaper(x, basis, coeff, form)
+                                  ? backward_by_reconstruction(grad, x, basis, coeff, form, output_mask)
+                                  : backward_by_two_convolutions(grad, x, basis, coeff, z, z_bias, form, output_mask);
   return laid_out(gradients, x, basis);
 }
 

@@ -144,8 +144,8 @@ Gradients call_backward(const at::Tensor& grad, const at::Tensor& x, const at::T
 // Differentiates basis_conv2d (one output) and basis_conv2d_with_maps (two).
 struct BasisConv2dBackward final : torch::autograd::Node {
   SavedVariable x, basis, coeff, bias;
-  SavedVariable maps;                // the output that holds them: y with include_basis, else z
-  c10::VariableVersion output_now;   // shared with that output
+  SavedVariable maps;               // the output that holds them: y with include_basis, else z
+  c10::VariableVersion output_now;  // shared with that output
   uint32_t output_then = 0;
   SavedForm form;
 
@@ -181,8 +181,7 @@ struct BasisConv2dBackward final : torch::autograd::Node {
  private:
   // The maps and the bias they contain. A convolution may be followed by an operation in place, such as
   // ReLU(inplace=True): where the output was overwritten, the maps are computed once more.
-  std::tuple<at::Tensor, OptionalTensor> saved_maps(const at::Tensor& image, const at::Tensor& filters,
-                                                    const Form& f) {
+  std::tuple<at::Tensor, OptionalTensor> saved_maps(const at::Tensor& image, const at::Tensor& filters, const Form& f) {
     if (output_now.current_version() != output_then) {
       return {convolution(image, filters, f), std::nullopt};
     }

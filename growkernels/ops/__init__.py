@@ -4,7 +4,11 @@ from growkernels.ops.library import load_library
 
 load_library()
 
-from growkernels.ops.basis_conv import basis_conv2d  # noqa: E402
+from growkernels.ops.basis_conv import (  # noqa: E402
+    basis_conv2d,
+    conv_algorithm,
+    set_conv_algorithm,
+)
 from growkernels.ops.splitting import (  # noqa: E402
     splitting_hvp,
     splitting_hvp_conv2d,
@@ -14,6 +18,8 @@ from growkernels.ops.virtual_grad import virtual_grad_norms, virtual_grads  # no
 
 __all__ = [
     "basis_conv2d",
+    "conv_algorithm",
+    "set_conv_algorithm",
     "splitting_hvp",
     "splitting_hvp_conv2d",
     "splitting_weight",
