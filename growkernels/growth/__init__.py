@@ -5,10 +5,11 @@ from growkernels.growth.layer_insertion import LayerInsertion
 from growkernels.growth.merits import Merits
 from growkernels.growth.neuron_scaling import NeuronScaling
 from growkernels.growth.positions import Position, find_positions
-from growkernels.growth.triggers import FixedStep, LossPlateau, MeritRatio, Trigger
+from growkernels.growth.triggers import FixedStep, Interval, LossPlateau, MeritRatio, Trigger
 
 __all__ = [
     "FixedStep",
+    "Interval",
     "LayerInsertion",
     "LossPlateau",
     "MeritRatio",

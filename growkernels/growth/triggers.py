@@ -1,4 +1,4 @@
-"""When to try an insertion: three triggers with one protocol.
+"""When to try an insertion or a growth: triggers with one protocol.
 
 A training loop asks ``due`` after every step; when it says yes, the loop records merits and asks
 ``accept`` whether to insert. Triggers carry their state in ``state_dict``, so that a resumed run
@@ -36,6 +36,36 @@ class FixedStep:
 
     def due(self, step: int, loss: float) -> bool:
         return step in self.steps
+
+    def accept(self, merits: Merits) -> bool:
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class Interval:
+    """Due after step `warmup` and after every `every` steps from there on.
+
+    Beyond Uniform Scaling (arXiv 2402.12418) grows after epoch 50 and every 30 epochs.
+
+    Raises:
+        ValueError: a negative warmup, or `every` below 1.
+    """
+
+    def __init__(self, warmup: int, every: int) -> None:
+        if warmup < 0 or every < 1:
+            raise ValueError(
+                f"warmup is {warmup} and every is {every}; give at least 0 and at least 1 steps."
+            )
+        self.warmup = warmup
+        self.every = every
+
+    def due(self, step: int, loss: float) -> bool:
+        return step >= self.warmup and (step - self.warmup) % self.every == 0
 
     def accept(self, merits: Merits) -> bool:
         return True

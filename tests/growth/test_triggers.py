@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from growkernels.growth import FixedStep, LossPlateau, MeritRatio, Merits, Trigger
+from growkernels.growth import FixedStep, Interval, LossPlateau, MeritRatio, Merits, Trigger
 
 
 def merits(value: float, base: float) -> Merits:
@@ -18,6 +18,16 @@ def test_fixed_step() -> None:
     trigger = FixedStep([3, 5])
     assert [step for step in range(8) if trigger.due(step, 1.0)] == [3, 5]
     assert trigger.accept(merits(0.0, 1.0))
+
+
+def test_interval() -> None:
+    trigger = Interval(warmup=50, every=30)
+    due = [epoch for epoch in range(300) if trigger.due(epoch, 1.0)]
+    assert due == [50, 80, 110, 140, 170, 200, 230, 260, 290]
+    assert trigger.accept(merits(0.0, 1.0))
+    for warmup, every in ((-1, 30), (50, 0)):
+        with pytest.raises(ValueError, match="at least 0 and at least 1 steps"):
+            Interval(warmup, every)
 
 
 def test_loss_plateau() -> None:

@@ -104,7 +104,7 @@ def find_candidates(
             left_out[name] = reason
     if layers is None:
         linear = [root_of(name) for name, module in found.items() if isinstance(module, nn.Linear)]
-        if linear and len(set(linear)) > 1:
+        if linear and len({root_of(name) for name in found}) > 1:
             output = linear[-1]
             found = {name: module for name, module in found.items() if root_of(name) != output}
             left_out[output] = "it is the last linear layer, whose outputs are the logits"

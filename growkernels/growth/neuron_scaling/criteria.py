@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -13,6 +13,7 @@ from torch import Tensor, distributed, nn
 from growkernels.growth.neuron_scaling.candidates import Candidate
 from growkernels.growth.neuron_scaling.samples import LayerSample, Recording
 from growkernels.ops.splitting import splitting_hvp, splitting_hvp_conv2d, splitting_weight
+from growkernels.solvers import smallest_eigenpairs, splitting_eigs
 
 CRITERIA = ("splitting", "s2d", "gradient_sum", "magnitude", "random")
 CURVATURE = ("splitting", "s2d")  # those that come with a direction
@@ -93,19 +94,27 @@ def scores(
             found = (_sum_over_ranks(sample.gradient_sums.double()) / batches).clamp(max=0)
         else:
             weight = _curvature_weight(model, candidate, sample, criterion, relu_beta)
+            # Any rank's NaN is every rank's NaN, so that all of them raise.
+            _check_finite(
+                _sum_over_ranks(sample.x.double().sum() + weight.double().sum()), candidate
+            )
             found, direction, residual = _eigenpairs(layer, sample, weight, tol, iters, chooser)
             found = found / batches
             directions[candidate.name] = direction
             residuals[candidate.name] = residual
-        if not bool(found.isfinite().all()):
-            raise ValueError(
-                f"The scores of layer {candidate.name!r} are NaN or infinite, because its inputs, "
-                "gradients or weights are; nothing can be chosen by them."
-            )
+        _check_finite(found, candidate)
         values[candidate.name] = found.to(layer.weight.device)
     _take_first_ranks(values, directions, residuals)
     values = {name: v.cpu() for name, v in values.items()}
     return Scores(criterion, values, directions, residuals, batches)
+
+
+def _check_finite(numbers: Tensor, candidate: Candidate) -> None:
+    if not bool(numbers.isfinite().all()):
+        raise ValueError(
+            f"The scores of layer {candidate.name!r} are NaN or infinite, because its inputs, "
+            "gradients or weights are; nothing can be chosen by them."
+        )
 
 
 def _curvature_weight(
@@ -139,35 +148,41 @@ def _eigenpairs(
 
     S is the sum over all ranks, each of which multiplies by its own rows.
     """
-    from growkernels.solvers import smallest_eigenpairs
-
     x, shape = sample.x, layer.weight.shape
     weight = weight * (sample.seen / len(x))
+    seed = int(torch.randint(2**62, (), generator=generator))
+    start = torch.Generator(x.device).manual_seed(seed)
+    if isinstance(layer, nn.Linear) and not _distributed():
+        found = splitting_eigs(x, weight, iters=iters, tol=tol, generator=start)
+    else:
 
-    def times_s(v: Tensor) -> Tensor:  # [n, k, d] to [n, k, d]
-        if isinstance(layer, nn.Conv2d):
-            stride, padding, dilation = (
-                cast(tuple[int, int], size)
-                for size in (layer.stride, layer.padding, layer.dilation)
-            )
-            filters = v.unflatten(-1, shape[1:])
-            y = splitting_hvp_conv2d(x, weight, filters, stride, padding, dilation).flatten(2)
-        else:
-            y = splitting_hvp(x, weight, v)
-        return _sum_over_ranks(y)
+        def products(w: Tensor) -> Callable[[Tensor], Tensor]:
+            return lambda v: _sum_over_ranks(_times_s(layer, x, w, v))
 
-    values, vectors, residuals = smallest_eigenpairs(
-        times_s,
-        shape[0],
-        shape[1:].numel(),
-        k=1,
-        iters=iters,
-        tol=tol,
-        generator=generator,
-        device=x.device,
-        dtype=x.dtype,
-    )
+        found = smallest_eigenpairs(
+            products(weight),
+            shape[0],
+            shape[1:].numel(),
+            iters=iters,
+            tol=tol,
+            generator=start,
+            select=lambda neurons: products(weight.index_select(1, neurons)),
+            device=x.device,
+            dtype=x.dtype,
+        )
+    values, vectors, residuals = found
     return values[:, 0].double(), vectors[:, 0].reshape(shape), residuals[:, 0].double()
+
+
+def _times_s(layer: nn.Linear | nn.Conv2d, x: Tensor, weight: Tensor, v: Tensor) -> Tensor:
+    """S v for v [n, k, d]."""
+    if isinstance(layer, nn.Linear):
+        return splitting_hvp(x, weight, v)
+    stride, padding, dilation = (
+        cast(tuple[int, int], size) for size in (layer.stride, layer.padding, layer.dilation)
+    )
+    filters = v.unflatten(-1, layer.weight.shape[1:])
+    return splitting_hvp_conv2d(x, weight, filters, stride, padding, dilation).flatten(2)
 
 
 def _distributed() -> bool:

@@ -277,7 +277,8 @@ class NeuronScaling:
                 "no candidate now; select anew after each growth."
             )
         gain = math.sqrt(2) if isinstance(optimizer, SGD) else 2.0
-        must_move = bool(self._widen) or self.form == "gated"
+        gated = self.depth and self.form == "gated"
+        must_move = {c.name for c in self._candidates if gated or c.widening is not None}
         values = initial_values(self.model, chosen, init, scale, must_move)
         record = growing.plan(self._candidates, chosen, self.form, gain, self.depth)
         before = None if sample is None else outputs_in_eval_mode(self.model, sample)

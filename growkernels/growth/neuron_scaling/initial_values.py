@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ INITS = ("parent", "eigenvector")
 
 @torch.no_grad()
 def initial_values(
-    model: nn.Module, selection: Selection, init: str, scale: float, must_move: bool
+    model: nn.Module, selection: Selection, init: str, scale: float, must_move: Collection[str]
 ) -> Mapping[str, NewNeurons]:
     """Incoming weights and biases for every selected neuron.
 
@@ -24,7 +24,7 @@ def initial_values(
       mean square norm of the layer's rows w; bias 0.
 
     Args:
-        must_move: the growth has a form in which new weights of 0 would never get a gradient.
+        must_move: layers that grow in a form in which weights of 0 would never get a gradient.
 
     Raises:
         ValueError: unknown init, a scale that is not positive, no eigenvectors, or a parent of 0.
@@ -39,7 +39,7 @@ def initial_values(
             "init='parent', or choose by 'splitting' or 's2d'."
         )
     return {
-        name: _of_layer(model, name, outputs, selection, init, scale, must_move)
+        name: _of_layer(model, name, outputs, selection, init, scale, name in must_move)
         for name, outputs in selection.neurons.items()
     }
 

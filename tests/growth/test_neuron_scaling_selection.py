@@ -1,0 +1,257 @@
+"""Which layers are candidates, and which neurons a budget buys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from scaling_networks import (
+    TimmBlock,
+    TokenClassifier,
+    TorchvisionBlock,
+    batches,
+    grow_once,
+    parameters,
+    record,
+    small_cnn,
+    small_deit,
+)
+from torch import Tensor, nn
+
+from growkernels.growth import NeuronScaling
+from growkernels.growth.neuron_scaling import Scores, Selection, forward_flops
+from growkernels.models import deit as deit_module
+from growkernels.nn import LinearReLU
+
+
+def layer_at(model: nn.Module, path: str) -> nn.Linear | nn.Conv2d:
+    layer = model.get_submodule(path)
+    assert isinstance(layer, nn.Linear | nn.Conv2d)
+    return layer
+
+
+def random_scores(scaling: NeuronScaling, seed: int = 0) -> Scores:
+    """Scores of which a good half is eligible."""
+    generator = torch.Generator().manual_seed(seed)
+    values = {}
+    for layer in scaling.layers:
+        n = len(layer_at(scaling.model, layer).weight)
+        values[layer] = torch.rand(n, generator=generator, dtype=torch.float64) - 0.6
+    return Scores("splitting", values)
+
+
+def choose(scaling: NeuronScaling, budget: int, min_eligible: int = 1) -> Selection:
+    return scaling.select(random_scores(scaling), budget, min_eligible)
+
+
+def test_layers_of_timms_transformer_are_found_and_can_be_grown() -> None:
+    model = TokenClassifier(TimmBlock)
+    scaling = NeuronScaling(model, widen=("fc1",))
+    assert scaling.categories == {
+        f"blocks.{block}.{layer}": layer.split(".")[1] if layer != "attn.qkv" else "qkv"
+        for block in (0, 1)
+        for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    }
+    assert "logits" in scaling.left_out["head"]
+    before = parameters(model)
+    assert grow_once(scaling, 1000) == parameters(model) - before > 900
+    assert grow_once(scaling, 1000) > 900
+
+
+def test_layers_of_torchvisions_transformer_are_found() -> None:
+    model = TokenClassifier(TorchvisionBlock)
+    scaling = NeuronScaling(model, widen=("fc1",))
+    assert set(scaling.categories.values()) == {"mlp"}
+    assert len(scaling.layers) == 4
+    assert "not known" in scaling.left_out["blocks.0.self_attention.out_proj"]
+    before = parameters(model)
+    assert grow_once(scaling, 500) == parameters(model) - before > 400
+
+
+def test_layers_can_be_named() -> None:
+    model = small_deit()
+    assert NeuronScaling(model, layers=["head", "*.1.attn.v"]).layers == ("blocks.1.attn.v", "head")
+    with pytest.raises(ValueError, match=r"No layer that can be grown matches 'blocks\.7\.\*'"):
+        NeuronScaling(model, layers=["blocks.7.*"])
+    with pytest.raises(ValueError, match=r"matches 'patch_embed.proj': layers of kind 'conv2d'"):
+        NeuronScaling(model, layers=["patch_embed.proj"])
+    with pytest.raises(TypeError, match="give a list of paths"):
+        NeuronScaling(model, layers="blocks.*")
+    odd = nn.Sequential(
+        nn.Conv2d(2, 2, 3, groups=2), nn.Conv2d(2, 2, 3, padding="same"), nn.Conv2d(2, 2, 1)
+    )
+    scaling = NeuronScaling(odd, kinds=("conv2d",))
+    assert scaling.layers == ("2",)
+    assert "groups" in scaling.left_out["0"]
+    assert "padding" in scaling.left_out["1"]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (
+            {"criterion": "hessian"},
+            ValueError,
+            "Unknown criterion 'hessian'; choose from splitting",
+        ),
+        ({"form": "triple"}, ValueError, "Unknown form 'triple'"),
+        ({"kinds": ("conv3d",)}, ValueError, "Unknown kinds 'conv3d'"),
+        ({"kinds": "linear"}, TypeError, "give a list of names"),
+        ({"widen": ("fc3",)}, ValueError, "Unknown widen 'fc3'"),
+        ({"depth": False}, ValueError, "name what to widen"),
+        ({"rows": 0}, ValueError, "rows is 0"),
+        ({"relu_beta": 0.0}, ValueError, "relu_beta is 0"),
+        ({"layers": ["*.proj"], "widen": ("v",)}, ValueError, "No layer can be widened as 'v'"),
+        ({"layers": ["*.q"], "criterion": "s2d"}, ValueError, "every 's2d' matrix is zero"),
+    ],
+)
+def test_wishes_that_cannot_be_met(
+    options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        NeuronScaling(small_deit(), **options)
+
+
+def test_models_that_cannot_be_grown() -> None:
+    tied = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3), nn.Linear(3, 3))
+    tied[2].weight = tied[0].weight
+    with pytest.raises(ValueError, match=r"'0' shares a parameter \('0.weight' is '2.weight'\)"):
+        NeuronScaling(tied)
+    layer = nn.Linear(3, 3)
+    with pytest.raises(ValueError, match="'0' shares a parameter"):
+        NeuronScaling(nn.Sequential(layer, layer, nn.Linear(3, 3)))
+    with pytest.raises(ValueError, match="has no layer to grow"):
+        NeuronScaling(nn.Sequential(LinearReLU(3, 3)))
+    with pytest.raises(TypeError, match=r"wrapped in DataParallel: pass model\.module"):
+        NeuronScaling(nn.DataParallel(small_deit()))
+    overwriting = nn.Sequential(nn.Linear(3, 3), nn.SiLU(inplace=True), nn.Linear(3, 3))
+    with pytest.raises(ValueError, match="Activation '1' overwrites its input"):
+        NeuronScaling(overwriting, "s2d")
+
+
+@pytest.mark.parametrize("form", ["pair", "single", "gated"])
+@pytest.mark.parametrize("widen", [(), ("fc1",), ("fc1", "v", "qk")])
+@pytest.mark.parametrize("depth", [True, False])
+def test_the_cost_is_the_number_of_new_parameters(
+    form: str, widen: tuple[str, ...], depth: bool
+) -> None:
+    """Exactly, over three steps that build on one another, and never above the budget."""
+    if not depth and not widen:
+        return
+    model = small_deit()
+    scaling = NeuronScaling(model, "magnitude", form=form, widen=widen, depth=depth)
+    for budget in (200, 250, 90):
+        before = parameters(model)
+        chosen = choose(scaling, budget)
+        scaling.grow(chosen, init="parent")
+        assert parameters(model) - before == chosen.parameters <= budget
+        assert chosen.parameters > 0
+        sample = batches(model, 1)[0][0]
+        assert forward_flops(model, sample) == 5 * deit_module.forward_flops(model)
+
+
+def test_the_cost_is_exact_in_chains_and_convolutions() -> None:
+    """Every linear of a chain is the follower of one and followed by the next."""
+    torch.manual_seed(0)
+    chain = nn.Sequential(
+        nn.Linear(3, 5), nn.GELU(), nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4, bias=False)
+    )
+    convolutions = small_cnn()
+    for model, options in ((chain, {"widen": ("fc1",)}), (convolutions, {"kinds": ("conv2d",)})):
+        scaling = NeuronScaling(model, "magnitude", form="pair", **options)  # type: ignore[arg-type]
+        for _ in range(2):
+            before = parameters(model)
+            chosen = choose(scaling, 400)
+            scaling.grow(chosen)
+            assert parameters(model) - before == chosen.parameters > 100
+
+
+def test_each_category_spends_its_share_on_its_lowest_scores() -> None:
+    model = small_deit()
+    scaling = NeuronScaling(model, "magnitude", form="single")
+    chosen = choose(scaling, 400)
+    scores = chosen.scores.values
+    spent: dict[str, int] = {}
+    for layer, neurons in chosen.neurons.items():
+        inputs = layer_at(model, layer).weight.shape[1]
+        category = scaling.categories[layer]
+        spent[category] = spent.get(category, 0) + len(neurons) * (inputs + 1)
+    assert sum(spent.values()) == chosen.parameters
+    assert set(spent) == {"qkv", "proj", "fc1", "fc2"}
+    assert min(spent.values()) > 100 - 13
+    for category in spent:
+        layers = [layer for layer in scaling.layers if scaling.categories[layer] == category]
+        taken = [scores[layer][list(chosen.neurons.get(layer, ()))] for layer in layers]
+        left = torch.cat(
+            [
+                value
+                for layer in layers
+                for number, value in enumerate(scores[layer].split(1))
+                if number not in chosen.neurons.get(layer, ())
+            ]
+        )
+        if category in ("qkv", "fc1"):  # one price per neuron: strictly in order of the scores
+            assert float(torch.cat(taken).max()) <= float(left.min())
+    assert "400 parameters, the lowest by 'splitting'" in chosen.reason
+
+
+def test_what_one_category_cannot_spend_goes_to_the_others() -> None:
+    scaling = NeuronScaling(small_deit(), "magnitude")
+    scores = random_scores(scaling)
+    for layer in scaling.layers:
+        if not layer.endswith("fc1"):
+            scores.values[layer][1:] = 1.0  # one eligible neuron each
+    chosen = scaling.select(scores, 200, min_eligible=1)
+    assert 200 - 13 < chosen.parameters <= 200
+    assert len(chosen.neurons["blocks.0.mlp.fc1"]) * 13 > 200 / 4
+    chosen = scaling.select(scores, 10**6, min_eligible=1)
+    assert sum(map(len, chosen.neurons.values())) == sum(
+        int((v < 0).sum()) for v in scores.values.values()
+    )
+
+
+def test_layers_with_few_eligible_neurons_stay_as_they_are() -> None:
+    scaling = NeuronScaling(small_deit(), "magnitude")
+    scores = random_scores(scaling)
+    enough = {layer for layer, v in scores.values.items() if int((v < 0).sum()) >= 5}
+    assert 0 < len(enough) < len(scaling.layers)
+    assert set(scaling.select(scores, 10**6, min_eligible=5).neurons) == enough
+    none = scaling.select(scores, 10**6, min_eligible=60)
+    assert not none
+    assert "No layer has 60 eligible neurons" in none.reason
+    with pytest.raises(ValueError, match=r"no neurons to grow\. No layer has 60"):
+        scaling.grow(none)
+
+
+def test_widened_heads_get_the_same_number_each() -> None:
+    scaling = NeuronScaling(
+        small_deit(), "magnitude", depth=False, widen=("v", "qk"), layers=["blocks.0.attn.*"]
+    )
+    scores = random_scores(scaling)
+    scores.values["blocks.0.attn.v"] = Tensor([-9, -8, -1, 5, -2, -3]).double()
+    scores.values["blocks.0.attn.q"] = Tensor([-9, -8, 1, 5, -2, -3]).double()
+    chosen = scaling.select(scores, 10**6, min_eligible=1)
+    assert chosen.neurons["blocks.0.attn.v"] == (0, 2, 5)  # the best of each head
+    assert "blocks.0.attn.q" not in chosen.neurons  # its second head has none
+
+
+def test_budgets_and_scores_that_do_not_fit() -> None:
+    model = small_deit()
+    scaling = NeuronScaling(model, "magnitude", form="pair")
+    scores = random_scores(scaling)
+    with pytest.raises(
+        ValueError, match=r"budget of 13 parameters is too small for one neuron: .* adds 14"
+    ):
+        scaling.select(scores, 13, min_eligible=1)  # proj has 6 inputs
+    heads = NeuronScaling(model, "magnitude", widen=("v",), layers=["blocks.0.attn.v"])
+    with pytest.raises(ValueError, match="too small for one neuron in each head"):
+        heads.select(Scores("random", {"blocks.0.attn.v": -torch.ones(6)}), 113, min_eligible=1)
+    with pytest.raises(ValueError, match="scores are of other layers"):
+        heads.select(scores, 1000)
+    chosen = scaling.select(scores, 500, min_eligible=1)
+    with pytest.raises(ValueError, match="no candidate now"):
+        heads.grow(chosen)
+    record_of = NeuronScaling(model)
+    record(record_of, batches(model, 1))
+    assert record_of.select(record_of.scores(), 500, min_eligible=1)
