@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+ROUNDING = 1e-12  # relative, of a sum of savings
 CELLS = 20_000  # of the grid on which savings are counted, for the largest possible saving
 
 
@@ -32,29 +33,29 @@ Options = Mapping[str, list[Option]]
 def cheapest_plan(options: Options, needed: float) -> dict[str, int]:
     """The plan {module path: R} of least cost that saves at least ``needed``.
 
-    ``needed`` is positive and at most ``largest_saving(options)``. Savings are rounded down to
-    1/20000 of that largest one, so the plan surely saves what is needed, and costs no more than any
-    plan that saves (number of layers) / 20000 of the largest saving more than needed. Of equally
-    cheap plans the one that saves most is taken.
+    ``needed`` is positive and at most ``largest_saving(options)``. The grid's step is 1/20000 of
+    that largest one; the plan costs no more than any plan that saves (number of layers) such steps
+    more than needed. Of equally cheap plans the one that saves most is taken.
     """
     table = _Table(options)
-    first = math.ceil(needed / table.unit)
-    reaching = table.costs[first:]
-    if not bool(reaching.isfinite().any()):  # only the largest saving will do, rounding aside
+    enough = table.savings >= needed * (1 - ROUNDING)
+    if not bool(enough.any()):  # only the largest saving will do, and its cell holds another plan
         return {
             path: max(choices, key=lambda option: (option.saving, -option.cost)).rank
             for path, choices in _useful(options).items()
         }
-    return table.plan(first + int((reaching == reaching.min()).nonzero().max()))
+    cheapest = enough & (table.costs == table.costs[enough].min())
+    return table.plan(_largest(table.savings, cheapest))
 
 
 def largest_plan(options: Options, max_cost: float) -> dict[str, int]:
     """The plan that saves most at a total cost of at most ``max_cost``, on the same grid.
 
-    Of equally saving plans the cheapest one is taken. {} where no form is cheap enough.
+    It saves at least as much as any other plan at that cost, but for (number of layers) steps. {}
+    where no form is cheap enough.
     """
     table = _Table(options)
-    return table.plan(int((table.costs <= max_cost).nonzero().max()))
+    return table.plan(_largest(table.savings, table.costs <= max_cost))
 
 
 def largest_saving(options: Options) -> float:
@@ -73,25 +74,35 @@ def _useful(options: Options) -> dict[str, list[Option]]:
     return {path: choices for path, choices in useful.items() if choices}
 
 
+def _largest(savings: Tensor, among: Tensor) -> int:
+    return int(torch.where(among, savings, -math.inf).argmax())
+
+
 class _Table:
-    """Least cost for every total saving on the grid, and the choices that lead there."""
+    """For every total saving on the grid the cheapest plan, with what it really saves.
+
+    A form's saving is rounded down to the grid, so a plan saves at least what its cell says.
+    """
 
     def __init__(self, options: Options) -> None:
         self._layers = _useful(options)
-        self.unit = largest_saving(options) / CELLS or 1.0
+        self._step = largest_saving(options) / CELLS
         self.costs = torch.zeros(1, dtype=torch.float64)
+        self.savings = torch.zeros(1, dtype=torch.float64)
         self._choices: list[Tensor] = []
         for choices in self._layers.values():
-            cells = [self._cells(option) for option in choices]
-            best = torch.full((len(self.costs) + max(cells),), math.inf, dtype=torch.float64)
-            best[: len(self.costs)] = self.costs
-            chosen = torch.full((len(best),), -1)
-            for index, (option, shift) in enumerate(zip(choices, cells, strict=True)):
-                reached = slice(shift, shift + len(self.costs))
-                better = self.costs + option.cost < best[reached]  # ties: the milder choice
-                best[reached][better] = self.costs[better] + option.cost
+            length = len(self.costs)
+            more = max(self._cells(option) for option in choices)
+            costs = torch.cat([self.costs, torch.full((more,), math.inf, dtype=torch.float64)])
+            savings = torch.cat([self.savings, torch.full_like(costs[length:], -math.inf)])
+            chosen = torch.full((len(costs),), -1)
+            for index, option in enumerate(choices):
+                reached = slice(self._cells(option), self._cells(option) + length)
+                better = self.costs + option.cost < costs[reached]  # ties: the milder choice
+                costs[reached][better] = self.costs[better] + option.cost
+                savings[reached][better] = self.savings[better] + option.saving
                 chosen[reached][better] = index
-            self.costs = best
+            self.costs, self.savings = costs, savings
             self._choices.append(chosen)
 
     def plan(self, cell: int) -> dict[str, int]:
@@ -107,4 +118,4 @@ class _Table:
         return dict(reversed(plan.items()))
 
     def _cells(self, option: Option) -> int:
-        return math.floor(option.saving / self.unit)
+        return math.floor(option.saving / self._step)
