@@ -86,6 +86,28 @@ def conv2d_relu_norms_autograd(inputs: Tensors, grads: Tensors) -> Tensor:
     return torch.stack(norms)
 
 
+def two_convolutions(
+    x: Tensor,
+    basis: Tensor,
+    coeff: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    include_basis: bool = True,
+) -> Tensor:
+    """basis_conv2d as a convolution, a 1x1 convolution for the mix, and cat."""
+    maps = functional.conv2d(x, basis, None, stride, padding, dilation)
+    mix = coeff[:, :, None, None]
+    if not include_basis:
+        return functional.conv2d(maps, mix, bias)
+    if bias is None:
+        return torch.cat([maps, functional.conv2d(maps, mix)], 1)
+    filters = len(basis)
+    mixed = functional.conv2d(maps, mix, bias[filters:])
+    return torch.cat([maps + bias[:filters, None, None], mixed], 1)
+
+
 def authors_merits(
     model: nn.Module, positions: Mapping[str, int], kind: str, inputs: Tensor, targets: Tensor
 ) -> Tensor:

@@ -63,7 +63,6 @@ def leading_rows_factors(matrix: Tensor, rank: int, eps: float) -> tuple[Tensor,
     top, cosines, turned = torch.linalg.svd(span[:rank], full_matrices=False)
     rest = span[rank:] @ turned.T
     sines = rest.norm(dim=0)
-    unspanned = rows[:rank] - top @ (top.T @ rows[:rank])  # what only the basis can represent
     for exponent in range(int(-math.log2(eps) / 2) + 1):
         least = (1.0 + 4.0**exponent) ** -0.5
         clipped = cosines < least
@@ -71,7 +70,7 @@ def leading_rows_factors(matrix: Tensor, rank: int, eps: float) -> tuple[Tensor,
         lowered = torch.where(clipped, (1.0 - least**2) ** 0.5 / sines, 1.0)
         below = rest * lowered
         columns = torch.cat([top * raised, below])  # orthonormal again
-        basis = (top * raised) @ (columns.T @ rows) + unspanned
+        basis = (top * raised) @ (columns.T @ rows)
         coeff = (below / raised) @ top.T
         error = float((rows - kernel_matrix(basis, coeff, True)).square().sum())
         if error <= allowed:
