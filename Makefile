@@ -41,8 +41,9 @@ $(PACKAGE_STAMP): $(TOOLS_STAMP) $(SOURCES) $$(TORCH_VERSION_FILE)
 test: setup  ## run the tests
 	$(BIN)/python -m pytest -q tests
 
-reproduce: setup  ## reproduce SensLI's spiral experiments; the report lands in runs/
+reproduce: setup  ## reproduce the papers' experiments in minutes; the reports land in runs/
 	$(BIN)/growkernels reproduce sensli --resume
+	$(BIN)/growkernels reproduce basis --resume
 
 bench: setup  ## run the benchmarks; results are stored in benchmarks/results
 	$(BIN)/growkernels bench

@@ -37,4 +37,4 @@ class ClaimsTable:
         return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-CLAIMS = (ClaimsTable("claims sensli", "sensli"),)
+CLAIMS = (ClaimsTable("claims sensli", "sensli"), ClaimsTable("claims basis", "basis"))

@@ -121,6 +121,51 @@ def sensli(
     run(preset, net, data, device, out, resume, optimizer)
 
 
+@reproduce.command()
+def basis(
+    preset: Annotated[
+        str, typer.Option(help="quick, or paper: the full network and training.")
+    ] = "quick",
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the data set; without one quick generates images."),
+    ] = None,
+    autocast: Annotated[
+        bool, typer.Option("--autocast", help="Train in bfloat16 where that is safe.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    out: Annotated[Path, typer.Option(help="A new folder for the results.")] = Path("runs/basis"),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --out, or start it there.")
+    ] = False,
+) -> None:
+    """Basis convolutions and the layer search (arXiv 2408.06024)."""
+    from growkernels.experiments.basis import run
+
+    run(preset, data, device, out, resume, autocast)
+
+
+@reproduce.command()
+def scaling(
+    preset: Annotated[
+        str, typer.Option(help="quick, or paper: DeiT-S and DeiT's recipe, for one GPU.")
+    ] = "quick",
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the data set; without one quick generates images."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    out: Annotated[Path, typer.Option(help="A new folder for the results.")] = Path("runs/scaling"),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --out, or start it there.")
+    ] = False,
+) -> None:
+    """Growth where splitting matrices say so (Beyond Uniform Scaling, arXiv 2402.12418)."""
+    from growkernels.experiments.scaling import run
+
+    run(preset, data, device, out, resume)
+
+
 def main() -> int:
     """Runs the command line; what a user got wrong is one sentence and a non-zero exit status."""
     try:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor
 
 Verdict = Literal["holds", "does not hold", "cannot be told"]
@@ -127,3 +128,27 @@ def tally(claims: Sequence[Claim]) -> str:
         f"Of {len(claims)} claims of the paper tested here, {counts[0]} hold in every setting that "
         f"can test them, {counts[1]} fail in at least one, and {counts[2]} cannot be told."
     )
+
+
+def rank_correlation(first: Tensor, second: Tensor) -> tuple[float, float]:
+    """Spearman's rank correlation of two vectors, ties at their mean rank, and its p-value.
+
+    The p-value is one-sided, for a correlation this large or larger by chance, from 20,000 random
+    permutations (with a fixed seed). NaN for vectors that are constant or contain NaN.
+    """
+    ranks = torch.stack([_ranks(first), _ranks(second)])
+    ranks -= ranks.mean(1, keepdim=True)
+    norm = (ranks[0].norm() * ranks[1].norm()).item()
+    if norm == 0 or bool(first.isnan().any() or second.isnan().any()):
+        return float("nan"), float("nan")
+    found = (ranks[0] @ ranks[1]).item() / norm
+    draws = torch.rand(20_000, len(first), generator=torch.Generator().manual_seed(0))
+    by_chance = ranks[0][draws.argsort(1)] @ ranks[1] / norm
+    return found, (by_chance >= found - 1e-9).double().mean().item()
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """Ranks from 0; equal values share the mean of theirs."""
+    values = values.double()
+    below = (values[None] < values[:, None]).sum(1)
+    return below + ((values[None] == values[:, None]).sum(1) - 1) / 2

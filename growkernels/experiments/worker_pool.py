@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 
 Report = Callable[[int], None]
-Event = tuple[Literal["progress", "done"], int, int]
+Event = tuple[Literal["progress", "done"], int, Any]
 
 
 def available_cores() -> int:
@@ -24,12 +24,13 @@ def available_cores() -> int:
 
 
 def run_parts(
-    work: Callable[[Any, Report], None], parts: Sequence[Any], workers: int
+    work: Callable[[Any, Report], Any], parts: Sequence[Any], workers: int
 ) -> Iterator[Event]:
     """Calls ``work(part, report)`` for every part, in order, ``workers`` at a time.
 
-    ``work`` and the parts travel by pickle; ``work`` calls ``report(n)`` often, n being how far it
-    is. Yields ("progress", index of the part, n) and ("done", index, 0) as they come.
+    ``work``, the parts and what ``work`` returns travel by pickle; ``work`` calls ``report(n)``
+    often, n being how far it is. Yields ("progress", index of the part, n) and ("done", index, what
+    work returned) as they come.
     Raises RuntimeError with the worker's own message if a part fails, or if a worker dies.
     """
     queue = list(range(len(parts)))
@@ -96,13 +97,13 @@ def serve(descriptor: str) -> None:
                 connection.send(("progress", index, value))
 
             try:
-                work(part, report)
+                result = work(part, report)
             except (ConnectionError, KeyboardInterrupt):
                 return
             except Exception as error:
                 sentence = str(error) if isinstance(error, RuntimeError) else repr(error)
                 connection.send(("error", index, sentence))
                 return
-            connection.send(("done", index, 0))
+            connection.send(("done", index, result))
     except (EOFError, ConnectionError, KeyboardInterrupt):
         return  # the parent is gone

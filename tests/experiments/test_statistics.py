@@ -9,6 +9,7 @@ from growkernels.experiments.statistics import (
     equal,
     estimate,
     lower,
+    rank_correlation,
 )
 
 
@@ -51,3 +52,16 @@ def test_a_claim_follows_from_its_findings():
     assert claim("holds", "does not hold") == "does not hold"
     assert claim("holds", "cannot be told") == "cannot be told"
     assert claim(None) == claim() == "cannot be told"
+
+
+def test_rank_correlation_is_spearmans():
+    first = torch.tensor([10.0, 20.0, 30.0, 40.0, 50.0])
+    # Ranks 1 0 2 4 3: 1 - 6 * (1 + 1 + 0 + 1 + 1) / (5 * 24)
+    second = torch.tensor([0.2, 0.1, 0.3, 7.0, 0.4])
+    found, chance = rank_correlation(first, second)
+    assert found == pytest.approx(0.8)
+    assert chance == pytest.approx(8 / 120, abs=0.01)  # permutations with at most 4 in that sum
+    assert rank_correlation(first, -first)[0] == pytest.approx(-1)
+    tied = rank_correlation(torch.tensor([1.0, 1, 2]), torch.tensor([1.0, 2, 3]))
+    assert tied[0] == pytest.approx(0.75**0.5)
+    assert rank_correlation(first, torch.ones(5))[0] != rank_correlation(first, torch.ones(5))[0]
