@@ -25,7 +25,7 @@ class RitzPairs(NamedTuple):
 
     values: Tensor  # [n, k], ascending
     vectors: Tensor  # [n, k, d], orthonormal
-    residuals: Tensor  # [n, k, d], S v - lambda v
+    residuals: Tensor  # [n, k, d], S v - lambda v, in units of SearchSpace.unit
 
 
 class SearchSpace:
@@ -33,6 +33,9 @@ class SearchSpace:
 
     A direction that depends on the others, as happens once a subspace is invariant under S, stays
     in its place as a column of zeros: it is dead. Dead columns keep all neurons in step.
+
+    Each S is divided by the largest element of its first image, so that squares of large and small
+    matrices neither overflow nor vanish. `norms` and residuals are in that unit.
     """
 
     def __init__(self, start: Tensor, norms: Tensor) -> None:
@@ -41,6 +44,7 @@ class SearchSpace:
         columns = BLOCKS * self.k
         self.norms = norms
         self.count = 0
+        self.unit = norms.new_empty(0)
         self._basis = start.new_empty(n, columns, d)
         self._images = start.new_empty(n, columns, d)
         self._projected = torch.zeros(n, columns, columns, dtype=torch.float64, device=start.device)
@@ -62,8 +66,12 @@ class SearchSpace:
 
     def extend(self, images: Tensor) -> RitzPairs:
         """Takes S applied to `direction` and returns the best eigenpairs of the larger space."""
+        if not self.count:
+            largest = images.abs().amax((1, 2))
+            self.unit = torch.where(largest == 0, 1, largest)
+            self.norms = self.norms / self.unit
         old, self.count = self.count, self.count + self.k
-        self._images[:, old : self.count] = images
+        images = torch.div(images, self.unit[:, None, None], out=self._images[:, old : self.count])
         rows = torch.bmm(images, self._basis[:, : self.count].mT).double()
         block = rows[:, :, old:]
         self._projected[:, old : self.count, :old] = rows[:, :, :old]
@@ -74,7 +82,7 @@ class SearchSpace:
         vectors = torch.bmm(chosen.to(basis.dtype), basis)
         values = self._values[:, : self.k].to(basis.dtype)
         residuals = torch.bmm(chosen.to(basis.dtype), image).sub_(values[..., None] * vectors)
-        return RitzPairs(values, vectors, residuals)
+        return RitzPairs(values * self.unit[:, None], vectors, residuals)
 
     def add(self, residuals: Tensor) -> None:
         """Makes the residuals the next directions; a full basis is cut down first."""
@@ -91,7 +99,15 @@ class SearchSpace:
             for column in range(self.count):
                 state[:remaining, column] = state[:, column].index_select(0, neurons)
         self._basis, self._images = self._basis[:remaining], self._images[:remaining]
-        for name in ("norms", "_projected", "_dead", "_previous", "_coordinates", "_values"):
+        for name in (
+            "norms",
+            "unit",
+            "_projected",
+            "_dead",
+            "_previous",
+            "_coordinates",
+            "_values",
+        ):
             setattr(self, name, getattr(self, name).index_select(0, neurons))
 
     def _rayleigh_ritz(self) -> None:
@@ -143,21 +159,19 @@ class SearchSpace:
 
     def _orthonormalise(self, block: Tensor, scale: Tensor) -> None:
         """Writes the block as the next columns; dead is what is rounding beside `scale`."""
-        target = self._basis[:, self.count : self.count + self.k]
+        new = slice(self.count, self.count + self.k)
+        target = self._basis[:, new]
         target.copy_(block)
-        noise = 16 * torch.finfo(target.dtype).eps * scale
         earlier = self._basis[:, : self.count]
-        dead = torch.zeros_like(self._dead[:, : self.k])
-        # Residuals are orthogonal to the basis but for rounding: one pass mends that. In a block
-        # they may be all but parallel, and what is left of them then needs a second one.
-        for _ in range(1 if self.k == 1 else 2):
+        self._dead[:, new] = False
+        noise = 16 * torch.finfo(target.dtype).eps * scale
+        for _ in range(2):
             if self.count:
                 target.sub_(torch.bmm(torch.bmm(target, earlier.mT), earlier))
-            dead |= _orthonormal_rows(target, noise)
+            self._dead[:, new] |= _orthonormal_rows(target, noise)
             # From now on the rows have unit length.
             noise = torch.full_like(scale, 0.1)
-        self._dead[:, self.count : self.count + self.k] = dead
-        self._projected[:, self.count : self.count + self.k] = 0
+        self._projected[:, new] = 0
 
 
 def _orthonormal_rows(rows: Tensor, noise: Tensor | float) -> Tensor:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from growkernels.ops import splitting_hvp
-from growkernels.solvers.search_space import BLOCKS
-from growkernels.solvers.smallest_eigenpairs import (
+from growkernels.solvers.batched_lanczos import (
+    FIRST_TEST,
     Matvec,
     Select,
     check_request,
@@ -24,8 +24,8 @@ _NAME = "splitting_eigs"
 _COARSE_TOL = 2.0**-8
 # Rounding may keep a neuron above that; the float32 solve then starts from what it has.
 _COARSE_STEPS = 40
-# A start that good needs no more steps before its convergence is believed.
-_FIRST_TEST_AFTER_COARSE = 2
+# Fewer steps than from a random start before convergence is believed.
+_FIRST_TEST_AFTER_COARSE = 4
 
 
 def splitting_eigs(
@@ -71,7 +71,7 @@ def splitting_eigs(
     with torch.no_grad():
         rows, weights = (t.float() if t.dtype.itemsize == 2 else t for t in (x, w))
         start = random_start(w.shape[1], k, x.shape[1], generator, x.device, rows.dtype)
-        norms, first_test = None, BLOCKS
+        norms, first_test = None, FIRST_TEST
         if _coarse_steps_pay(x, tol):
             coarse = solve(
                 _NAME,
@@ -80,7 +80,7 @@ def splitting_eigs(
                 iters=min(iters or _COARSE_STEPS, _COARSE_STEPS),
                 tol=_COARSE_TOL,
             )
-            start, norms = coarse.vectors, coarse.norms * (1 - _COARSE_TOL)
+            start, norms = coarse.vectors, coarse.norms * (1 - 4 * _COARSE_TOL)
             first_test = _FIRST_TEST_AFTER_COARSE
         solution = solve(
             _NAME,

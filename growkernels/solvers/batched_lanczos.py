@@ -10,15 +10,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from growkernels.solvers.search_space import BLOCKS, SearchSpace
+from growkernels.solvers.search_space import SearchSpace
 
 # S applied to vectors [n, k, d], one matrix for each of the n neurons.
 Matvec = Callable[[Tensor], Tensor]
 # The same for the neurons of these indices alone.
 Select = Callable[[Tensor], Matvec]
 
+# Not a seed that data is drawn from: a start among the rows of x would see nothing but their span.
+_SEED = 6_283_185_307
 ITERS_ON_CPU = 200
 ITERS_ELSEWHERE = 64
+# No neuron is believed to have converged before.
+FIRST_TEST = 6
 # Neurons that have converged leave the batch once they are this part of it: repacking the data of
 # the others costs about a quarter of a product with S.
 _PACKED_SHARE = 0.25
@@ -69,9 +73,11 @@ def smallest_eigenpairs(
     Returns:
         values [n, k] ascending; vectors [n, k, d], orthonormal, of either sign; and residuals
         [n, k], |S v - lambda v| / |S| as the iteration knows them, zero where S is zero.
-        Eigenvalues of multiplicity up to k are found as often as they occur. As with every Krylov
-        method, an eigenvector all but orthogonal to the start can be missed; before a test for
-        convergence each neuron takes 6 steps, or spans an invariant subspace.
+        Eigenvalues of multiplicity up to k are found as often as they occur.
+
+    As with every Krylov method, a neuron whose start has next to nothing of the right eigenvector
+    may settle for a neighbouring eigenpair: with tol=1e-3 and k=1, one in some 2000 random matrices
+    did. A smaller tol makes that rarer in proportion; k=2 all but excludes it.
 
     Not differentiable. A RuntimeWarning tells how many neurons have not converged. Raises
     ValueError for sizes that make no sense, and on the CPU when a product is not finite; elsewhere
@@ -97,7 +103,7 @@ def solve(
     iters: int | None,
     tol: float,
     norms: Tensor | None = None,
-    first_test: int = BLOCKS,
+    first_test: int = FIRST_TEST,
 ) -> Solution:
     """The loop of `smallest_eigenpairs`, from `start` [n, k, d].
 
@@ -117,19 +123,20 @@ def solve(
         if not adaptive and step < steps:
             space.add(pairs.residuals)
             continue
-        residuals = _relative(pairs.residuals, space.norms)
+        values, vectors, residuals = pairs
         if adaptive:
-            _check_finite(name, pairs.values, active)
+            _check_finite(name, values, active)
+        residuals = _relative(residuals, space.norms)
+        best = Solution(values, vectors, residuals, space.norms * space.unit)
         converged = (residuals <= tol).all(1)
         count = int(converged.sum()) if adaptive and step >= first_test else 0
         if step == steps or count == len(active):
             # Whoever is left comes back as it is.
-            _store(found, active, Solution(pairs.values, pairs.vectors, residuals, space.norms))
+            _store(found, active, best)
             break
         if select is not None and count >= _PACKED_SHARE * len(active):
             done, rest = converged.nonzero()[:, 0], (~converged).nonzero()[:, 0]
-            finished = (pairs.values, pairs.vectors, residuals, space.norms)
-            _store(found, active[done], Solution(*(part[done] for part in finished)))
+            _store(found, active[done], Solution(*(part[done] for part in best)))
             space.keep(rest)
             active = active[rest]
             matvec = select(active)
@@ -149,7 +156,7 @@ def random_start(
 ) -> Tensor:
     """Normally distributed vectors [n, k, d]; from a fixed seed without a generator."""
     if generator is None:
-        generator = torch.Generator(device).manual_seed(0)
+        generator = torch.Generator(device).manual_seed(_SEED)
     return torch.randn(n, k, d, generator=generator, device=device, dtype=dtype)
 
 
