@@ -285,15 +285,17 @@ def check_replaceable(conv: nn.Module) -> None:
         )
     if isinstance(conv.padding, str):
         _named_padding(conv.padding, conv.kernel_size, conv.stride, conv.dilation)
-    if conv.weight.is_meta or not conv.weight.is_floating_point():
+    if not conv.weight.is_floating_point():
         raise ValueError(
-            f"The convolution's weight is {conv.weight.dtype} on {conv.weight.device}; real "
-            "floating-point values are needed."
+            f"The convolution's weight is {conv.weight.dtype}; real floating-point values are "
+            "needed."
         )
 
 
 def as_matrix(tensor: Tensor) -> Tensor:
-    """The values as a float64 matrix [rows, everything else] on the CPU."""
+    """The values as a float64 matrix [rows, everything else] on the CPU; meta has none to give."""
+    if tensor.is_meta:
+        raise ValueError("The layer is on the meta device; give it values on another one first.")
     return tensor.detach().to("cpu", torch.float64).flatten(1)
 
 

@@ -180,7 +180,7 @@ def _check_layer(layer: nn.Module, value: int | float, places: Mapping[int, list
     assert isinstance(layer, Layer)
     for shared in (layer, *layer.parameters()):
         if len(places[id(shared)]) > 1:
-            kind = "layer" if shared is layer else "weights"
+            kind = "layer" if shared is layer else "parameter"
             raise ValueError(
                 f"The same {kind} is used at {' and '.join(map(repr, places[id(shared)]))}; only "
                 "what is used in one place can be exchanged."

@@ -291,7 +291,7 @@ def not_finite() -> nn.Conv2d:
         (lambda: nn.Conv2d(4, 8, 3, padding_mode="circular"), ValueError, "'circular'"),
         (lambda: nn.Conv2d(4, 8, 2, padding="same"), ValueError, "more zeros on one side"),
         (lambda: nn.LazyConv2d(8, 3), ValueError, "is lazy"),
-        (lambda: nn.Conv2d(4, 8, 3, device="meta"), ValueError, "on meta"),
+        (lambda: nn.Conv2d(4, 8, 3, device="meta"), ValueError, "on the meta device"),
         (lambda: nn.Conv2d(4, 8, 3, dtype=torch.complex64), ValueError, "complex64"),
         (weight_normed, ValueError, "computed from other parameters"),
         (not_finite, ValueError, "NaN or infinity"),

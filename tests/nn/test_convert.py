@@ -353,7 +353,7 @@ class Shared(nn.Module):
         ("", 2, "The plan names the model itself"),
         ("norm", 2, "'norm' cannot be converted. A BatchNorm2d is not a Conv2d"),
         ("a", 2, "'a' cannot be converted. The same layer is used at 'a' and 'b'"),
-        ("c", 2, "The same weights is used at 'c.weight' and 'd.weight'"),
+        ("c", 2, "The same parameter is used at 'c.weight' and 'd.weight'"),
         ("e", 2, "used at 'e.bias' and 'f.bias'"),
         ("grouped", 2, "'grouped' cannot be converted. The convolution has groups=2"),
         ("wrapped", 2, "padding_mode='reflect'"),
