@@ -7,10 +7,16 @@
 namespace growkernels {
 namespace {
 
+// Element (i, p) of A, which is stored [m, k], or [k, m] when transposed.
+template <bool transposed, typename T>
+[[gnu::always_inline]] inline const T* element(const T* a, int64_t lda, int64_t i, int64_t p) {
+  return transposed ? a + p * lda + i : a + i * lda + p;
+}
+
 // A register block of C (rows x vectors) stays in registers over all of k: the outer-product form of
 // Goto and van de Geijn, "Anatomy of high-performance matrix multiplication" (2008). No packing: the
 // callers' tiles are cache-sized already.
-template <typename T, int bytes, int rows, int vectors>
+template <bool transposed, typename T, int bytes, int rows, int vectors>
 [[gnu::always_inline]] inline void register_block(int64_t k, const T* a, int64_t lda, const T* b, int64_t ldb, T* c,
                                                   int64_t ldc, bool accumulate) {
   using V = Vector<T, bytes>;
@@ -29,7 +35,7 @@ template <typename T, int bytes, int rows, int vectors>
       const V b_value = *reinterpret_cast<const V*>(b + p * ldb + j * lanes);
 #pragma GCC unroll 8
       for (int i = 0; i < rows; ++i) {
-        sum[i][j] += a[i * lda + p] * b_value;
+        sum[i][j] += *element<transposed>(a, lda, i, p) * b_value;
       }
     }
   }
@@ -43,23 +49,23 @@ template <typename T, int bytes, int rows, int vectors>
 }
 
 // All rows of a panel of C that is `vectors` vectors wide.
-template <typename T, int bytes, int rows, int vectors>
+template <bool transposed, typename T, int bytes, int rows, int vectors>
 [[gnu::always_inline]] inline void column_panel(int64_t m, int64_t k, const T* a, int64_t lda, const T* b, int64_t ldb,
                                                 T* c, int64_t ldc, bool accumulate) {
   int64_t i = 0;
   for (; i + rows <= m; i += rows) {
-    register_block<T, bytes, rows, vectors>(k, a + i * lda, lda, b, ldb, c + i * ldc, ldc, accumulate);
+    register_block<transposed, T, bytes, rows, vectors>(k, element<transposed>(a, lda, i, 0), lda, b, ldb, c + i * ldc, ldc, accumulate);
   }
   for (; i + 2 <= m; i += 2) {
-    register_block<T, bytes, 2, vectors>(k, a + i * lda, lda, b, ldb, c + i * ldc, ldc, accumulate);
+    register_block<transposed, T, bytes, 2, vectors>(k, element<transposed>(a, lda, i, 0), lda, b, ldb, c + i * ldc, ldc, accumulate);
   }
   for (; i < m; ++i) {
-    register_block<T, bytes, 1, vectors>(k, a + i * lda, lda, b, ldb, c + i * ldc, ldc, accumulate);
+    register_block<transposed, T, bytes, 1, vectors>(k, element<transposed>(a, lda, i, 0), lda, b, ldb, c + i * ldc, ldc, accumulate);
   }
 }
 
 // The last columns of C, fewer than one vector: computed on copies of B and C padded to a vector.
-template <typename T, int bytes, int rows>
+template <bool transposed, typename T, int bytes, int rows>
 [[gnu::always_inline]] inline void edge_panel(int64_t m, int64_t width, int64_t k, const T* a, int64_t lda, const T* b,
                                               int64_t ldb, T* c, int64_t ldc, bool accumulate) {
   constexpr int lanes = bytes / sizeof(T);
@@ -73,7 +79,7 @@ template <typename T, int bytes, int rows>
     }
     for (int64_t i = 0; i < m; i += rows) {
       const int64_t height = std::min<int64_t>(rows, m - i);
-      column_panel<T, bytes, rows, 1>(height, depth, a + i * lda + p, lda, b_padded, lanes, c_padded, lanes, false);
+      column_panel<transposed, T, bytes, rows, 1>(height, depth, element<transposed>(a, lda, i, p), lda, b_padded, lanes, c_padded, lanes, false);
       for (int64_t r = 0; r < height; ++r) {
         for (int64_t j = 0; j < width; ++j) {
           T& target = c[(i + r) * ldc + j];
@@ -92,7 +98,7 @@ constexpr int block_rows = bytes == 64   ? 8
 template <int bytes>
 constexpr int block_vectors = bytes == 64 ? 3 : 2;
 
-template <typename T>
+template <bool transposed, typename T>
 struct Tile {
   template <int bytes>
   [[gnu::always_inline]] static inline void run(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b,
@@ -100,13 +106,13 @@ struct Tile {
     constexpr int lanes = bytes / sizeof(T), rows = block_rows<bytes>, vectors = block_vectors<bytes>;
     int64_t j = 0;
     for (; j + vectors * lanes <= n; j += vectors * lanes) {
-      column_panel<T, bytes, rows, vectors>(m, k, a, lda, b + j, ldb, c + j, ldc, accumulate);
+      column_panel<transposed, T, bytes, rows, vectors>(m, k, a, lda, b + j, ldb, c + j, ldc, accumulate);
     }
     for (; j + lanes <= n; j += lanes) {
-      column_panel<T, bytes, rows, 1>(m, k, a, lda, b + j, ldb, c + j, ldc, accumulate);
+      column_panel<transposed, T, bytes, rows, 1>(m, k, a, lda, b + j, ldb, c + j, ldc, accumulate);
     }
     if (j < n) {
-      edge_panel<T, bytes, rows>(m, n - j, k, a, lda, b + j, ldb, c + j, ldc, accumulate);
+      edge_panel<transposed, T, bytes, rows>(m, n - j, k, a, lda, b + j, ldb, c + j, ldc, accumulate);
     }
   }
 };
@@ -115,12 +121,17 @@ struct Tile {
 
 void portable_tile(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
                    int64_t ldc, bool accumulate) {
-  widest<Tile<float>>(m, n, k, a, lda, b, ldb, c, ldc, accumulate);
+  widest<Tile<false, float>>(m, n, k, a, lda, b, ldb, c, ldc, accumulate);
 }
 
 void portable_tile(int64_t m, int64_t n, int64_t k, const double* a, int64_t lda, const double* b, int64_t ldb,
                    double* c, int64_t ldc, bool accumulate) {
-  widest<Tile<double>>(m, n, k, a, lda, b, ldb, c, ldc, accumulate);
+  widest<Tile<false, double>>(m, n, k, a, lda, b, ldb, c, ldc, accumulate);
+}
+
+void portable_transposed_tile(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb,
+                              float* c, int64_t ldc, bool accumulate) {
+  widest<Tile<true, float>>(m, n, k, a, lda, b, ldb, c, ldc, accumulate);
 }
 
 }  // namespace growkernels

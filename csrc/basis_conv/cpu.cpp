@@ -1,0 +1,256 @@
+// basis_conv2d and its backward pass on the CPU: our kernels for float32, the vendor's for the rest.
+
+#include "basis_conv/basis_conv.h"
+#include "basis_conv/cpu_mix.h"
+#include "basis_conv/cpu_winograd.h"
+#include "basis_conv/plan.h"
+#include "common/huge_pages.h"
+#include "common/vector_width.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/conv2d.h>
+#include <ATen/ops/convolution_backward.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <torch/library.h>
+
+#include <algorithm>
+
+namespace growkernels::basis_conv {
+namespace {
+
+constexpr auto channels_last = at::MemoryFormat::ChannelsLast;
+
+at::Tensor fresh(const at::Tensor& like, at::IntArrayRef shape) {
+  const at::Tensor tensor = at::empty(shape, like.options().memory_format(channels_last));
+  advise_huge_pages(tensor);
+  return tensor;
+}
+
+// Channels_last tensors, and slices of their channels, are used where they lie; others are copied.
+at::Tensor with_adjacent_channels(const at::Tensor& tensor) {
+  const int64_t pixel = tensor.stride(3), row = tensor.size(3) * pixel;
+  const bool usable = tensor.stride(1) == 1 && pixel >= tensor.size(1) && tensor.stride(2) == row &&
+                      tensor.stride(0) == tensor.size(2) * row;
+  return usable ? tensor : tensor.contiguous(channels_last);
+}
+
+// The pixel stride of what with_adjacent_channels returned, whatever its strides of size-1 dimensions.
+int64_t pixel_stride(const at::Tensor& tensor) {
+  return tensor.is_contiguous(channels_last) ? tensor.size(1) : tensor.stride(3);
+}
+
+Images<const float> images(const at::Tensor& tensor) {
+  return {tensor.const_data_ptr<float>(), tensor.size(0), tensor.size(2),
+          tensor.size(3),                 tensor.size(1), pixel_stride(tensor)};
+}
+
+Images<float> mutable_images(const at::Tensor& tensor, int64_t channels) {
+  return {tensor.mutable_data_ptr<float>(), tensor.size(0), tensor.size(2), tensor.size(3), channels, tensor.size(1)};
+}
+
+Kernels<const float> forward_kernels(const at::Tensor& basis) {
+  return {basis.const_data_ptr<float>(), basis.size(0),   basis.size(1),  basis.stride(0),
+          basis.stride(1),               basis.stride(2), basis.stride(3)};
+}
+
+// Turned around by half a turn, from the maps to the input.
+Kernels<const float> input_gradient_kernels(const at::Tensor& basis) {
+  const float* last = basis.const_data_ptr<float>() + 2 * basis.stride(2) + 2 * basis.stride(3);
+  return {last, basis.size(1), basis.size(0), basis.stride(1), basis.stride(0), -basis.stride(2), -basis.stride(3)};
+}
+
+struct AddRow {
+  template <int bytes>
+  [[gnu::always_inline]] static inline void run(const float* row, int64_t rows, int64_t columns, float* x) {
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t j = 0; j < columns; ++j) {
+        x[i * columns + j] += row[j];
+      }
+    }
+  }
+};
+
+// y and z of a forward pass, and what turns pixels of z into pixels of y.
+struct Outputs {
+  at::Tensor y, z;  // both channels_last; z is a part of y when include_basis
+  at::Tensor coeff_transposed;
+  OptionalTensor bias;
+  int64_t maps, mixed_channels;
+
+  Outputs(const at::Tensor& x, const at::Tensor& basis, const at::Tensor& coeff, const OptionalTensor& bias,
+          const Form& form)
+      : coeff_transposed(coeff.t().contiguous()), maps(basis.size(0)), mixed_channels(coeff.size(0)) {
+    const auto concrete = [](const c10::SymDimVector& shape) { return C10_AS_INTARRAYREF_SLOW(shape); };
+    y = fresh(x, concrete(output_shape(x, basis, coeff, form)));
+    z = form.include_basis ? y.narrow(1, 0, maps) : fresh(x, concrete(maps_shape(x, basis, form)));
+    if (bias.has_value()) {
+      this->bias = bias->contiguous();
+    }
+  }
+
+  Images<float> maps_images() const {
+    Images<float> result = mutable_images(y, maps);
+    result.data = z.mutable_data_ptr<float>();
+    result.pixel_stride = maps + (z.is_alias_of(y) ? mixed_channels : 0);
+    return result;
+  }
+
+  // The maps of these pixels lie at `source`: in z itself or elsewhere.
+  void mix(int64_t first, int64_t count, const float* source, int64_t source_stride) const {
+    const int64_t channels = y.size(1);
+    float* const pixels = y.mutable_data_ptr<float>() + first * channels;
+    mix_pixels(count, source, source_stride, maps, coeff_transposed.const_data_ptr<float>(), mixed_channels,
+               pixels + channels - mixed_channels, channels);
+    if (bias.has_value()) {
+      widest<AddRow>(bias->const_data_ptr<float>(), count, channels, pixels);
+    }
+  }
+};
+
+void winograd_forward(const at::Tensor& x, const at::Tensor& basis, const Form& form, const Outputs& outputs) {
+  const at::Tensor input = with_adjacent_channels(x);
+  const Images<float> z = outputs.maps_images();
+  winograd_convolution(images(input), forward_kernels(basis), form.padding[0].expect_int(),
+                       form.padding[1].expect_int(), z, [&](int64_t first, int64_t count) {
+                         outputs.mix(first, count, z.data + first * z.pixel_stride, z.pixel_stride);
+                       });
+}
+
+void direct_forward(const at::Tensor& x, const at::Tensor& basis, const Form& form, const Outputs& outputs) {
+  const at::Tensor maps = at::conv2d_symint(x, basis, std::nullopt, form.stride, form.padding, form.dilation)
+                              .contiguous(channels_last);
+  const float* const source = maps.const_data_ptr<float>();
+  const Images<float> z = outputs.maps_images();
+  constexpr int64_t block = 128;
+  at::parallel_for(0, divide_up(z.pixels(), block), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t first = begin * block; first < std::min(end * block, z.pixels()); first += block) {
+      const int64_t count = std::min(block, z.pixels() - first);
+      for (int64_t p = first; p < first + count; ++p) {
+        std::copy_n(source + p * z.channels, z.channels, z.data + p * z.pixel_stride);
+      }
+      outputs.mix(first, count, source + first * z.channels, z.channels);
+    }
+  });
+}
+
+Gradients own_backward(Algorithm algorithm, const at::Tensor& grad_in, const at::Tensor& x, const at::Tensor& basis,
+                       const at::Tensor& coeff_in, const at::Tensor& z_in, const OptionalTensor& z_bias_in,
+                       const Form& form, Mask wanted) {
+  const at::Tensor grad = grad_in.contiguous(channels_last), coeff = coeff_in.contiguous();
+  const int64_t maps = basis.size(0), channels = grad.size(1), mixed = coeff.size(0);
+  at::Tensor dx, dbasis, dcoeff, dbias, dz;
+
+  MixBackward call{};
+  call.pixels = grad.size(0) * grad.size(2) * grad.size(3);
+  call.maps = maps;
+  call.mixed_channels = mixed;
+  call.top = form.include_basis ? grad.const_data_ptr<float>() : nullptr;
+  call.mixed = grad.const_data_ptr<float>() + channels - mixed;
+  call.grad_stride = channels;
+  call.coeff = coeff.const_data_ptr<float>();
+  if (wanted[0] || wanted[1]) {
+    dz = fresh(grad, {grad.size(0), maps, grad.size(2), grad.size(3)});
+    call.dz = dz.mutable_data_ptr<float>();
+  }
+  at::Tensor z, z_bias;
+  if (wanted[2]) {
+    z = with_adjacent_channels(z_in);
+    call.z = z.const_data_ptr<float>();
+    call.z_stride = pixel_stride(z);
+    if (z_bias_in.has_value()) {
+      z_bias = z_bias_in->contiguous();
+      call.z_bias = z_bias.const_data_ptr<float>();
+    }
+    dcoeff = at::empty(coeff.sizes(), coeff.options());
+    call.dcoeff = dcoeff.mutable_data_ptr<float>();
+  }
+  mix_backward(call);
+
+  if (algorithm == Algorithm::Direct && dz.defined()) {
+    const std::array<c10::SymInt, 2> no_output_padding = {0, 0};
+    std::tie(dx, dbasis, std::ignore) = at::convolution_backward_symint(
+        dz, x, basis, std::nullopt, form.stride, form.padding, form.dilation, false, no_output_padding, 1,
+        {wanted[0], wanted[1], false});
+  } else if (dz.defined()) {
+    const int64_t pad_y = form.padding[0].expect_int(), pad_x = form.padding[1].expect_int();
+    if (wanted[0]) {
+      dx = fresh(x, x.sizes());
+      winograd_convolution(images(dz), input_gradient_kernels(basis), 2 - pad_y, 2 - pad_x,
+                           mutable_images(dx, x.size(1)), [](int64_t, int64_t) {});
+    }
+    if (wanted[1]) {
+      const at::Tensor input = with_adjacent_channels(x);
+      dbasis = at::empty(basis.sizes(), basis.options().memory_format(basis.suggest_memory_format()));
+      const Kernels<float> gradient{dbasis.mutable_data_ptr<float>(), maps,            basis.size(1),  dbasis.stride(0),
+                                    dbasis.stride(1),                 dbasis.stride(2), dbasis.stride(3)};
+      winograd_weight_gradient(images(input), images(dz), pad_y, pad_x, gradient);
+    }
+  }
+  if (wanted[3]) {
+    dbias = grad.sum({0, 2, 3});
+  }
+  return {dx, dbasis, dcoeff, dbias};
+}
+
+std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& x, const at::Tensor& basis, const at::Tensor& coeff,
+                                           const OptionalTensor& bias, const Form& form, bool maps_wanted) {
+  const Algorithm algorithm = choose_algorithm(x, basis, coeff, form);
+  if (algorithm == Algorithm::Winograd || algorithm == Algorithm::Direct) {
+    const Outputs outputs(x, basis, coeff, bias, form);
+    (algorithm == Algorithm::Winograd ? winograd_forward : direct_forward)(x, basis, form, outputs);
+    return {outputs.y, outputs.z};
+  }
+  if (maps_wanted) {
+    return two_convolutions_with_maps(x, basis, coeff, bias, form);
+  }
+  return {(algorithm == Algorithm::Reconstruct ? reconstructed : two_convolutions)(x, basis, coeff, bias, form), {}};
+}
+
+at::Tensor basis_conv2d(const at::Tensor& x, const at::Tensor& basis, const at::Tensor& coeff,
+                        const OptionalTensor& bias, c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+                        c10::SymIntArrayRef dilation, bool include_basis) {
+  const Form form{stride, padding, dilation, include_basis};
+  check_forward("basis_conv2d", x, basis, coeff, bias, form);
+  return laid_out(std::get<0>(forward(x, basis, coeff, bias, form, false)), output_format(x, basis));
+}
+
+std::tuple<at::Tensor, at::Tensor> basis_conv2d_with_maps(const at::Tensor& x, const at::Tensor& basis,
+                                                          const at::Tensor& coeff, const OptionalTensor& bias,
+                                                          c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+                                                          c10::SymIntArrayRef dilation, bool include_basis) {
+  const Form form{stride, padding, dilation, include_basis};
+  check_with_maps(x, basis, coeff, bias, form);
+  const auto [y, z] = forward(x, basis, coeff, bias, form, true);
+  const at::MemoryFormat format = output_format(x, basis);
+  return {laid_out(y, format), laid_out(z, format)};
+}
+
+Gradients basis_conv2d_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& basis,
+                                const at::Tensor& coeff, const at::Tensor& z, const OptionalTensor& z_bias,
+                                c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
+                                bool include_basis, Mask output_mask) {
+  const Form form{stride, padding, dilation, include_basis};
+  check_backward(grad, x, basis, coeff, z, z_bias, form);
+  const Algorithm algorithm = choose_algorithm(x, basis, coeff, form);
+  switch (algorithm) {
+    case Algorithm::Winograd:
+    case Algorithm::Direct:
+      return laid_out(own_backward(algorithm, grad, x, basis, coeff, z, z_bias, form, output_mask), x, basis);
+    case Algorithm::TwoConvolutions:
+      return laid_out(backward_by_two_convolutions(grad, x, basis, coeff, z, z_bias, form, output_mask), x, basis);
+    case Algorithm::Reconstruct:
+      return laid_out(backward_by_reconstruction(grad, x, basis, coeff, form, output_mask), x, basis);
+  }
+  return {};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(growkernels, CPU, m) {
+  m.impl("basis_conv2d", &basis_conv2d);
+  m.impl("basis_conv2d_with_maps", &basis_conv2d_with_maps);
+  m.impl("basis_conv2d_backward", &basis_conv2d_backward);
+}
+
+}  // namespace growkernels::basis_conv

@@ -1,0 +1,250 @@
+#include "basis_conv/cpu_winograd.h"
+
+#include "basis_conv/winograd.h"
+#include "common/gemm_tile.h"
+#include "common/huge_pages.h"
+#include "common/portable_tile.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+#include <vector>
+
+namespace growkernels::basis_conv {
+namespace {
+
+// Frequencies are stored this many floats further apart than they need: at a power of two, all 36 of a
+// channel would compete for the same few lines of the first-level cache.
+constexpr int64_t skew = 16;
+
+constexpr int64_t part_tiles = 512;                       // at least, unless the sums exceed
+constexpr int64_t parts_floats = int64_t{1} << 22;  // 16 MiB
+
+// Matrices [inputs, outputs] of all frequencies that exceed the second-level cache pay for more tiles a
+// group: each group reads them once.
+constexpr int64_t large_matrices = int64_t{1} << 20;
+
+at::Tensor scratch(int64_t count) {
+  const at::Tensor buffer = at::empty({count}, at::kFloat);
+  advise_huge_pages(buffer);
+  return buffer;
+}
+
+// The output, cut into tiles of 4 x 4 pixels; a strip is a row of tiles of one image.
+struct Tiling {
+  int64_t rows, columns, strips;
+
+  template <typename T>
+  explicit Tiling(const Images<T>& out)
+      : rows(divide_up(out.height, tile_outputs)),
+        columns(divide_up(out.width, tile_outputs)),
+        strips(out.batch * rows) {}
+
+  // body(index from 0, image, first row, first column of the output) for the tiles of some strips.
+  template <typename Body>
+  void for_each(int64_t first_strip, int64_t last_strip, const Body& body) const {
+    int64_t index = 0;
+    for (int64_t strip = first_strip; strip < last_strip; ++strip) {
+      for (int64_t column = 0; column < columns; ++column, ++index) {
+        body(index, strip / rows, strip % rows * tile_outputs, column * tile_outputs);
+      }
+    }
+  }
+};
+
+// The pixels of a size x size square, `outside` for those beyond the image.
+template <int size, typename T>
+void square_of_pixels(const Images<T>& images, int64_t image, int64_t y, int64_t x, T* outside, T** pixels) {
+  for (int64_t i = 0; i < size; ++i) {
+    const bool row_inside = y + i >= 0 && y + i < images.height;
+    T* const row = row_inside ? images.pixel(image, y + i, 0) : outside;
+    for (int64_t j = 0; j < size; ++j) {
+      const bool inside = row_inside && x + j >= 0 && x + j < images.width;
+      pixels[i * size + j] = inside ? row + (x + j) * images.pixel_stride : outside;
+    }
+  }
+}
+
+// G g G^T of the kernels from some input channels, as 36 matrices [inputs, outputs].
+struct TransformKernels {
+  template <int bytes>
+  [[gnu::always_inline]] static inline void run(const Kernels<const float>* kernels, int64_t first, int64_t last,
+                                                float* out) {
+    const int64_t matrix = kernels->inputs * kernels->outputs;
+    for_channel_vectors<bytes>(kernels->outputs, [&](int64_t c, auto zero) __attribute__((always_inline)) {
+      using V = decltype(zero);
+      constexpr int lanes = sizeof(V) / sizeof(float);
+      for (int64_t in = first; in < last; ++in) {
+        const float* source = kernels->data + c * kernels->out_stride + in * kernels->in_stride;
+        transform_square<KernelTransform, V>(
+            [&](int tap, V& value) __attribute__((always_inline)) {
+              const float* element = source + tap / 3 * kernels->row_stride + tap % 3 * kernels->tap_stride;
+              float values[lanes];
+              for (int lane = 0; lane < lanes; ++lane) {
+                values[lane] = element[lane * kernels->out_stride];
+              }
+              value = *reinterpret_cast<const V*>(values);
+            },
+            [&](int f, const V& value) __attribute__((always_inline)) {
+              *reinterpret_cast<V*>(out + f * matrix + in * kernels->outputs + c) = value;
+            });
+      }
+    });
+  }
+};
+
+// G^T v G for some output channels, v the sum of `parts` lots of 36 matrices [outputs, inputs].
+struct TransformKernelGradients {
+  template <int bytes>
+  [[gnu::always_inline]] static inline void run(const float* v, int64_t parts, int64_t part_stride,
+                                                const Kernels<float>* gradient, int64_t first, int64_t last) {
+    const int64_t matrix = gradient->outputs * gradient->inputs;
+    for (int64_t out = first; out < last; ++out) {
+      for_channel_vectors<bytes>(gradient->inputs, [&](int64_t c, auto zero) __attribute__((always_inline)) {
+        using V = decltype(zero);
+        constexpr int lanes = sizeof(V) / sizeof(float);
+        const float* source = v + out * gradient->inputs + c;
+        float* target = gradient->data + out * gradient->out_stride + c * gradient->in_stride;
+        transform_square<KernelGradientTransform, V>(
+            [&](int f, V& value) __attribute__((always_inline)) {
+              value = *reinterpret_cast<const V*>(source + f * matrix);
+              for (int64_t part = 1; part < parts; ++part) {
+                value += *reinterpret_cast<const V*>(source + part * part_stride + f * matrix);
+              }
+            },
+            [&](int tap, const V& value) __attribute__((always_inline)) {
+              float* element = target + tap / 3 * gradient->row_stride + tap % 3 * gradient->tap_stride;
+              for (int lane = 0; lane < lanes; ++lane) {
+                element[lane * gradient->in_stride] = value[lane];
+              }
+            });
+      });
+    }
+  }
+};
+
+}  // namespace
+
+void winograd_convolution(const Images<const float>& in, const Kernels<const float>& kernels, int64_t pad_y,
+                          int64_t pad_x, const Images<float>& out,
+                          const std::function<void(int64_t, int64_t)>& finish) {
+  const int64_t inputs = in.channels, outputs = out.channels, threads = at::get_num_threads();
+  const at::Tensor transformed = scratch(frequencies * inputs * outputs);
+  float* const matrices = transformed.mutable_data_ptr<float>();
+  at::parallel_for(0, inputs, divide_up(inputs, threads), [&](int64_t first, int64_t last) {
+    widest<TransformKernels>(&kernels, first, last, matrices);
+  });
+
+  const Tiling tiling(out);
+  const int64_t group_tiles = frequencies * inputs * outputs < large_matrices ? 32 : 64;
+  const int64_t group = std::clamp<int64_t>(group_tiles / tiling.columns, 1, divide_up(tiling.strips, threads));
+  const int64_t capacity = group * tiling.columns;
+  const int64_t in_stride = capacity * inputs + skew, out_stride = capacity * outputs + skew;
+  const std::vector<float> zeros(inputs, 0.f);
+  at::parallel_for(0, divide_up(tiling.strips, group), 1, [&](int64_t first_group, int64_t last_group) {
+    const at::Tensor buffer = scratch(frequencies * (in_stride + out_stride));
+    float* const patches = buffer.mutable_data_ptr<float>();
+    float* const products = patches + frequencies * in_stride;
+    for (int64_t g = first_group; g < last_group; ++g) {
+      const int64_t first = g * group, last = std::min(first + group, tiling.strips);
+      const int64_t tiles = (last - first) * tiling.columns;
+      tiling.for_each(first, last, [&](int64_t tile, int64_t image, int64_t y, int64_t x) {
+        const float* pixels[tile_inputs * tile_inputs];
+        square_of_pixels<tile_inputs>(in, image, y - pad_y, x - pad_x, zeros.data(), pixels);
+        widest<PixelsToFrequencies<InputTransform>>(pixels, patches + tile * inputs, in_stride, inputs);
+      });
+      for (int64_t f = 0; f < frequencies; ++f) {
+        multiply_tile(tiles, outputs, inputs, patches + f * in_stride, inputs, matrices + f * inputs * outputs,
+                      outputs, products + f * out_stride, outputs, false);
+      }
+      tiling.for_each(first, last, [&](int64_t tile, int64_t image, int64_t y, int64_t x) {
+        float* pixels[tile_outputs * tile_outputs];
+        square_of_pixels<tile_outputs, float>(out, image, y, x, nullptr, pixels);
+        widest<FrequenciesToPixels>(products + tile * outputs, out_stride, pixels, outputs);
+      });
+      const auto first_pixel = [&](int64_t strip) {
+        return (strip / tiling.rows * out.height + strip % tiling.rows * tile_outputs) * out.width;
+      };
+      const int64_t begin = first_pixel(first), end = last == tiling.strips ? out.pixels() : first_pixel(last);
+      finish(begin, end - begin);
+    }
+  });
+}
+
+void winograd_weight_gradient(const Images<const float>& in, const Images<const float>& out_gradient, int64_t pad_y,
+                              int64_t pad_x, const Kernels<float>& gradient) {
+  const int64_t inputs = in.channels, outputs = out_gradient.channels, threads = at::get_num_threads();
+  const int64_t matrix = inputs * outputs, all = frequencies * matrix;
+  const bool large = all >= large_matrices;
+  const Tiling tiling(out_gradient);
+  const int64_t group = std::clamp<int64_t>((large ? 128 : 32) / tiling.columns, 1, tiling.strips);
+  const int64_t capacity = group * tiling.columns;
+  const int64_t in_stride = capacity * inputs + skew, out_stride = capacity * outputs + skew;
+
+  // The tiles are cut into parts with sums of their own: they run in parallel, and the rounding error grows
+  // with the length of a part. Their number depends on the shapes alone, so the bits do as well.
+  const int64_t most = std::max<int64_t>(1, parts_floats / all);
+  const int64_t parts = std::clamp<int64_t>(divide_up(tiling.strips * tiling.columns, part_tiles), 1,
+                                            std::min(most, tiling.strips));
+  const at::Tensor sums = scratch(parts * all);
+  float* const sum = sums.mutable_data_ptr<float>();
+  const auto part_begin = [&](int64_t part) { return tiling.strips * part / parts; };
+
+  const std::vector<float> zeros(std::max(inputs, outputs), 0.f);
+  // Transforms the strips [first, last) of the group that begins at `origin`.
+  const auto transform = [&](int64_t origin, int64_t first, int64_t last, float* patches, float* gradients) {
+    const int64_t offset = (first - origin) * tiling.columns;
+    tiling.for_each(first, last, [&](int64_t index, int64_t image, int64_t y, int64_t x) {
+      const int64_t tile = offset + index;
+      const float* pixels[tile_inputs * tile_inputs];
+      square_of_pixels<tile_inputs>(in, image, y - pad_y, x - pad_x, zeros.data(), pixels);
+      widest<PixelsToFrequencies<InputTransform>>(pixels, patches + tile * inputs, in_stride, inputs);
+      square_of_pixels<tile_outputs>(out_gradient, image, y, x, zeros.data(), pixels);
+      widest<PixelsToFrequencies<GradientTransform>>(pixels, gradients + tile * outputs, out_stride, outputs);
+    });
+  };
+  const auto multiply = [&](int64_t f, int64_t tiles, const float* patches, const float* gradients, int64_t part,
+                            bool accumulate) {
+    portable_transposed_tile(outputs, inputs, tiles, gradients + f * out_stride, outputs, patches + f * in_stride,
+                             inputs, sum + part * all + f * matrix, inputs, accumulate);
+  };
+  if (large) {  // the threads share each group: tiles while transforming, frequencies while multiplying
+    const at::Tensor buffer = scratch(frequencies * (in_stride + out_stride));
+    float* const patches = buffer.mutable_data_ptr<float>();
+    float* const gradients = patches + frequencies * in_stride;
+    for (int64_t part = 0; part < parts; ++part) {
+      for (int64_t first = part_begin(part); first < part_begin(part + 1); first += group) {
+        const int64_t last = std::min(first + group, part_begin(part + 1));
+        at::parallel_for(first, last, divide_up(last - first, threads), [&](int64_t begin, int64_t end) {
+          transform(first, begin, end, patches, gradients);
+        });
+        at::parallel_for(0, frequencies, divide_up(frequencies, threads), [&](int64_t begin, int64_t end) {
+          for (int64_t f = begin; f < end; ++f) {
+            multiply(f, (last - first) * tiling.columns, patches, gradients, part, first > part_begin(part));
+          }
+        });
+      }
+    }
+  } else {
+    at::parallel_for(0, parts, 1, [&](int64_t first_part, int64_t last_part) {
+      const at::Tensor buffer = scratch(frequencies * (in_stride + out_stride));
+      float* const patches = buffer.mutable_data_ptr<float>();
+      float* const gradients = patches + frequencies * in_stride;
+      for (int64_t part = first_part; part < last_part; ++part) {
+        for (int64_t first = part_begin(part); first < part_begin(part + 1); first += group) {
+          const int64_t last = std::min(first + group, part_begin(part + 1));
+          transform(first, first, last, patches, gradients);
+          for (int64_t f = 0; f < frequencies; ++f) {
+            multiply(f, (last - first) * tiling.columns, patches, gradients, part, first > part_begin(part));
+          }
+        }
+      }
+    });
+  }
+  at::parallel_for(0, outputs, divide_up(outputs, threads), [&](int64_t first, int64_t last) {
+    widest<TransformKernelGradients>(static_cast<const float*>(sum), parts, all, &gradient, first, last);
+  });
+}
+
+}  // namespace growkernels::basis_conv

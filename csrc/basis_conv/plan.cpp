@@ -1,0 +1,68 @@
+#include "basis_conv/plan.h"
+
+#include "basis_conv/winograd.h"
+
+#include <torch/library.h>
+
+#include <string>
+
+namespace growkernels::basis_conv {
+namespace {
+
+bool all_are(c10::SymIntArrayRef values, int64_t value) {
+  for (const c10::SymInt& entry : values) {
+    if (entry != value) {
+      return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
+const char* name(Algorithm algorithm) {
+  switch (algorithm) {
+    case Algorithm::Winograd:
+      return "winograd";
+    case Algorithm::Direct:
+      return "direct";
+    case Algorithm::TwoConvolutions:
+      return "two convolutions";
+    case Algorithm::Reconstruct:
+      return "reconstruct";
+  }
+  return "";
+}
+
+Algorithm choose_algorithm(const at::Tensor& x, const at::Tensor& basis, const at::Tensor& coeff, const Form& form) {
+  const c10::SymInt maps = basis.sym_size(0), taps = basis.sym_numel() / maps, mixed = coeff.sym_size(0);
+  const c10::SymInt outputs = mixed + (form.include_basis ? maps : 0);
+  const c10::SymDimVector shape = maps_shape(x, basis, form);
+  const c10::SymInt pixels = shape[0] * shape[2] * shape[3];
+  const bool own_kernels = x.is_cpu() && x.scalar_type() == at::kFloat && x.sym_numel() > 0 && pixels > 0;
+
+  const ConvAlgorithm wanted = conv_algorithm();
+  if (own_kernels && wanted != ConvAlgorithm::Direct && basis.sym_size(2) == 3 && basis.sym_size(3) == 3 &&
+      all_are(form.stride, 1) && all_are(form.dilation, 1)) {
+    if (wanted == ConvAlgorithm::Winograd) {
+      return Algorithm::Winograd;
+    }
+    // Narrow layers leave the tiles' products too small to pay for the transforms, few tiles do not pay
+    // for the kernels' transform, and a tile costs as much at an edge where it covers few pixels.
+    const c10::SymInt tiles = shape[0] * ((shape[2] + tile_outputs - 1) / tile_outputs) *
+                              ((shape[3] + tile_outputs - 1) / tile_outputs);
+    if (basis.sym_size(1) >= 16 && maps >= 8 && tiles >= 16 && pixels >= 8 * tiles) {
+      return Algorithm::Winograd;
+    }
+  }
+  // Multiply-adds, of which the pixelwise ones are slower; the reconstruction is shared by all pixels.
+  const c10::SymInt separate = pixels * (maps * taps + maps * mixed);
+  const c10::SymInt together = pixels * outputs * taps + maps * mixed * taps;
+  if (together < separate) {
+    return Algorithm::Reconstruct;
+  }
+  return own_kernels && output_format(x, basis) == at::MemoryFormat::ChannelsLast ? Algorithm::Direct
+                                                                                  : Algorithm::TwoConvolutions;
+}
+
+}  // namespace growkernels::basis_conv

@@ -1,0 +1,20 @@
+#pragma once
+// Which algorithm computes a call: the one place where that is decided.
+
+#include "basis_conv/basis_conv.h"
+
+namespace growkernels::basis_conv {
+
+enum class Algorithm {
+  Winograd,         // our F(4x4, 3x3) in both directions, the combinations mixed in while in cache
+  Direct,           // the vendor's convolution for the maps, our one pass for the combinations
+  TwoConvolutions,  // the vendor's convolutions for both
+  Reconstruct,      // one vendor's convolution with the full kernel
+};
+
+const char* name(Algorithm algorithm);
+
+// For tensors that check_forward accepts, of any device. Forward and backward use the same algorithm.
+Algorithm choose_algorithm(const at::Tensor& x, const at::Tensor& basis, const at::Tensor& coeff, const Form& form);
+
+}  // namespace growkernels::basis_conv
