@@ -23,9 +23,9 @@ ITERS_ON_CPU = 200
 ITERS_ELSEWHERE = 64
 # No neuron is believed to have converged before.
 FIRST_TEST = 6
-# Neurons that have converged leave the batch once they are this part of it: repacking the data of
-# the others costs about a quarter of a product with S.
-_PACKED_SHARE = 0.25
+# Neurons that have converged leave the batch once they are this part of it: repacking what belongs
+# to the others costs about a twentieth of a product with S.
+_PACKED_SHARE = 1 / 16
 
 
 class Solution(NamedTuple):
