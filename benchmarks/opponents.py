@@ -108,6 +108,21 @@ def two_convolutions(
     return torch.cat([maps + bias[:filters, None, None], mixed], 1)
 
 
+def explicit_smallest_eigenvalues(x: Tensor, w: Tensor) -> Tensor:
+    """Smallest eigenvalue of every splitting matrix x^T diag(w_i) x, each formed and solved, [n].
+
+    One matrix at a time: all of DeiT-S's would take 900 MB, and are no faster batched.
+    """
+    return torch.stack([torch.linalg.eigh((x * weight[:, None]).T @ x)[0][0] for weight in w.T])
+
+
+def authors_smallest_eigenvalues(x: Tensor, w: Tensor) -> Tensor:
+    """The same as the code of Beyond Uniform Scaling does it: by a solver for any matrix, [n]."""
+    return torch.stack(
+        [torch.linalg.eig((x * weight[:, None]).T @ x)[0].real.min() for weight in w.T]
+    )
+
+
 def authors_merits(
     model: nn.Module, positions: Mapping[str, int], kind: str, inputs: Tensor, targets: Tensor
 ) -> Tensor:
