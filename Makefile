@@ -44,6 +44,7 @@ test: setup  ## run the tests
 reproduce: setup  ## reproduce the papers' experiments in minutes; the reports land in runs/
 	$(BIN)/growkernels reproduce sensli --resume
 	$(BIN)/growkernels reproduce basis --resume
+	$(BIN)/growkernels reproduce scaling --resume
 
 bench: setup  ## run the benchmarks; results are stored in benchmarks/results
 	$(BIN)/growkernels bench

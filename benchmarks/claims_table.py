@@ -37,4 +37,4 @@ class ClaimsTable:
         return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-CLAIMS = (ClaimsTable("claims sensli", "sensli"), ClaimsTable("claims basis", "basis"))
+CLAIMS = tuple(ClaimsTable(f"claims {name}", name) for name in ("sensli", "scaling", "basis"))

@@ -78,7 +78,8 @@ def load_images(
         generator: a CPU generator, which decides what a limit keeps.
         train_limit: keep this many training images; None: all.
         test_limit: the same for test images.
-        class_limit: keep the first so many classes in alphabetical order; None: all.
+        class_limit: keep the first so many classes, in alphabetical order, if there are more;
+            None: all.
         square: resize the short side of every image in a tree to so many pixels (bicubic) and cut
             out the middle; None: the images have one size, which is kept.
         progress: called from time to time with (images read, images to read).
@@ -86,15 +87,11 @@ def load_images(
     Raises:
         FileNotFoundError: no such folder, or no data in it that is understood.
         ValueError: a split without images, classes that differ between the splits, a file that
-            cannot be decoded, images of several sizes, a limit below the number of classes or more
-            classes than there are.
+            cannot be decoded, images of several sizes, a limit below the number of classes.
     """
     folder = Path(folder)
     classes, train, test = _open(folder, square)
-    if class_limit is not None:
-        if not 1 <= class_limit <= len(classes):
-            raise ValueError(f"{folder} has {len(classes)} classes, {class_limit} are needed.")
-        classes = classes[:class_limit]
+    classes = classes[:class_limit]
     kept = [
         _balanced_choice(split.labels, len(classes), limit, generator)
         for split, limit in ((train, train_limit), (test, test_limit))

@@ -77,6 +77,33 @@ class StateStore:
             ) from error
 
 
+def refuse_occupied(path: Path, resume: bool) -> bool:
+    """Whether ``path`` holds a run to resume; what can be told before the run's config is known.
+
+    Raises RunFolderError for a file, for a folder that is neither a run's nor empty, and without
+    ``resume`` for one that holds a run.
+    """
+    if path.exists() and not path.is_dir():
+        raise RunFolderError(f"{path} is a file; give --out a folder.")
+    try:
+        leftovers = {"state", ".lock"}
+        occupied = path.exists() and any(p.name not in leftovers for p in path.iterdir())
+    except PermissionError:
+        raise RunFolderError(f"{path} cannot be read; give --out another folder.") from None
+    if not occupied:
+        return False
+    if not resume:
+        raise RunFolderError(
+            f"{path} already holds files; add --resume to continue the run in it, or give "
+            "--out another folder."
+        )
+    if not (path / "config.json").exists():
+        raise RunFolderError(
+            f"{path} is not the folder of a run (no config.json); give --out another folder."
+        )
+    return True
+
+
 class RunFolder:
     """The folder of one run, locked against a second process as long as this object lives.
 
@@ -100,24 +127,8 @@ class RunFolder:
 
     def _check(self, resume: bool) -> None:
         path, config_file = self.path, self.path / "config.json"
-        if path.exists() and not path.is_dir():
-            raise RunFolderError(f"{path} is a file; give --out a folder.")
-        try:
-            leftovers = {"state", ".lock"}
-            occupied = path.exists() and any(p.name not in leftovers for p in path.iterdir())
-        except PermissionError:
-            raise RunFolderError(f"{path} cannot be read; give --out another folder.") from None
-        if not occupied:
+        if not refuse_occupied(path, resume):
             return
-        if not resume:
-            raise RunFolderError(
-                f"{path} already holds files; add --resume to continue the run in it, or give "
-                "--out another folder."
-            )
-        if not config_file.exists():
-            raise RunFolderError(
-                f"{path} is not the folder of a run (no config.json); give --out another folder."
-            )
         try:
             stored = json.loads(config_file.read_text())
         except ValueError:

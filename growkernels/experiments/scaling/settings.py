@@ -1,0 +1,235 @@
+"""What the study of non-uniform scaling compares, as data, in the sizes of its two presets.
+
+Times are in epochs. The preset ``paper`` has those of the authors' published command (300 epochs,
+50 before the first growth, one every 30); ``quick`` has a tenth of them and a fifth of the
+intervals, because every growth makes each later step dearer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Preset = Literal["quick", "paper"]
+# "uniform" widens every layer by the same share; the others are the driver's.
+Criterion = Literal["splitting", "s2d", "gradient_sum", "magnitude", "random", "uniform"]
+Form = Literal["pair", "gated"]
+Direction = Literal["eigenvector", "parent"]
+
+# How far from the reduced to the full network the paper's two results are: 11.0 M, 15.6 M and
+# 19.4 M of 21.7 M parameters.
+SMALL, LARGE = (15.6 - 11.0) / (21.7 - 11.0), (19.4 - 11.0) / (21.7 - 11.0)
+CROPPED = 256  # large images are stored as squares of this size; the network sees 224 of it
+INPUT = 224
+
+
+@dataclass(frozen=True)
+class Growth:
+    """How a variant grows: ``share`` of the way from the reduced to the full size, in the end.
+
+    ``direction`` is what new neurons start in. It matters in the gated form alone: a pair starts as
+    +a and -a, gets the same gradient in both halves, and so depends on the sum alone, which is 0.
+    """
+
+    share: float
+    interval: int
+    criterion: Criterion = "splitting"
+    form: Form = "pair"
+    direction: Direction = "parent"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One curve: it starts ``start`` of the way from the reduced (0) to the full (1) size."""
+
+    name: str
+    title: str
+    start: float = 0.0
+    growth: Growth | None = None
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A DeiT for square images of ``image_size`` pixels; reduced to half its inner widths."""
+
+    embed: int
+    depth: int
+    heads: int
+    patch: int
+    image_size: int
+
+    def widths(self, share: float) -> tuple[int, int]:
+        """Widths of q, k, v and of fc1 between the reduced (0) and the full (1) network.
+
+        As even as can be, with ``share`` of the parameters that lie in between: the attention
+        widths are rounded to a multiple of the heads, fc1 makes up for it.
+        """
+        half, hidden = self.embed // 2, 2 * self.embed
+        attention = half + round(half * share / self.heads) * self.heads
+        per_feature = 3 * (self.embed + 1) + self.embed  # q, k, v, and proj's column
+        per_hidden = 2 * self.embed + 1
+        wanted = share * (half * per_feature + hidden * per_hidden)
+        return attention, hidden + round((wanted - (attention - half) * per_feature) / per_hidden)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """DeiT's training. ``rate`` is the peak of the learning rate; 0 turns mixing or erasing off.
+
+    ``epoch_images`` are drawn without replacement for every epoch; None: all. Each is shown
+    ``repeats`` times in its batch, in different augmentations (repeated augmentation).
+    """
+
+    batch: int
+    rate: float
+    warmup_epochs: float
+    smoothing: float = 0.1
+    drop_path: float = 0.1
+    weight_decay: float = 0.05
+    mixup: float = 0.8
+    cutmix: float = 1.0
+    erasing: float = 0.25
+    rand_augment: bool = True
+    resized_crops: bool = True
+    repeats: int = 3
+    epoch_images: int | None = None
+    warmup_rate: float = 1e-6
+    final_rate: float = 1e-5
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The whole study: every variant in ``runs`` runs, which share seeds and batches.
+
+    ``first_growth`` epochs lie before the first growth; ``growth_batches`` of training images are
+    looked at for every growth; a layer needs ``eligible`` neurons with a score below 0 to grow.
+    """
+
+    architecture: Architecture
+    recipe: Recipe
+    variants: tuple[Variant, ...]
+    epochs: int
+    first_growth: int
+    growth_batches: int
+    eligible: int
+    runs: int
+    seed: int = 1
+
+    def variant(self, name: str) -> Variant:
+        return next(v for v in self.variants if v.name == name)
+
+    def growth_epochs(self, variant: Variant) -> list[int]:
+        """Before which epochs (counted from 0) the variant grows."""
+        if variant.growth is None:
+            return []
+        return list(range(self.first_growth, self.epochs, variant.growth.interval))
+
+
+@dataclass(frozen=True)
+class DataLimits:
+    """How much of a data set is used; None: all. ``small`` is the largest size kept as it is."""
+
+    train: int | None
+    test: int | None
+    classes: int | None
+    small: int
+    square: int
+
+
+DATA: dict[Preset, DataLimits] = {
+    "quick": DataLimits(train=2000, test=500, classes=10, small=64, square=64),
+    "paper": DataLimits(train=None, test=None, classes=100, small=64, square=CROPPED),
+}
+
+
+def reduced(preset: Preset, setting: Setting, train_images: int, classes: int) -> str:
+    """What a preset has smaller than the paper, in a paragraph; "" where nothing is."""
+    if preset == "paper":
+        return ""
+    net, recipe = setting.architecture, setting.recipe
+    intervals = sorted({v.growth.interval for v in setting.variants if v.growth is not None})
+    return (
+        "This is the quick preset, sized for minutes on two cores. Reduced (the paper's size in "
+        f"brackets): a DeiT of {net.embed} features and {net.depth} blocks (384 and 12) on "
+        f"{(net.image_size // net.patch) ** 2} patches (196); {train_images:,} training images in "
+        f"{classes} classes (some 126,000 in 100), of which an epoch draws {recipe.epoch_images}; "
+        f"{setting.epochs} epochs (300), {setting.first_growth} before the first growth (50), "
+        f"growth every {', '.join(map(str, intervals))} epochs (10, 20, 30, 50); batches of "
+        f"{recipe.batch} (256); layers open from {setting.eligible} neurons on (60); shifted crops "
+        "and mirroring in place of DeiT's resized crops, RandAugment, mixup, CutMix and erasing, "
+        "which hide everything in so short a training. What is seen here is the beginning of the "
+        "paper's curves; --preset paper is the reproduction proper."
+    )
+
+
+def preset_setting(preset: Preset, stored_size: int) -> Setting:
+    """The study in the size of a preset, for images stored at ``stored_size`` pixels."""
+    size = INPUT if stored_size == CROPPED else stored_size
+    if preset == "quick":
+        return Setting(
+            architecture=Architecture(embed=64, depth=3, heads=4, patch=size // 4, image_size=size),
+            recipe=Recipe(
+                batch=32, rate=4e-3, warmup_epochs=2, drop_path=0.0, mixup=0.0, cutmix=0.0,
+                erasing=0.0, rand_augment=False, resized_crops=False, repeats=1, epoch_images=256,
+            ),
+            variants=variants((2, 4, 6, 10)),
+            epochs=30,
+            first_growth=5,
+            growth_batches=4,
+            eligible=10,
+            runs=3,
+        )  # fmt: skip
+    patch = {INPUT: 16, 64: 8}.get(size, 4)
+    return Setting(
+        architecture=Architecture(embed=384, depth=12, heads=6, patch=patch, image_size=size),
+        # DeiT crops images of up to 32 pixels by shifting alone.
+        recipe=Recipe(batch=256, rate=2.5e-4, warmup_epochs=5, resized_crops=size > 32),
+        variants=variants((10, 20, 30, 50)),
+        epochs=300,
+        first_growth=50,
+        growth_batches=16,
+        eligible=60,
+        runs=3,
+    )
+
+
+def variants(intervals: Sequence[int]) -> tuple[Variant, ...]:
+    """What is compared; ``intervals`` are the four of the paper, of which the third is its best."""
+    usual = intervals[2]
+
+    def grown(
+        name: str,
+        title: str,
+        share: float = SMALL,
+        interval: int = usual,
+        criterion: Criterion = "splitting",
+        form: Form = "pair",
+        direction: Direction = "parent",
+    ) -> Variant:
+        return Variant(name, title, growth=Growth(share, interval, criterion, form, direction))
+
+    return (
+        Variant("reduced", "reduced, never grown"),
+        Variant("homogeneous", "homogeneous, full size from the start", start=1.0),
+        Variant("even_start", "evenly reduced, small size from the start", start=SMALL),
+        grown("splitting", "grown to the small size by the splitting matrix"),
+        grown("splitting_large", "grown to the large size by the splitting matrix", LARGE),
+        grown("s2d", "grown by S2D's own matrix", criterion="s2d"),
+        grown("gradient_sum", "grown by the sum of gradients", criterion="gradient_sum"),
+        grown("magnitude", "grown by magnitude", criterion="magnitude"),
+        grown("random", "grown at random", criterion="random"),
+        grown("uniform", "every layer grown evenly", criterion="uniform"),
+        grown(
+            "gated_eigenvector",
+            "gated neurons in the eigenvector's direction",
+            form="gated",
+            direction="eigenvector",
+        ),
+        grown("gated_parent", "gated neurons in the parent's direction", form="gated"),
+        *(
+            grown(f"interval_{i}", f"grown every {i} epochs", interval=i)
+            for i in intervals
+            if i != usual
+        ),
+    )
