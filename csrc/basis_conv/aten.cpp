@@ -2,6 +2,7 @@
 // vendor's convolutions win.
 
 #include "basis_conv/basis_conv.h"
+#include "basis_conv/plan.h"
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>
@@ -12,12 +13,8 @@
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
-#include <string>
-
 namespace growkernels::basis_conv {
 namespace {
-
-constexpr c10::string_view two_convolutions_name = "two convolutions", reconstruct_name = "reconstruct";
 
 at::Tensor as_kernel(const at::Tensor& matrix) { return matrix.unsqueeze(-1).unsqueeze(-1); }
 
@@ -43,17 +40,6 @@ at::Tensor full_kernel(const at::Tensor& basis, const at::Tensor& coeff, bool in
 }
 
 at::Tensor bias_gradient(const at::Tensor& grad, bool wanted) { return wanted ? grad.sum({0, 2, 3}) : at::Tensor(); }
-
-// Multiply-adds per output position decide; the kernel's reconstruction is spread over all of them.
-bool reconstruction_is_cheaper(const at::Tensor& x, const at::Tensor& basis, const at::Tensor& coeff,
-                               const Form& form) {
-  const c10::SymInt filters = basis.sym_size(0), taps = basis.sym_numel() / filters;
-  const c10::SymInt outputs = filters * (form.include_basis ? 1 : 0) + coeff.sym_size(0);
-  const c10::SymDimVector maps = maps_shape(x, basis, form);
-  const c10::SymInt positions = maps[0] * maps[2] * maps[3];
-  const c10::SymInt mixing = filters * coeff.sym_size(0);
-  return positions * outputs * taps + mixing * taps < positions * (filters * taps + mixing);
-}
 
 }  // namespace
 
@@ -169,8 +155,9 @@ at::Tensor basis_conv2d(const at::Tensor& x, const at::Tensor& basis, const at::
                         c10::SymIntArrayRef dilation, bool include_basis) {
   const Form form{stride, padding, dilation, include_basis};
   check_forward("basis_conv2d", x, basis, coeff, bias, form);
-  const at::Tensor y = reconstruction_is_cheaper(x, basis, coeff, form) ? reconstructed(x, basis, coeff, bias, form)
-                                                                        : two_convolutions(x, basis, coeff, bias, form);
+  const at::Tensor y = choose_algorithm(x, basis, coeff, form) == Algorithm::Reconstruct
+                           ? reconstructed(x, basis, coeff, bias, form)
+                           : two_convolutions(x, basis, coeff, bias, form);
   return laid_out(y, output_format(x, basis));
 }
 
@@ -191,18 +178,10 @@ Gradients basis_conv2d_backward(const at::Tensor& grad, const at::Tensor& x, con
                                 bool include_basis, Mask output_mask) {
   const Form form{stride, padding, dilation, include_basis};
   check_backward(grad, x, basis, coeff, z, z_bias, form);
-  const Gradients gradients = reconstruction_is_cheaper(x, basis, coeff, form)
+  const Gradients gradients = choose_algorithm(x, basis, coeff, form) == Algorithm::Reconstruct
                                   ? backward_by_reconstruction(grad, x, basis, coeff, form, output_mask)
                                   : backward_by_two_convolutions(grad, x, basis, coeff, z, z_bias, form, output_mask);
   return laid_out(gradients, x, basis);
-}
-
-std::string basis_conv2d_algorithm(const at::Tensor& x, const at::Tensor& basis, const at::Tensor& coeff,
-                                   c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
-                                   c10::SymIntArrayRef dilation, bool include_basis) {
-  const Form form{stride, padding, dilation, include_basis};
-  check_forward("basis_conv2d_algorithm", x, basis, coeff, std::nullopt, form);
-  return std::string(reconstruction_is_cheaper(x, basis, coeff, form) ? reconstruct_name : two_convolutions_name);
 }
 
 }  // namespace
@@ -211,7 +190,6 @@ TORCH_LIBRARY_IMPL(growkernels, CompositeExplicitAutograd, m) {
   m.impl("basis_conv2d", &basis_conv2d);
   m.impl("basis_conv2d_with_maps", &basis_conv2d_with_maps);
   m.impl("basis_conv2d_backward", &basis_conv2d_backward);
-  m.impl("basis_conv2d_algorithm", &basis_conv2d_algorithm);
 }
 
 }  // namespace growkernels::basis_conv

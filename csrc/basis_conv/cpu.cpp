@@ -1,6 +1,7 @@
 // basis_conv2d and its backward pass on the CPU: our kernels for float32, the vendor's for the rest.
 
 #include "basis_conv/basis_conv.h"
+#include "basis_conv/cpu_layout.h"
 #include "basis_conv/cpu_mix.h"
 #include "basis_conv/cpu_winograd.h"
 #include "basis_conv/plan.h"
@@ -27,12 +28,18 @@ at::Tensor fresh(const at::Tensor& like, at::IntArrayRef shape) {
   return tensor;
 }
 
+// Results lie in channels_last order until here, or come from the vendor in some order.
+at::Tensor arranged(const at::Tensor& images, at::MemoryFormat format) {
+  const bool convert = format == at::MemoryFormat::Contiguous && images.scalar_type() == at::kFloat;
+  return laid_out(convert ? to_contiguous(images) : images, format);
+}
+
 // Channels_last tensors, and slices of their channels, are used where they lie; others are copied.
 at::Tensor with_adjacent_channels(const at::Tensor& tensor) {
   const int64_t pixel = tensor.stride(3), row = tensor.size(3) * pixel;
   const bool usable = tensor.stride(1) == 1 && pixel >= tensor.size(1) && tensor.stride(2) == row &&
                       tensor.stride(0) == tensor.size(2) * row;
-  return usable ? tensor : tensor.contiguous(channels_last);
+  return usable ? tensor : to_channels_last(tensor);
 }
 
 // The pixel stride of what with_adjacent_channels returned, whatever its strides of size-1 dimensions.
@@ -41,8 +48,12 @@ int64_t pixel_stride(const at::Tensor& tensor) {
 }
 
 Images<const float> images(const at::Tensor& tensor) {
-  return {tensor.const_data_ptr<float>(), tensor.size(0), tensor.size(2),
-          tensor.size(3),                 tensor.size(1), pixel_stride(tensor)};
+  return {tensor.const_data_ptr<float>(),
+          tensor.size(0),
+          tensor.size(2),
+          tensor.size(3),
+          tensor.size(1),
+          pixel_stride(tensor)};
 }
 
 Images<float> mutable_images(const at::Tensor& tensor, int64_t channels) {
@@ -50,8 +61,13 @@ Images<float> mutable_images(const at::Tensor& tensor, int64_t channels) {
 }
 
 Kernels<const float> forward_kernels(const at::Tensor& basis) {
-  return {basis.const_data_ptr<float>(), basis.size(0),   basis.size(1),  basis.stride(0),
-          basis.stride(1),               basis.stride(2), basis.stride(3)};
+  return {basis.const_data_ptr<float>(),
+          basis.size(0),
+          basis.size(1),
+          basis.stride(0),
+          basis.stride(1),
+          basis.stride(2),
+          basis.stride(3)};
 }
 
 // Turned around by half a turn, from the maps to the input.
@@ -118,8 +134,8 @@ void winograd_forward(const at::Tensor& x, const at::Tensor& basis, const Form& 
 }
 
 void direct_forward(const at::Tensor& x, const at::Tensor& basis, const Form& form, const Outputs& outputs) {
-  const at::Tensor maps = at::conv2d_symint(x, basis, std::nullopt, form.stride, form.padding, form.dilation)
-                              .contiguous(channels_last);
+  const at::Tensor maps =
+      at::conv2d_symint(x, basis, std::nullopt, form.stride, form.padding, form.dilation).contiguous(channels_last);
   const float* const source = maps.const_data_ptr<float>();
   const Images<float> z = outputs.maps_images();
   constexpr int64_t block = 128;
@@ -134,10 +150,55 @@ void direct_forward(const at::Tensor& x, const at::Tensor& basis, const Form& fo
   });
 }
 
+void pointwise_forward(const at::Tensor& x, const at::Tensor& basis, const Form&, const Outputs& outputs) {
+  const at::Tensor input = with_adjacent_channels(x), basis_transposed = basis.flatten(1).t().contiguous();
+  const Images<const float> pixels = images(input);
+  const Images<float> z = outputs.maps_images();
+  constexpr int64_t block = 128;
+  at::parallel_for(0, divide_up(z.pixels(), block), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t first = begin * block; first < std::min(end * block, z.pixels()); first += block) {
+      const int64_t count = std::min(block, z.pixels() - first);
+      float* const maps = z.data + first * z.pixel_stride;
+      mix_pixels(count, pixels.data + first * pixels.pixel_stride, pixels.pixel_stride, pixels.channels,
+                 basis_transposed.const_data_ptr<float>(), z.channels, maps, z.pixel_stride);
+      outputs.mix(first, count, maps, z.pixel_stride);
+    }
+  });
+}
+
+// dx = dz basis and dbasis = dz^T x: a mix of the maps' gradients, and its coefficients' gradient.
+void pointwise_backward(const at::Tensor& dz, const at::Tensor& x, const at::Tensor& basis, const at::Tensor& dx,
+                        const at::Tensor& dbasis) {
+  const Images<const float> gradient = images(dz);
+  if (dx.defined()) {
+    const at::Tensor coeff_transposed = basis.flatten(1).contiguous();
+    const Images<float> out = mutable_images(dx, x.size(1));
+    constexpr int64_t grain = 1024;
+    at::parallel_for(0, gradient.pixels(), grain, [&](int64_t begin, int64_t end) {
+      mix_pixels(end - begin, gradient.data + begin * gradient.channels, gradient.channels, gradient.channels,
+                 coeff_transposed.const_data_ptr<float>(), out.channels, out.data + begin * out.channels, out.channels);
+    });
+  }
+  if (dbasis.defined()) {
+    const at::Tensor input = with_adjacent_channels(x);
+    const Images<const float> pixels = images(input);
+    MixBackward call{};
+    call.pixels = gradient.pixels();
+    call.maps = pixels.channels;
+    call.mixed_channels = gradient.channels;
+    call.mixed = gradient.data;
+    call.grad_stride = gradient.channels;
+    call.z = pixels.data;
+    call.z_stride = pixels.pixel_stride;
+    call.dcoeff = dbasis.mutable_data_ptr<float>();  // [R, Cin, 1, 1]: the same elements in any format
+    mix_backward(call);
+  }
+}
+
 Gradients own_backward(Algorithm algorithm, const at::Tensor& grad_in, const at::Tensor& x, const at::Tensor& basis,
                        const at::Tensor& coeff_in, const at::Tensor& z_in, const OptionalTensor& z_bias_in,
                        const Form& form, Mask wanted) {
-  const at::Tensor grad = grad_in.contiguous(channels_last), coeff = coeff_in.contiguous();
+  const at::Tensor grad = to_channels_last(grad_in), coeff = coeff_in.contiguous();
   const int64_t maps = basis.size(0), channels = grad.size(1), mixed = coeff.size(0);
   at::Tensor dx, dbasis, dcoeff, dbias, dz;
 
@@ -169,26 +230,39 @@ Gradients own_backward(Algorithm algorithm, const at::Tensor& grad_in, const at:
 
   if (algorithm == Algorithm::Direct && dz.defined()) {
     const std::array<c10::SymInt, 2> no_output_padding = {0, 0};
-    std::tie(dx, dbasis, std::ignore) = at::convolution_backward_symint(
-        dz, x, basis, std::nullopt, form.stride, form.padding, form.dilation, false, no_output_padding, 1,
-        {wanted[0], wanted[1], false});
+    std::tie(dx, dbasis, std::ignore) =
+        at::convolution_backward_symint(dz, x, basis, std::nullopt, form.stride, form.padding, form.dilation, false,
+                                        no_output_padding, 1, {wanted[0], wanted[1], false});
   } else if (dz.defined()) {
+    dx = wanted[0] ? fresh(x, x.sizes()) : at::Tensor();
+    dbasis = wanted[1] ? at::empty(basis.sizes(), basis.options().memory_format(basis.suggest_memory_format()))
+                       : at::Tensor();
+  }
+  if (algorithm == Algorithm::Pointwise && dz.defined()) {
+    pointwise_backward(dz, x, basis, dx, dbasis);
+  } else if (algorithm == Algorithm::Winograd && dz.defined()) {
     const int64_t pad_y = form.padding[0].expect_int(), pad_x = form.padding[1].expect_int();
     if (wanted[0]) {
-      dx = fresh(x, x.sizes());
       winograd_convolution(images(dz), input_gradient_kernels(basis), 2 - pad_y, 2 - pad_x,
                            mutable_images(dx, x.size(1)), [](int64_t, int64_t) {});
     }
     if (wanted[1]) {
       const at::Tensor input = with_adjacent_channels(x);
-      dbasis = at::empty(basis.sizes(), basis.options().memory_format(basis.suggest_memory_format()));
-      const Kernels<float> gradient{dbasis.mutable_data_ptr<float>(), maps,            basis.size(1),  dbasis.stride(0),
-                                    dbasis.stride(1),                 dbasis.stride(2), dbasis.stride(3)};
+      const Kernels<float> gradient{dbasis.mutable_data_ptr<float>(),
+                                    maps,
+                                    basis.size(1),
+                                    dbasis.stride(0),
+                                    dbasis.stride(1),
+                                    dbasis.stride(2),
+                                    dbasis.stride(3)};
       winograd_weight_gradient(images(input), images(dz), pad_y, pad_x, gradient);
     }
   }
   if (wanted[3]) {
     dbias = grad.sum({0, 2, 3});
+  }
+  if (dx.defined()) {
+    dx = arranged(dx, x.suggest_memory_format());
   }
   return {dx, dbasis, dcoeff, dbias};
 }
@@ -196,15 +270,18 @@ Gradients own_backward(Algorithm algorithm, const at::Tensor& grad_in, const at:
 std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& x, const at::Tensor& basis, const at::Tensor& coeff,
                                            const OptionalTensor& bias, const Form& form, bool maps_wanted) {
   const Algorithm algorithm = choose_algorithm(x, basis, coeff, form);
-  if (algorithm == Algorithm::Winograd || algorithm == Algorithm::Direct) {
-    const Outputs outputs(x, basis, coeff, bias, form);
-    (algorithm == Algorithm::Winograd ? winograd_forward : direct_forward)(x, basis, form, outputs);
-    return {outputs.y, outputs.z};
+  if (algorithm == Algorithm::TwoConvolutions || algorithm == Algorithm::Reconstruct) {
+    if (maps_wanted) {
+      return two_convolutions_with_maps(x, basis, coeff, bias, form);
+    }
+    return {(algorithm == Algorithm::Reconstruct ? reconstructed : two_convolutions)(x, basis, coeff, bias, form), {}};
   }
-  if (maps_wanted) {
-    return two_convolutions_with_maps(x, basis, coeff, bias, form);
-  }
-  return {(algorithm == Algorithm::Reconstruct ? reconstructed : two_convolutions)(x, basis, coeff, bias, form), {}};
+  const auto compute = algorithm == Algorithm::Winograd    ? winograd_forward
+                       : algorithm == Algorithm::Pointwise ? pointwise_forward
+                                                           : direct_forward;
+  const Outputs outputs(x, basis, coeff, bias, form);
+  compute(x, basis, form, outputs);
+  return {outputs.y, outputs.z};
 }
 
 at::Tensor basis_conv2d(const at::Tensor& x, const at::Tensor& basis, const at::Tensor& coeff,
@@ -212,7 +289,7 @@ at::Tensor basis_conv2d(const at::Tensor& x, const at::Tensor& basis, const at::
                         c10::SymIntArrayRef dilation, bool include_basis) {
   const Form form{stride, padding, dilation, include_basis};
   check_forward("basis_conv2d", x, basis, coeff, bias, form);
-  return laid_out(std::get<0>(forward(x, basis, coeff, bias, form, false)), output_format(x, basis));
+  return arranged(std::get<0>(forward(x, basis, coeff, bias, form, false)), output_format(x, basis));
 }
 
 std::tuple<at::Tensor, at::Tensor> basis_conv2d_with_maps(const at::Tensor& x, const at::Tensor& basis,
@@ -223,7 +300,7 @@ std::tuple<at::Tensor, at::Tensor> basis_conv2d_with_maps(const at::Tensor& x, c
   check_with_maps(x, basis, coeff, bias, form);
   const auto [y, z] = forward(x, basis, coeff, bias, form, true);
   const at::MemoryFormat format = output_format(x, basis);
-  return {laid_out(y, format), laid_out(z, format)};
+  return {arranged(y, format), arranged(z, format)};
 }
 
 Gradients basis_conv2d_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& basis,
@@ -235,6 +312,7 @@ Gradients basis_conv2d_backward(const at::Tensor& grad, const at::Tensor& x, con
   const Algorithm algorithm = choose_algorithm(x, basis, coeff, form);
   switch (algorithm) {
     case Algorithm::Winograd:
+    case Algorithm::Pointwise:
     case Algorithm::Direct:
       return laid_out(own_backward(algorithm, grad, x, basis, coeff, z, z_bias, form, output_mask), x, basis);
     case Algorithm::TwoConvolutions:

@@ -18,7 +18,7 @@ namespace {
 // channel would compete for the same few lines of the first-level cache.
 constexpr int64_t skew = 16;
 
-constexpr int64_t part_tiles = 512;                       // at least, unless the sums exceed
+constexpr int64_t part_tiles = 512;                 // at least, unless the sums exceed
 constexpr int64_t parts_floats = int64_t{1} << 22;  // 16 MiB
 
 // Matrices [inputs, outputs] of all frequencies that exceed the second-level cache pay for more tiles a
@@ -132,9 +132,8 @@ void winograd_convolution(const Images<const float>& in, const Kernels<const flo
   const int64_t inputs = in.channels, outputs = out.channels, threads = at::get_num_threads();
   const at::Tensor transformed = scratch(frequencies * inputs * outputs);
   float* const matrices = transformed.mutable_data_ptr<float>();
-  at::parallel_for(0, inputs, divide_up(inputs, threads), [&](int64_t first, int64_t last) {
-    widest<TransformKernels>(&kernels, first, last, matrices);
-  });
+  at::parallel_for(0, inputs, divide_up(inputs, threads),
+                   [&](int64_t first, int64_t last) { widest<TransformKernels>(&kernels, first, last, matrices); });
 
   const Tiling tiling(out);
   const int64_t group_tiles = frequencies * inputs * outputs < large_matrices ? 32 : 64;
@@ -155,8 +154,8 @@ void winograd_convolution(const Images<const float>& in, const Kernels<const flo
         widest<PixelsToFrequencies<InputTransform>>(pixels, patches + tile * inputs, in_stride, inputs);
       });
       for (int64_t f = 0; f < frequencies; ++f) {
-        multiply_tile(tiles, outputs, inputs, patches + f * in_stride, inputs, matrices + f * inputs * outputs,
-                      outputs, products + f * out_stride, outputs, false);
+        multiply_tile(tiles, outputs, inputs, patches + f * in_stride, inputs, matrices + f * inputs * outputs, outputs,
+                      products + f * out_stride, outputs, false);
       }
       tiling.for_each(first, last, [&](int64_t tile, int64_t image, int64_t y, int64_t x) {
         float* pixels[tile_outputs * tile_outputs];
@@ -185,8 +184,8 @@ void winograd_weight_gradient(const Images<const float>& in, const Images<const 
   // The tiles are cut into parts with sums of their own: they run in parallel, and the rounding error grows
   // with the length of a part. Their number depends on the shapes alone, so the bits do as well.
   const int64_t most = std::max<int64_t>(1, parts_floats / all);
-  const int64_t parts = std::clamp<int64_t>(divide_up(tiling.strips * tiling.columns, part_tiles), 1,
-                                            std::min(most, tiling.strips));
+  const int64_t parts =
+      std::clamp<int64_t>(divide_up(tiling.strips * tiling.columns, part_tiles), 1, std::min(most, tiling.strips));
   const at::Tensor sums = scratch(parts * all);
   float* const sum = sums.mutable_data_ptr<float>();
   const auto part_begin = [&](int64_t part) { return tiling.strips * part / parts; };
@@ -216,9 +215,8 @@ void winograd_weight_gradient(const Images<const float>& in, const Images<const 
     for (int64_t part = 0; part < parts; ++part) {
       for (int64_t first = part_begin(part); first < part_begin(part + 1); first += group) {
         const int64_t last = std::min(first + group, part_begin(part + 1));
-        at::parallel_for(first, last, divide_up(last - first, threads), [&](int64_t begin, int64_t end) {
-          transform(first, begin, end, patches, gradients);
-        });
+        at::parallel_for(first, last, divide_up(last - first, threads),
+                         [&](int64_t begin, int64_t end) { transform(first, begin, end, patches, gradients); });
         at::parallel_for(0, frequencies, divide_up(frequencies, threads), [&](int64_t begin, int64_t end) {
           for (int64_t f = begin; f < end; ++f) {
             multiply(f, (last - first) * tiling.columns, patches, gradients, part, first > part_begin(part));

@@ -24,6 +24,8 @@ const char* name(Algorithm algorithm) {
   switch (algorithm) {
     case Algorithm::Winograd:
       return "winograd";
+    case Algorithm::Pointwise:
+      return "pointwise";
     case Algorithm::Direct:
       return "direct";
     case Algorithm::TwoConvolutions:
@@ -49,11 +51,16 @@ Algorithm choose_algorithm(const at::Tensor& x, const at::Tensor& basis, const a
     }
     // Narrow layers leave the tiles' products too small to pay for the transforms, few tiles do not pay
     // for the kernels' transform, and a tile costs as much at an edge where it covers few pixels.
-    const c10::SymInt tiles = shape[0] * ((shape[2] + tile_outputs - 1) / tile_outputs) *
-                              ((shape[3] + tile_outputs - 1) / tile_outputs);
-    if (basis.sym_size(1) >= 16 && maps >= 8 && tiles >= 16 && pixels >= 8 * tiles) {
+    const c10::SymInt tiles =
+        shape[0] * ((shape[2] + tile_outputs - 1) / tile_outputs) * ((shape[3] + tile_outputs - 1) / tile_outputs);
+    if (basis.sym_size(1) >= 16 && maps >= 8 && tiles >= 32 && pixels >= 8 * tiles) {
       return Algorithm::Winograd;
     }
+  }
+  const bool in_channels_last = output_format(x, basis) == at::MemoryFormat::ChannelsLast;
+  if (own_kernels && in_channels_last && taps == basis.sym_size(1) && all_are(form.stride, 1) &&
+      all_are(form.padding, 0)) {
+    return Algorithm::Pointwise;
   }
   // Multiply-adds, of which the pixelwise ones are slower; the reconstruction is shared by all pixels.
   const c10::SymInt separate = pixels * (maps * taps + maps * mixed);
@@ -61,8 +68,23 @@ Algorithm choose_algorithm(const at::Tensor& x, const at::Tensor& basis, const a
   if (together < separate) {
     return Algorithm::Reconstruct;
   }
-  return own_kernels && output_format(x, basis) == at::MemoryFormat::ChannelsLast ? Algorithm::Direct
-                                                                                  : Algorithm::TwoConvolutions;
+  return own_kernels && in_channels_last ? Algorithm::Direct : Algorithm::TwoConvolutions;
+}
+
+namespace {
+
+std::string basis_conv2d_algorithm(const at::Tensor& x, const at::Tensor& basis, const at::Tensor& coeff,
+                                   c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+                                   c10::SymIntArrayRef dilation, bool include_basis) {
+  const Form form{stride, padding, dilation, include_basis};
+  check_forward("basis_conv2d_algorithm", x, basis, coeff, std::nullopt, form);
+  return name(choose_algorithm(x, basis, coeff, form));
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(growkernels, CompositeExplicitAutograd, m) {
+  m.impl("basis_conv2d_algorithm", &basis_conv2d_algorithm);
 }
 
 }  // namespace growkernels::basis_conv

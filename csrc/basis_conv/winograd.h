@@ -14,8 +14,8 @@
 
 namespace growkernels::basis_conv {
 
-constexpr int tile_outputs = 4;       // per axis
-constexpr int tile_inputs = 6;        // per axis
+constexpr int tile_outputs = 4;  // per axis
+constexpr int tile_inputs = 6;   // per axis
 constexpr int frequencies = tile_inputs * tile_inputs;
 
 // The interpolation points are 0, +-a, +-1/a and infinity. Points in reciprocal pairs keep the transforms'
@@ -153,12 +153,9 @@ struct PixelsToFrequencies {
     for_channel_vectors<bytes>(channels, [&](int64_t c, auto zero) __attribute__((always_inline)) {
       using V = decltype(zero);
       transform_square<Transform, V>(
-          [&](int p, V& value) __attribute__((always_inline)) {
-            value = *reinterpret_cast<const V*>(pixels[p] + c);
-          },
-          [&](int f, const V& value) __attribute__((always_inline)) {
-            *reinterpret_cast<V*>(out + f * frequency_stride + c) = value;
-          });
+          [&](int p, V& value) __attribute__((always_inline)) { value = *reinterpret_cast<const V*>(pixels[p] + c); },
+          [&](int f, const V& value)
+              __attribute__((always_inline)) { *reinterpret_cast<V*>(out + f * frequency_stride + c) = value; });
     });
   }
 };
@@ -171,9 +168,8 @@ struct FrequenciesToPixels {
     for_channel_vectors<bytes>(channels, [&](int64_t c, auto zero) __attribute__((always_inline)) {
       using V = decltype(zero);
       transform_square<OutputTransform, V>(
-          [&](int f, V& value) __attribute__((always_inline)) {
-            value = *reinterpret_cast<const V*>(in + f * frequency_stride + c);
-          },
+          [&](int f, V& value)
+              __attribute__((always_inline)) { value = *reinterpret_cast<const V*>(in + f * frequency_stride + c); },
           [&](int p, const V& value) __attribute__((always_inline)) {
             if (pixels[p] != nullptr) {
               *reinterpret_cast<V*>(pixels[p] + c) = value;

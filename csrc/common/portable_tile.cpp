@@ -54,13 +54,16 @@ template <bool transposed, typename T, int bytes, int rows, int vectors>
                                                 T* c, int64_t ldc, bool accumulate) {
   int64_t i = 0;
   for (; i + rows <= m; i += rows) {
-    register_block<transposed, T, bytes, rows, vectors>(k, element<transposed>(a, lda, i, 0), lda, b, ldb, c + i * ldc, ldc, accumulate);
+    register_block<transposed, T, bytes, rows, vectors>(k, element<transposed>(a, lda, i, 0), lda, b, ldb, c + i * ldc,
+                                                        ldc, accumulate);
   }
   for (; i + 2 <= m; i += 2) {
-    register_block<transposed, T, bytes, 2, vectors>(k, element<transposed>(a, lda, i, 0), lda, b, ldb, c + i * ldc, ldc, accumulate);
+    register_block<transposed, T, bytes, 2, vectors>(k, element<transposed>(a, lda, i, 0), lda, b, ldb, c + i * ldc,
+                                                     ldc, accumulate);
   }
   for (; i < m; ++i) {
-    register_block<transposed, T, bytes, 1, vectors>(k, element<transposed>(a, lda, i, 0), lda, b, ldb, c + i * ldc, ldc, accumulate);
+    register_block<transposed, T, bytes, 1, vectors>(k, element<transposed>(a, lda, i, 0), lda, b, ldb, c + i * ldc,
+                                                     ldc, accumulate);
   }
 }
 
@@ -79,7 +82,8 @@ template <bool transposed, typename T, int bytes, int rows>
     }
     for (int64_t i = 0; i < m; i += rows) {
       const int64_t height = std::min<int64_t>(rows, m - i);
-      column_panel<transposed, T, bytes, rows, 1>(height, depth, element<transposed>(a, lda, i, p), lda, b_padded, lanes, c_padded, lanes, false);
+      column_panel<transposed, T, bytes, rows, 1>(height, depth, element<transposed>(a, lda, i, p), lda, b_padded,
+                                                  lanes, c_padded, lanes, false);
       for (int64_t r = 0; r < height; ++r) {
         for (int64_t j = 0; j < width; ++j) {
           T& target = c[(i + r) * ldc + j];
