@@ -20,12 +20,14 @@ its channels and a Taylor expansion at W would charge for that, though it costs 
 gradients show that the loss does not depend on the scale of the channels (<G_c, W_c> = 0), W_R has
 its rows scaled to the lengths of W's rows first, which is the same function.
 
-All R come from the same products: with W = U S V', <G_c, (W_R)_c> is the sum over k <= R of
-U_ck S_k (G V)_ck, a cumulative sum along k. G V has no more multiplications than one position of
-the convolution, so no basis convolution is computed here, and a batch costs one forward pass and
-a backward pass for g and for each random r. The expansion is about the given weights, so the model
-should have been trained a little; and it is local: where truncation is far from harmless the
-prediction is too small, though mostly in the right order.
+All R come from the same products: W_R = U_R U_R' W with the first R left singular vectors of W,
+so <G_c, (W_R)_c> is the sum over k <= R of U_ck (G W' U)_ck, a cumulative sum along k. G W' U has
+about as many multiplications as one position of the convolution, so no basis convolution is
+computed here, and a batch costs one forward pass and a backward pass for g and for each random r.
+
+The expansion is about the given weights, so the model should have been trained a little. And it is
+local: where truncation is far from harmless the prediction is too small, though mostly in the right
+order.
 """
 
 from __future__ import annotations
@@ -131,15 +133,19 @@ class TruncatedKernel:
 
     def __init__(self, weight: Tensor, ranks: Iterable[int]) -> None:
         matrix = weight.detach().flatten(1).double()
-        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+        values, left = torch.linalg.eigh(matrix @ matrix.T)
+        self._left = left.flip(1)  # U, of the largest singular value first
         dtype = torch.promote_types(weight.dtype, torch.float32)
-        self._right = right.T.to(dtype)
-        self._mixed = left * values  # U S
-        self._at = torch.tensor(list(ranks), device=weight.device).clamp(max=len(values)) - 1
-        lengths = self._mixed.square().cumsum(1).sqrt()
+        self._projected = (matrix.T @ self._left).to(dtype)  # W' U = V S
+        self._at = torch.tensor(list(ranks), device=weight.device) - 1
+        parts = self._left.square() * values.flip(0).clamp(min=0)
+        lengths = parts.cumsum(1).sqrt()
         kept = lengths[:, self._at]
         self._full_lengths = lengths[:, -1:]
-        self._rescale = torch.where(kept > 0, self._full_lengths / kept, 1.0)
+        # A row of which almost nothing is left would be a magnified rounding error.
+        self._rescale = torch.where(
+            kept > 1e-3 * self._full_lengths, self._full_lengths / kept, 1.0
+        )
         self._changes: list[tuple[Tensor, Tensor]] = []  # for W_R as it is, and rescaled
         self._along_rows = matrix.new_zeros(())  # sum of <G_c, W_c>^2
         self._lengths = matrix.new_zeros(())  # sum of |G_c|^2 |W_c|^2
@@ -149,9 +155,9 @@ class TruncatedKernel:
         """Take the gradients of one batch: of its mean loss, and for its random residuals."""
         plain, rescaled = self._products(of_loss)
         for gradient in of_residuals:
-            first, second = self._products(gradient)
-            plain = plain + first.square() / (2 * samples * len(of_residuals))
-            rescaled = rescaled + second.square() / (2 * samples * len(of_residuals))
+            products = torch.stack(self._products(gradient))
+            curvature = products.square() / (2 * samples * len(of_residuals))
+            plain, rescaled = plain + curvature[0], rescaled + curvature[1]
         self._changes.append((plain, rescaled))
 
     def loss_changes(self) -> Tensor:
@@ -163,8 +169,8 @@ class TruncatedKernel:
 
     def _products(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """<G, D> for every rank, with W_R as it is and with its rows rescaled."""
-        matrix = gradient.flatten(1).to(self._right.dtype)
-        products = ((matrix @ self._right).double() * self._mixed).cumsum(1)
+        matrix = gradient.flatten(1).to(self._projected.dtype)
+        products = ((matrix @ self._projected).double() * self._left).cumsum(1)
         full = products[:, -1:]
         truncated = products[:, self._at]
         self._along_rows += full.square().sum()
