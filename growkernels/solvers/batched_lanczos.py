@@ -22,7 +22,7 @@ _SEED = 6_283_185_307
 ITERS_ON_CPU = 200
 ITERS_ELSEWHERE = 64
 # No neuron is believed to have converged before.
-FIRST_TEST = 6
+_FIRST_TEST = 6
 # Neurons that have converged leave the batch once they are this part of it: repacking what belongs
 # to the others costs about a twentieth of a product with S.
 _PACKED_SHARE = 1 / 16
@@ -33,8 +33,7 @@ class Solution(NamedTuple):
 
     values: Tensor  # [n, k]
     vectors: Tensor  # [n, k, d]
-    residuals: Tensor  # [n, k], relative to the norms
-    norms: Tensor  # [n], the largest |Ritz value| seen
+    residuals: Tensor  # [n, k], relative to the largest |Ritz value| seen
 
 
 def smallest_eigenpairs(
@@ -91,7 +90,8 @@ def smallest_eigenpairs(
         start = random_start(n, k, d, generator, torch.device(device), dtype)
         solution = solve(name, start, matvec, select, iters=iters, tol=tol)
     warn_unless_converged(name, solution.residuals, iters, tol)
-    return solution.values, solution.vectors, solution.residuals
+    values, vectors, residuals = solution
+    return values, vectors, residuals
 
 
 def solve(
@@ -102,21 +102,13 @@ def solve(
     *,
     iters: int | None,
     tol: float,
-    norms: Tensor | None = None,
-    first_test: int = FIRST_TEST,
 ) -> Solution:
-    """The loop of `smallest_eigenpairs`, from `start` [n, k, d].
-
-    `norms` [n] are lower bounds of |S| known beforehand; convergence is tested from step
-    `first_test` on.
-    """
+    """The loop of `smallest_eigenpairs`, from `start` [n, k, d]."""
     n, k, _ = start.shape
     adaptive = start.device.type == "cpu"
     steps = iters if iters is not None else ITERS_ON_CPU if adaptive else ITERS_ELSEWHERE
-    space = SearchSpace(start, start.new_zeros(n) if norms is None else norms)
-    found = Solution(
-        start.new_empty(n, k), torch.empty_like(start), start.new_empty(n, k), start.new_empty(n)
-    )
+    space = SearchSpace(start)
+    found = Solution(start.new_empty(n, k), torch.empty_like(start), start.new_empty(n, k))
     active = torch.arange(n, device=start.device)
     for step in range(1, steps + 1):
         pairs = space.extend(matvec(space.direction))
@@ -127,9 +119,9 @@ def solve(
         if adaptive:
             _check_finite(name, values, active)
         residuals = _relative(residuals, space.norms)
-        best = Solution(values, vectors, residuals, space.norms * space.unit)
+        best = Solution(values, vectors, residuals)
         converged = (residuals <= tol).all(1)
-        count = int(converged.sum()) if adaptive and step >= first_test else 0
+        count = int(converged.sum()) if adaptive and step >= _FIRST_TEST else 0
         if step == steps or count == len(active):
             # Whoever is left comes back as it is.
             _store(found, active, best)

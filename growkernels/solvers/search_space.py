@@ -38,13 +38,14 @@ class SearchSpace:
     matrices neither overflow nor vanish. `norms` and residuals are in that unit.
     """
 
-    def __init__(self, start: Tensor, norms: Tensor) -> None:
-        """`start` is [n, k, d], linearly independent; `norms` [n], what is known of each |S|."""
+    def __init__(self, start: Tensor) -> None:
+        """`start` is [n, k, d], linearly independent."""
         n, self.k, d = start.shape
         columns = BLOCKS * self.k
-        self.norms = norms
+        # The largest |Ritz value| seen of each S.
+        self.norms = start.new_zeros(n)
         self.count = 0
-        self.unit = norms.new_empty(0)
+        self.unit = start.new_ones(n)
         self._basis = start.new_empty(n, columns, d)
         self._images = start.new_empty(n, columns, d)
         self._projected = torch.zeros(n, columns, columns, dtype=torch.float64, device=start.device)
@@ -69,7 +70,6 @@ class SearchSpace:
         if not self.count:
             largest = images.abs().amax((1, 2))
             self.unit = torch.where(largest == 0, 1, largest)
-            self.norms = self.norms / self.unit
         old, self.count = self.count, self.count + self.k
         images = torch.div(images, self.unit[:, None, None], out=self._images[:, old : self.count])
         rows = torch.bmm(images, self._basis[:, : self.count].mT).double()

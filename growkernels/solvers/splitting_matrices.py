@@ -9,7 +9,6 @@ from torch import Tensor
 
 from growkernels.ops import splitting_hvp
 from growkernels.solvers.batched_lanczos import (
-    FIRST_TEST,
     Matvec,
     Select,
     check_request,
@@ -18,14 +17,7 @@ from growkernels.solvers.batched_lanczos import (
     warn_unless_converged,
 )
 
-_brgemm_available = torch.ops.growkernels.brgemm_available.default
 _NAME = "splitting_eigs"
-# What is left of a residual when the products are computed in bfloat16: its unit roundoff.
-_COARSE_TOL = 2.0**-8
-# Rounding may keep a neuron above that; the float32 solve then starts from what it has.
-_COARSE_STEPS = 40
-# Fewer steps than from a random start before convergence is believed.
-_FIRST_TEST_AFTER_COARSE = 4
 
 
 def splitting_eigs(
@@ -39,18 +31,16 @@ def splitting_eigs(
     """The k smallest eigenpairs of every neuron's splitting matrix S_i = sum_m w[m,i] x_m x_m^T.
 
     All neurons advance together by `growkernels.solvers.smallest_eigenpairs` on `splitting_hvp`;
-    no S_i is formed. On a CPU with bfloat16 tiles, float32 inputs are first solved to 2^-8 with
-    products in bfloat16, at half the cost each; the float32 solve starts from those vectors, and
-    its residuals are the ones tested and returned.
+    no S_i is formed.
 
     Args:
         x: [M, d], the layer's inputs. float32 or float64; bfloat16 and float16 are solved for in
             float32. Any strides.
         w: [M, n], see `growkernels.splitting_weight`; the dtype and device of `x`.
         k: eigenpairs wanted of each neuron, at most d.
-        iters: the most steps, counted for each of the two precisions; 200 on the CPU, where the
-            solver stops as soon as all neurons have converged and those that have cost nothing
-            further. On other devices exactly so many steps are taken, 64 unless given.
+        iters: the most steps, one product with S each; 200 on the CPU, where the solver stops as
+            soon as all neurons have converged and those that have cost nothing further. On other
+            devices exactly so many steps are taken, 64 unless given.
         tol: converged is |S v - lambda v| <= tol * |S|, with the largest |Ritz value| seen for |S|,
             which never exceeds it.
         generator: for the start vectors, on the device of `x`; None means a fixed seed. The same
@@ -68,33 +58,14 @@ def splitting_eigs(
     """
     _check_inputs(x, w)
     check_request(_NAME, w.shape[1], x.shape[1], k, iters, tol)
+    rows, weights = (t.float() if t.dtype.itemsize == 2 else t for t in (x, w))
     with torch.no_grad():
-        rows, weights = (t.float() if t.dtype.itemsize == 2 else t for t in (x, w))
         start = random_start(w.shape[1], k, x.shape[1], generator, x.device, rows.dtype)
-        norms, first_test = None, FIRST_TEST
-        if _coarse_steps_pay(x, tol):
-            coarse = solve(
-                _NAME,
-                start,
-                *_products(x.bfloat16(), w.bfloat16()),
-                iters=min(iters or _COARSE_STEPS, _COARSE_STEPS),
-                tol=_COARSE_TOL,
-            )
-            start, norms = coarse.vectors, coarse.norms * (1 - 4 * _COARSE_TOL)
-            first_test = _FIRST_TEST_AFTER_COARSE
-        solution = solve(
-            _NAME,
-            start,
-            *_products(rows, weights),
-            iters=iters,
-            tol=tol,
-            norms=norms,
-            first_test=first_test,
-        )
+        solution = solve(_NAME, start, *_products(rows, weights), iters=iters, tol=tol)
     warn_unless_converged(_NAME, solution.residuals, iters, tol)
-    values, vectors, residuals = solution[:3]
+    values, vectors, residuals = solution
     if torch.is_grad_enabled() and (x.requires_grad or w.requires_grad):
-        values = (vectors * splitting_hvp(x, w, vectors.to(x.dtype))).sum(2).to(values.dtype)
+        values = (vectors * splitting_hvp(rows, weights, vectors)).sum(2)
     return values, vectors, residuals
 
 
@@ -113,15 +84,8 @@ def _check_inputs(x: Tensor, w: Tensor) -> None:
         raise ValueError(f"{_NAME}: x is on {x.device} but w is on {w.device}; move one of them")
 
 
-def _coarse_steps_pay(x: Tensor, tol: float) -> bool:
-    fast = x.device.type == "cpu" and _brgemm_available(torch.bfloat16)
-    return fast and x.dtype in (torch.float32, torch.bfloat16) and tol < _COARSE_TOL
-
-
 def _products(x: Tensor, w: Tensor) -> tuple[Matvec, Select]:
     """S v for all neurons, and what makes it for some."""
-
-    def matvec(weights: Tensor, v: Tensor) -> Tensor:
-        return splitting_hvp(x, weights, v.to(x.dtype)).to(v.dtype)
-
-    return partial(matvec, w), lambda neurons: partial(matvec, w.index_select(1, neurons))
+    return partial(splitting_hvp, x, w), lambda neurons: partial(
+        splitting_hvp, x, w.index_select(1, neurons)
+    )

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import growkernels as gk
-from growkernels.solvers import batched_lanczos, smallest_eigenpairs, splitting_matrices
+from growkernels.solvers import batched_lanczos, smallest_eigenpairs
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 # samples, neurons, features, eigenpairs, tolerance
@@ -63,14 +63,6 @@ def check(matrices: Tensor, found: tuple[Tensor, Tensor, Tensor], tol: float) ->
     assert (true <= residuals + rounding).all()
 
 
-@pytest.fixture(params=["coarse steps", "one precision"])
-def precision(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    coarse = request.param == "coarse steps"
-    monkeypatch.setattr(splitting_matrices, "_coarse_steps_pay", lambda x, tol: coarse)
-    return str(request.param)
-
-
-@pytest.mark.usefixtures("precision")
 @pytest.mark.parametrize(("samples", "n", "d", "k", "tol"), SIZES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_against_explicit_matrices(
@@ -84,7 +76,6 @@ def test_against_explicit_matrices(
     check(explicit(x, w), found, tol)
 
 
-@pytest.mark.usefixtures("precision")
 @pytest.mark.parametrize("d", [2, 3, 5, 10, 33])
 def test_hardly_any_neuron_settles_for_another_eigenvalue(d: int) -> None:
     x, w = draw(3 * d, 2000, d, torch.float32)
@@ -117,7 +108,6 @@ def spectra(d: int = 16) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.usefixtures("precision")
 @pytest.mark.parametrize("k", [1, 2, 3, 5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_spectra_with_multiple_zero_tiny_and_huge_eigenvalues(k: int, dtype: torch.dtype) -> None:
@@ -255,9 +245,14 @@ def test_values_are_differentiable(which: str) -> None:
     torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
     with torch.no_grad():
         assert not gk.splitting_eigs(x, w)[0].requires_grad
+    half = {"x": x, "w": w} | {which: operand.detach().bfloat16().requires_grad_()}
+    narrow = gk.splitting_eigs(half["x"].bfloat16(), half["w"].bfloat16())[0]
+    exact_half = torch.linalg.eigvalsh(explicit(x.bfloat16(), w.bfloat16()))[:, :1]
+    torch.testing.assert_close(narrow.double(), exact_half, rtol=1e-5, atol=1e-4)
+    narrow.sum().backward()
+    assert half[which].grad is not None
 
 
-@pytest.mark.usefixtures("precision")
 def test_too_few_steps_are_a_warning_with_the_numbers() -> None:
     x, w = draw(400, 9, 80, torch.float32)
     w[:, 4] = 0
@@ -312,7 +307,6 @@ def test_bad_input_is_refused_in_one_sentence(
         call(x, w)
 
 
-@pytest.mark.usefixtures("precision")
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_what_is_not_finite_is_named(bad: float) -> None:
     x, w = draw(20, 4, 6, torch.float32)
