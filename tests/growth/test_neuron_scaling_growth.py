@@ -159,6 +159,18 @@ def test_heads_keep_their_features_when_v_q_and_k_widen() -> None:
     assert not columns[:, :, 2].any()
 
 
+def test_branches_follow_the_outputs_that_widening_moves() -> None:
+    model = small_deit()
+    optimizer = sgd(model)
+    for widen in ((), ("v",), ("v",)):
+        scaling = scaling_of(model, widen=widen, layers=["blocks.0.attn.v"])
+        grow_once(scaling, 1000, optimizer)  # compares the outputs
+        scaling.close()
+        train(model, optimizer)
+    assert len(scaling.layers) > 3
+    assert model.get_submodule("blocks.0.attn.v").out_features > 6
+
+
 @pytest.mark.parametrize("build_optimizer", [sgd, adamw])
 @pytest.mark.parametrize("form", ["pair", "single", "gated"])
 @pytest.mark.parametrize("build", [small_deit, small_cnn])

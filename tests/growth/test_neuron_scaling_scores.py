@@ -230,13 +230,28 @@ def test_a_sample_of_the_rows_is_an_unbiased_estimate() -> None:
     exact, kept = matrices(30, 0)
     assert kept == 30
     estimates = []
-    for seed in range(300):
+    for seed in range(150):
         s, kept = matrices(12, seed)
         assert kept == 12
         estimates.append(s)
-    mean, error = torch.stack(estimates).mean(0), torch.stack(estimates).std(0) / 300**0.5
+    mean, error = torch.stack(estimates).mean(0), torch.stack(estimates).std(0) / 150**0.5
     assert bool((error > 0).all())
     assert bool(((mean - exact).abs() < 5 * error).all())
+
+
+def test_sums_over_a_sample_are_scaled_up() -> None:
+    """With rows that are all alike a sample tells everything."""
+    model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 4)).double()
+    one = torch.tensor([[0.3, -1.2]], dtype=torch.float64)
+    data = [(one.expand(20, 2), torch.ones(20, dtype=torch.long))] * 2
+    scores = scaled(model, "splitting", data, rows=7)
+    assert_eigenpair(scores, "0", 1, curvature(model, "0", 1, data, branch))
+    convolutions = small_cnn()
+    images, labels = batches(convolutions, 1, size=1)[0]
+    data = [(images.expand(6, 3, 8, 8), labels.expand(6))] * 2
+    scores = scaled(convolutions, "splitting", data, rows=130, kinds=("conv2d",))
+    for layer in ("conv1", "conv2"):  # two images of 64 positions, and 7 of 12 of 9
+        assert_eigenpair(scores, layer, 2, curvature(convolutions, layer, 2, data, branch))
 
 
 def test_loss_scale_and_autocast() -> None:

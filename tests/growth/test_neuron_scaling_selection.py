@@ -177,7 +177,7 @@ def test_each_category_spends_its_share_on_its_lowest_scores() -> None:
         inputs = layer_at(model, layer).weight.shape[1]
         category = scaling.categories[layer]
         spent[category] = spent.get(category, 0) + len(neurons) * (inputs + 1)
-    assert sum(spent.values()) == chosen.parameters
+    assert sum(spent.values()) == chosen.parameters <= 400
     assert set(spent) == {"qkv", "proj", "fc1", "fc2"}
     assert min(spent.values()) > 100 - 13
     for category in spent:
