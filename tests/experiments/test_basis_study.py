@@ -18,13 +18,13 @@ import pytest
 import tiny_basis_study
 from PIL import Image
 
+from growkernels import cli
 from growkernels.experiments import basis
 from growkernels.experiments.basis.settings import VARIANTS
 from growkernels.experiments.basis.study import run_study
 from growkernels.experiments.run_folder import RunFolderError
 
 PROGRAM = [sys.executable, str(Path(tiny_basis_study.__file__))]
-COMMAND = str(Path(sys.executable).parent / "growkernels")
 
 
 def kill_when(ready: Callable[[], bool], *arguments: str) -> None:
@@ -137,7 +137,9 @@ def test_what_the_user_may_get_wrong(tmp_path: Path) -> None:
     assert not out.exists()
 
 
-def test_bad_data_folders_are_one_sentence_on_the_command_line(tmp_path: Path) -> None:
+def test_bad_data_folders_are_one_sentence_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     empty, corrupt, out = tmp_path / "empty", tmp_path / "corrupt", tmp_path / "out"
     empty.mkdir()
     for split in ("train", "test"):
@@ -146,12 +148,11 @@ def test_bad_data_folders_are_one_sentence_on_the_command_line(tmp_path: Path) -
             Image.new("RGB", (16, 16)).save(corrupt / split / name / "0.png")
     (corrupt / "train" / "a" / "0.png").write_bytes(b"\x89PNG no more")
     for folder, words in ((empty, "holds neither train"), (corrupt, "cannot be read as an image")):
-        finished = subprocess.run(
-            [COMMAND, "reproduce", "basis", "--data", str(folder), "--out", str(out)],
-            capture_output=True, text=True,
-        )  # fmt: skip
-        assert finished.returncode == 1
-        assert len(finished.stderr.strip().splitlines()) == 1
-        assert str(folder) in finished.stderr
-        assert words in finished.stderr
+        arguments = ["reproduce", "basis", "--data", str(folder), "--out", str(out)]
+        monkeypatch.setattr(sys, "argv", ["growkernels", *arguments])
+        assert cli.main() == 1
+        (sentence,) = capsys.readouterr().err.strip().splitlines()
+        assert sentence.startswith("growkernels: ")
+        assert str(folder) in sentence
+        assert words in sentence
         assert not out.exists()

@@ -95,7 +95,7 @@ def preset_settings(preset: Preset, synthetic: bool, autocast: bool) -> BasisSet
     return BasisSettings(
         Recipe(8, 16, 0.03, 0.9, 5e-4, crop_padding=3, autocast=autocast),
         StepTiming(width=64, batch=32, image_size=32, rounds=5, layer_rounds=3),
-        epochs=8, runs=3, search_epochs=3, search_runs=1, validation_images=500,
+        epochs=6, runs=3, search_epochs=3, search_runs=1, validation_images=500,
             calibration_images=512,
         train_images=1500, test_images=1000,
         synthetic_size=24, reduced=_reduced(synthetic),
@@ -111,7 +111,7 @@ def _reduced(synthetic: bool) -> str:
     return (
         f"This is the quick preset, sized for minutes on two cores. Reduced: {data} in place of "
         "CIFAR-10's 50,000 and 10,000; a ResNet-18 of an eighth of the width (8 channels in the "
-        "first stage, not 64); 8 epochs in batches of 16 at learning rate 0.03 (the paper preset: "
+        "first stage, not 64); 6 epochs in batches of 16 at learning rate 0.03 (the paper preset: "
         "100, 128, 0.1), 3 in the search (15); 3 runs (5), 1 in the search (2). Times are those of "
         "the full-width network all the same, in batches of 32. The accuracies are those of small "
         "networks far from trained to the end, and --preset paper is the reproduction proper."
