@@ -36,7 +36,8 @@ class Case:
     `ceiling` names what bounds the computation: "gemm" (floating-point rate of `dtype`), "copy"
     (memory rate), or None where launch overhead dominates and no ceiling means anything.
     `baseline` names an opponent on top of which the other variants do something extra; results
-    then carry the share of the baseline's time that each of them adds.
+    then carry the share of the baseline's time that each of them adds. `seconds` is how long the
+    rounds of a full run last together, None for the usual time.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Case:
     build: Callable[[torch.device], Workload]
     ceiling: Ceiling | None = None
     baseline: str | None = None
+    seconds: float | None = None
 
     @property
     def variants(self) -> tuple[str, ...]:

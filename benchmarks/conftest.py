@@ -81,7 +81,10 @@ def compare(
         probe = case.ceiling and ceiling_probe(case.ceiling, case.dtype, device)
         timer = cuda_timer() if device.type == "cuda" else wall_timer()
         rounds = RoundRobin(workload.calls, case.variants, timer, probe or None)
-        seconds, fewest, most = _QUICK if request.config.getoption("--quick") else _FULL
+        quick = request.config.getoption("--quick")
+        seconds, fewest, most = _QUICK if quick else _FULL
+        if case.seconds is not None and not quick:
+            seconds = case.seconds
         wanted = int(seconds / rounds.calibrate())
         # pytest-benchmark times ours; its setup step, outside that time, times everyone else.
         benchmark.pedantic(  # type: ignore[no-untyped-call]

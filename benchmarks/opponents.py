@@ -108,6 +108,14 @@ def two_convolutions(
     return torch.cat([maps + bias[:filters, None, None], mixed], 1)
 
 
+def reconstructed(
+    x: Tensor, basis: Tensor, coeff: Tensor, stride: int = 1, padding: int = 0
+) -> Tensor:
+    """basis_conv2d as one convolution with the whole kernel, which is built from basis and mix."""
+    mixed = (coeff @ basis.flatten(1)).view(-1, *basis.shape[1:])
+    return functional.conv2d(x, torch.cat([basis, mixed]), None, stride, padding)
+
+
 def explicit_smallest_eigenvalues(x: Tensor, w: Tensor) -> Tensor:
     """Smallest eigenvalue of every splitting matrix x^T diag(w_i) x, each formed and solved, [n].
 

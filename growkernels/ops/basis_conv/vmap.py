@@ -19,7 +19,8 @@ def _folded(tensor: Tensor, dim: Dim, size: int) -> Tensor:
 
 
 def _unfolded(tensor: Tensor, size: int) -> Tensor:
-    return tensor.unflatten(0, (size, tensor.shape[0] // size))
+    images: Tensor = tensor.unflatten(0, (size, tensor.shape[0] // size))
+    return images
 
 
 def _one(argument: Any, dim: Dim, index: int) -> Any:
