@@ -1,7 +1,8 @@
 """`python -m benchmarks.readme_tables`: regenerates the README's tables from stored results.
 
 A table stands between the markers `<!-- table: NAME -->` and `<!-- end table -->`; NAME is the name
-of a TABLE that a family declares, or of a reproduction's table of claims. Nothing is measured here.
+of a TABLE or of MEANS that a family declares, or of a reproduction's table of claims. Nothing is
+measured here.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from benchmarks.claims_table import CLAIMS, ClaimsTable
 from benchmarks.families import family_files, load_family
 from benchmarks.results import RESULTS, stored
-from benchmarks.table import Table
+from benchmarks.table import MeansTable, Table
 
 _README = Path(__file__).resolve().parent.parent / "README.md"
 # Up to the next end marker, but never across the beginning of another table.
@@ -24,7 +25,9 @@ _BLOCK = re.compile(
 )
 
 
-def regenerate(text: str, tables: Sequence[Table | ClaimsTable], results: Path = RESULTS) -> str:
+def regenerate(
+    text: str, tables: Sequence[Table | MeansTable | ClaimsTable], results: Path = RESULTS
+) -> str:
     """`text` with every table brought up to date.
 
     Raises ValueError where a table's marker is missing, incomplete or unknown, and
@@ -47,11 +50,11 @@ def regenerate(text: str, tables: Sequence[Table | ClaimsTable], results: Path =
     return _BLOCK.sub(lambda match: _block(by_name[match.group(1)], results), text)
 
 
-def _block(table: Table | ClaimsTable, results: Path) -> str:
+def _block(table: Table | MeansTable | ClaimsTable, results: Path) -> str:
     return f"<!-- table: {table.name} -->\n{_markdown(table, results)}\n<!-- end table -->"
 
 
-def _markdown(table: Table | ClaimsTable, results: Path) -> str:
+def _markdown(table: Table | MeansTable | ClaimsTable, results: Path) -> str:
     if isinstance(table, ClaimsTable):
         return table.markdown()
     family = stored(table.family, results)
@@ -64,7 +67,9 @@ def _markdown(table: Table | ClaimsTable, results: Path) -> str:
 
 
 def main() -> int:
-    tables = [*(load_family(path).TABLE for path in family_files().values()), *CLAIMS]
+    families = [load_family(path) for path in family_files().values()]
+    means = [family.MEANS for family in families if hasattr(family, "MEANS")]
+    tables = [*(family.TABLE for family in families), *means, *CLAIMS]
     try:
         old = _README.read_text()
         new = regenerate(old, tables)

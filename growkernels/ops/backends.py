@@ -103,6 +103,48 @@ def _convolution_kinds(name: str) -> tuple[Backend, ...]:
     )
 
 
+# Calls of the size that decides about speed: half of the filters of ResNet-18's second stage.
+_BASIS_CONV_IMAGES = (128, 128, 16, 16)
+_BASIS_CONV_FILTERS = 64
+
+
+def _basis_conv_obstacle(name: str, kernel: int) -> Obstacle:
+    def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+        if reason := _no_such_device(device):
+            return reason
+        if name == "winograd":
+            if kernel != 3:
+                return "it is for 3 x 3 kernels"
+            if device.type != "cpu":
+                return f"the tensors are on {device.type}"
+            if dtype != torch.float32:
+                return f"it is for float32, not {_name(dtype)}"
+        channels = _BASIS_CONV_IMAGES[1]
+        images = torch.empty(
+            _BASIS_CONV_IMAGES, dtype=dtype, device=device, memory_format=torch.channels_last
+        )
+        basis = images.new_empty(_BASIS_CONV_FILTERS, channels, kernel, kernel)
+        coeff = images.new_empty(channels - _BASIS_CONV_FILTERS, _BASIS_CONV_FILTERS)
+        ops, padding = torch.ops.growkernels, [kernel // 2] * 2
+        chosen = ops.basis_conv2d_algorithm(images, basis, coeff, [1, 1], padding, [1, 1], True)
+        if chosen == name:
+            return None
+        setting = ops.basis_conv_algorithm()
+        if setting == "direct" and name == "winograd":
+            return "set_conv_algorithm or GROWKERNELS_CONV_ALGORITHM asks for 'direct'"
+        return f"{chosen!r} is chosen for {_BASIS_CONV_FILTERS} filters on {_BASIS_CONV_IMAGES}"
+
+    return obstacle
+
+
+def _basis_conv_kinds(kernel: int) -> tuple[Backend, ...]:
+    names = ("winograd", "direct", "reconstruct", "two convolutions")
+    return (
+        Backend("cuda", _cuda_obstacle("basis_conv")),
+        *(Backend(name, _basis_conv_obstacle(name, kernel)) for name in names),
+    )
+
+
 DEVICES = ("cpu", "cuda")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -112,6 +154,8 @@ BACKENDS: dict[str, tuple[Backend, ...]] = {
     "virtual_grads": _matrix_kinds("virtual_grad"),
     "virtual_grad_norms[conv2d_relu]": _convolution_kinds("virtual_grad"),
     "virtual_grads[conv2d_relu]": _convolution_kinds("virtual_grad"),
+    "basis_conv2d[3x3]": _basis_conv_kinds(3),
+    "basis_conv2d[1x1]": _basis_conv_kinds(1),
 }
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from test_benchmark_results import family_result
 
+from benchmarks.case import OURS
 from benchmarks.claims_table import ClaimsTable
 from benchmarks.readme_tables import regenerate
-from benchmarks.table import COLUMNS, Table
+from benchmarks.table import COLUMNS, MeansTable, Table
 
 TABLE = Table("speed", "toy", ("case", "shape", "opponent", "speed-up", "machine"))
 README = "Before\n<!-- table: speed -->\nold\n<!-- end table -->\nAfter\n"
@@ -42,6 +44,22 @@ def test_missing_results_say_which_command_makes_them(tmp_path: Path) -> None:
     family_result("other").store(tmp_path)
     with pytest.raises(FileNotFoundError, match="run 'growkernels bench toy' first"):
         regenerate(README, [TABLE], tmp_path)
+
+
+def test_means_over_a_group_of_cases(tmp_path: Path) -> None:
+    result = family_result()
+    (case,) = result.cases
+    opponent = {name: replace(v, seconds=[4 * s for s in v.seconds]) if name != OURS else v
+                for name, v in case.variants.items()}  # fmt: skip
+    slower = replace(case, name="toy 2", variants=opponent)
+    replace(result, cases=[case, slower]).store(tmp_path)
+    means = MeansTable("means", "toy", {"both": ("toy", "toy 2")})
+    text = regenerate(README.replace("speed", "means"), [means], tmp_path)
+    # The geometric mean of 3 and of 4 x 3.
+    assert text.splitlines()[4] == "| both | eager | 6.00× | Some CPU, 2 threads |"
+    lacking = MeansTable("means", "toy", {"both": ("toy", "toy 3")})
+    with pytest.raises(ValueError, match="lack toy 3; run 'growkernels bench toy' again"):
+        regenerate(README.replace("speed", "means"), [lacking], tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+import growkernels as gk
 from growkernels.ops import backends
 
 CPU_CASES = [(op, dtype) for op in backends.BACKENDS for dtype in backends.DTYPES]
@@ -16,7 +17,11 @@ CPU_CASES = [(op, dtype) for op in backends.BACKENDS for dtype in backends.DTYPE
 @pytest.mark.parametrize(("op", "dtype"), CPU_CASES)
 def test_cpu_always_has_a_backend(op: str, dtype: torch.dtype) -> None:
     choice = backends.choose_backend(op, "cpu", dtype)
-    assert choice.backend in (("aten",) if "conv2d" in op else ("brgemm", "portable"))
+    if op.startswith("basis_conv2d"):
+        expected: tuple[str, ...] = ("winograd", "direct", "two convolutions")
+    else:
+        expected = ("aten",) if "conv2d" in op else ("brgemm", "portable")
+    assert choice.backend in expected
     assert choice.refused[0] == ("cuda", "the tensors are on cpu")
 
 
@@ -24,6 +29,23 @@ def test_float64_has_no_onednn_tiles() -> None:
     choice = backends.choose_backend("virtual_grads", "cpu", torch.float64)
     assert choice.backend == "portable"
     assert ("brgemm", "oneDNN has no float64 tiles") in choice.refused
+
+
+def test_basis_convolutions_tell_why_winograd_is_not_used() -> None:
+    before = gk.conv_algorithm()
+    try:
+        gk.set_conv_algorithm("winograd")
+        chosen = backends.choose_backend("basis_conv2d[3x3]", "cpu", torch.float32)
+        assert chosen.backend == "winograd"
+        gk.set_conv_algorithm("direct")
+        direct = dict(backends.choose_backend("basis_conv2d[3x3]", "cpu", torch.float32).refused)
+        assert "asks for 'direct'" in direct["winograd"]
+    finally:
+        gk.set_conv_algorithm(before)
+    exact = dict(backends.choose_backend("basis_conv2d[3x3]", "cpu", torch.float64).refused)
+    assert exact["winograd"] == "it is for float32, not float64"
+    pixelwise = dict(backends.choose_backend("basis_conv2d[1x1]", "cpu", torch.float32).refused)
+    assert pixelwise["winograd"] == "it is for 3 x 3 kernels"
 
 
 def test_switch_forces_the_portable_backend() -> None:

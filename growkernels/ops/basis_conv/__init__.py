@@ -83,8 +83,9 @@ def set_conv_algorithm(algorithm: str) -> None:
     "auto" takes the fastest by shape and dtype. "direct" sums products as the definition says, with
     at most twice the rounding error of torch's own convolution. "winograd" takes the transforms of
     Lavin and Gray ("Fast Algorithms for Convolutional Neural Networks", 2016) wherever there are
-    any: for 3 x 3 kernels with stride 1 and dilation 1 in float32; everything else, float64 and the
-    16-bit types always, is computed directly. Its error stays below 1e-5 of the largest output in float32.
+    any: for 3 x 3 kernels with stride 1 and dilation 1 in float32. Everything else, float64 and the
+    16-bit types always, is computed directly. Winograd's error stays below 1e-5 of the largest
+    value of the result.
 
     The environment variable GROWKERNELS_CONV_ALGORITHM sets the initial value, "auto" without it.
     Raises ValueError for other names.
