@@ -119,6 +119,8 @@ def _basis_conv_obstacle(name: str, kernel: int) -> Obstacle:
                 return f"the tensors are on {device.type}"
             if dtype != torch.float32:
                 return f"it is for float32, not {_name(dtype)}"
+        if name == "pointwise" and kernel != 1:
+            return "it is for 1 x 1 kernels"
         channels = _BASIS_CONV_IMAGES[1]
         images = torch.empty(
             _BASIS_CONV_IMAGES, dtype=dtype, device=device, memory_format=torch.channels_last
@@ -138,7 +140,7 @@ def _basis_conv_obstacle(name: str, kernel: int) -> Obstacle:
 
 
 def _basis_conv_kinds(kernel: int) -> tuple[Backend, ...]:
-    names = ("winograd", "direct", "reconstruct", "two convolutions")
+    names = ("winograd", "pointwise", "direct", "reconstruct", "two convolutions")
     return (
         Backend("cuda", _cuda_obstacle("basis_conv")),
         *(Backend(name, _basis_conv_obstacle(name, kernel)) for name in names),

@@ -18,7 +18,7 @@ CPU_CASES = [(op, dtype) for op in backends.BACKENDS for dtype in backends.DTYPE
 def test_cpu_always_has_a_backend(op: str, dtype: torch.dtype) -> None:
     choice = backends.choose_backend(op, "cpu", dtype)
     if op.startswith("basis_conv2d"):
-        expected: tuple[str, ...] = ("winograd", "direct", "two convolutions")
+        expected: tuple[str, ...] = ("winograd", "pointwise", "two convolutions")
     else:
         expected = ("aten",) if "conv2d" in op else ("brgemm", "portable")
     assert choice.backend in expected
