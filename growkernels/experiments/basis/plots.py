@@ -142,7 +142,8 @@ def plans(study: Study) -> bytes:
     ax.set_ylim(len(shown) + 0.75, -0.55)
     ax.set_yticks(range(len(shown)), [NAMES[variant] for variant in shown])
     ax.grid(visible=False)
-    ax.spines["bottom"].set_visible(False)
+    ax.spines[["bottom", "left"]].set_visible(False)
+    ax.tick_params(left=False)
     ax.xaxis.set_ticks_position("top")
     ax.set_xlabel("milliseconds of the full convolutions, forward and backward")
     ax.xaxis.set_label_position("top")
@@ -153,7 +154,8 @@ def _layer(ax: Axes, x: float, row: int, width: float, share: float, colour: str
     ax.add_patch(Rectangle((x, row - 0.4), width, 0.8, fill=False, ec="#555555", lw=0.7))
     ax.add_patch(Rectangle((x, row + 0.4 - 0.8 * share), width, 0.8 * share, fc=colour, alpha=0.75))
     if share < 1:
-        ax.text(x + width / 2, row, f"{share:.2g}", ha="center", va="center", fontsize=7.5)
+        middle = row - 0.4 * share  # of the empty part
+        ax.text(x + width / 2, middle, f"{share:.2g}", ha="center", va="center", fontsize=7.5)
 
 
 def _output_channels(study: Study) -> dict[str, int]:
