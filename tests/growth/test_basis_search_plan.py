@@ -136,6 +136,12 @@ class TestPlanner:
         assert largest_plan(options, 1.95) == {"c": 1}
         assert largest_plan(options, 2.0) == {"a": 1, "b": 1}
 
+    def test_a_little_too_little_is_not_enough(self) -> None:
+        options = {"a": [Option(1, 9.999, 1.0)], "b": [Option(1, 10.0, 2.0)]}
+        assert cheapest_plan(options, 10.0) == {"b": 1}
+        assert cheapest_plan(options, 9.999) == {"a": 1}
+        assert largest_plan(options, 1.999) == {"a": 1}
+
     def test_ties(self) -> None:
         options = {
             "a": [Option(2, 3.0, 0.0), Option(4, 3.0, 0.0)],
