@@ -17,5 +17,5 @@ def family_files() -> dict[str, Path]:
 
 
 def load_family(path: Path) -> ModuleType:
-    """The family's module, which declares FAMILY, CASES, TABLE and, where it has any, MEANS."""
+    """The family's module, which declares FAMILY, CASES and TABLE."""
     return importlib.import_module(f"benchmarks.{path.parent.name}.{path.stem}")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import geometric_mean
 
 from benchmarks.case import OURS
 from benchmarks.peak_memory import RESOLUTION_BYTES
@@ -120,34 +119,3 @@ class Table:
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
             for row in rows
         )
-
-
-@dataclass(frozen=True)
-class MeansTable:
-    """The table `name`: geometric means of speed-ups over groups of the cases of `family`.
-
-    `groups` maps a group's name to the names of its cases, which share their opponents. Raises
-    ValueError where a stored result lacks a case.
-    """
-
-    name: str
-    family: str
-    groups: Mapping[str, tuple[str, ...]]
-
-    def markdown(self, results: Sequence[FamilyResult]) -> str:
-        """One row for each machine, group and opponent, in Markdown."""
-        rows = [["cases", "opponent", "geometric mean of the speed-ups", "machine"], ["---"] * 4]
-        for result in results:
-            cases = {case.name: case for case in result.cases}
-            for group, names in self.groups.items():
-                missing = [name for name in names if name not in cases]
-                if missing:
-                    raise ValueError(
-                        f"the stored results of {self.family!r} lack {', '.join(missing)}; "
-                        f"run 'growkernels bench {self.family}' again"
-                    )
-                for opponent in cases[names[0]].opponents:
-                    mean = geometric_mean(cases[name].speedup(opponent).median for name in names)
-                    machine = str(result.environment["machine"])
-                    rows.append([group, opponent, f"{mean:.2f}×", machine])
-        return "\n".join(f"| {' | '.join(row)} |" for row in rows)

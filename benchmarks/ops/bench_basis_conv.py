@@ -14,7 +14,7 @@ from torch.nn import functional
 import growkernels as gk
 from benchmarks import opponents
 from benchmarks.case import OURS, Call, Case, Workload
-from benchmarks.table import MeansTable, Table
+from benchmarks.table import Table
 
 FAMILY = "basis_conv"
 TABLE = Table(
@@ -134,17 +134,6 @@ def _case(
 # The 3x3 convolutions of ResNet-18's four stages on CIFAR, where half of the filters are a basis.
 _STAGES = {64: 32, 128: 16, 256: 8, 512: 4}
 _STAGE_2 = (128, 128, 16, 16)
-
-MEANS = MeansTable(
-    name=f"{FAMILY} means",
-    family=FAMILY,
-    groups={
-        f"the four stages, {direction}": tuple(
-            f"stage {stage}, {direction}" for stage in range(1, len(_STAGES) + 1)
-        )
-        for direction in (_FORWARD, _TRAINING)
-    },
-)
 
 CASES = [
     *(

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from test_benchmark_results import family_result
 
-from benchmarks.case import OURS
 from benchmarks.claims_table import ClaimsTable
+from benchmarks.headlines import Headline, HeadlineTable
 from benchmarks.readme_tables import regenerate
-from benchmarks.table import COLUMNS, MeansTable, Table
+from benchmarks.table import COLUMNS, Table
 
 TABLE = Table("speed", "toy", ("case", "shape", "opponent", "speed-up", "machine"))
 README = "Before\n<!-- table: speed -->\nold\n<!-- end table -->\nAfter\n"
 
 
+def _one(text: str, tables: Sequence[Table], results: Path) -> str:
+    return regenerate({"README.md": text}, tables, results)["README.md"]
+
+
 def test_regeneration_fills_the_marked_place_and_is_idempotent(tmp_path: Path) -> None:
     family_result().store(tmp_path)
-    once = regenerate(README, [TABLE], tmp_path)
+    once = _one(README, [TABLE], tmp_path)
     assert once.splitlines() == [
         "Before",
         "<!-- table: speed -->",
@@ -30,42 +35,44 @@ def test_regeneration_fills_the_marked_place_and_is_idempotent(tmp_path: Path) -
         "<!-- end table -->",
         "After",
     ]
-    assert regenerate(once, [TABLE], tmp_path) == once
+    assert _one(once, [TABLE], tmp_path) == once
 
 
 def test_every_machine_with_results_has_its_rows(tmp_path: Path) -> None:
     for machine in ("A", "B"):
         family_result(machine=machine).store(tmp_path)
-    text = regenerate(README, [TABLE], tmp_path)
+    text = _one(README, [TABLE], tmp_path)
     assert [line.split(" | ")[-1] for line in text.splitlines()[4:6]] == ["A |", "B |"]
 
 
 def test_missing_results_say_which_command_makes_them(tmp_path: Path) -> None:
     family_result("other").store(tmp_path)
     with pytest.raises(FileNotFoundError, match="run 'growkernels bench toy' first"):
-        regenerate(README, [TABLE], tmp_path)
+        _one(README, [TABLE], tmp_path)
 
 
-def test_means_over_a_group_of_cases(tmp_path: Path) -> None:
-    result = family_result()
-    (case,) = result.cases
-    opponent = {name: replace(v, seconds=[4 * s for s in v.seconds]) if name != OURS else v
-                for name, v in case.variants.items()}  # fmt: skip
-    slower = replace(case, name="toy 2", variants=opponent)
-    replace(result, cases=[case, slower]).store(tmp_path)
-    means = MeansTable("means", "toy", {"both": ("toy", "toy 2")})
-    text = regenerate(README.replace("speed", "means"), [means], tmp_path)
-    # The geometric mean of 3 and of 4 x 3.
-    assert text.splitlines()[4] == "| both | eager | 6.00× | Some CPU, 2 threads |"
-    lacking = MeansTable("means", "toy", {"both": ("toy", "toy 3")})
-    with pytest.raises(ValueError, match="lack toy 3; run 'growkernels bench toy' again"):
-        regenerate(README.replace("speed", "means"), [lacking], tmp_path)
+def test_headlines_are_geometric_means_over_cases(tmp_path: Path) -> None:
+    family = family_result()
+    (case,) = family.cases
+    twice = replace(case, name="toy 2", variants=dict(case.variants))
+    slower = case.variants["eager"]
+    twice.variants["eager"] = replace(slower, seconds=[4 * time for time in slower.seconds])
+    replace(family, cases=[case, twice]).store(tmp_path)
+    both = Headline("sums", "two sizes", "toy", ("toy", "toy 2"), ("eager",))
+    table = HeadlineTable("speed", (both,)).markdown(tmp_path)
+    assert table.splitlines()[2:] == ["| sums | two sizes | eager | 6.00× | Some CPU, 2 threads |"]
+
+    lacking = Headline("sums", "two sizes", "toy", ("toy", "toy 3"), ("eager",))
+    with pytest.raises(ValueError, match=r"needs 'eager' in the cases \['toy 3'\] of 'toy'"):
+        HeadlineTable("speed", (lacking,)).markdown(tmp_path)
+    with pytest.raises(FileNotFoundError, match="run 'growkernels bench other' first"):
+        HeadlineTable("speed", (replace(both, family="other"),)).markdown(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("no marker", "no place for the table 'speed'"),
+        ("no marker", "has a place for the table 'speed'"),
         ("<!-- table: speed -->\n", "lacks its <!-- end table --> marker"),
         (README + README.replace("speed", "sped"), "'sped' that no benchmark family declares"),
     ],
@@ -73,7 +80,7 @@ def test_means_over_a_group_of_cases(tmp_path: Path) -> None:
 def test_wrong_markers_are_named(tmp_path: Path, text: str, message: str) -> None:
     family_result().store(tmp_path)
     with pytest.raises(ValueError, match=message):
-        regenerate(text, [TABLE], tmp_path)
+        _one(text, [TABLE], tmp_path)
 
 
 def test_an_unclosed_table_does_not_swallow_the_next_one(tmp_path: Path) -> None:
@@ -81,7 +88,7 @@ def test_an_unclosed_table_does_not_swallow_the_next_one(tmp_path: Path) -> None
     other = Table("other", "toy", TABLE.columns)
     text = "<!-- table: other -->\nimportant words\n" + README
     with pytest.raises(ValueError, match="table 'other' lacks its <!-- end table --> marker"):
-        regenerate(text, [TABLE, other], tmp_path)
+        _one(text, [TABLE, other], tmp_path)
 
 
 def test_a_speedup_needs_opponent_shape_and_machine() -> None:

@@ -102,6 +102,7 @@ def conv_algorithm() -> str:
 def _pair(name: str, value: int | Sequence[int]) -> list[int]:
     if isinstance(value, (int, torch.SymInt)):
         return [value, value]
-    if isinstance(value, (list, tuple)) and len(value) == 2:
-        return list(value)
+    pair = list(value) if isinstance(value, (list, tuple)) else []
+    if len(pair) == 2 and all(isinstance(entry, (int, torch.SymInt)) for entry in pair):
+        return pair
     raise ValueError(f"basis_conv2d: {name} is {value!r}; pass an int or a pair of ints")

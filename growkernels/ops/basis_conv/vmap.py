@@ -19,8 +19,7 @@ def _folded(tensor: Tensor, dim: Dim, size: int) -> Tensor:
 
 
 def _unfolded(tensor: Tensor, size: int) -> Tensor:
-    images: Tensor = tensor.unflatten(0, (size, tensor.shape[0] // size))
-    return images
+    return tensor.reshape(size, tensor.shape[0] // size, *tensor.shape[1:])
 
 
 def _one(argument: Any, dim: Dim, index: int) -> Any:
