@@ -131,6 +131,46 @@ def authors_smallest_eigenvalues(x: Tensor, w: Tensor) -> Tensor:
     )
 
 
+def splitting_hvp(x: Tensor, w: Tensor, v: Tensor) -> Tensor:
+    """S_i v_i by two matrix products, w repeated for several vectors per neuron."""
+    vectors = v.reshape(-1, x.shape[1])
+    weights = w if v.dim() == 2 else w.repeat_interleave(v.shape[1], 1)
+    return (((x @ vectors.T) * weights).T @ x).view(v.shape)
+
+
+def splitting_hvp_conv2d(x: Tensor, w: Tensor, v: Tensor) -> Tensor:
+    """The same for 3x3 filters of padding 1: a convolution, and the vendor's weight gradient."""
+    products = functional.conv2d(x, v, padding=1)
+    result: Tensor = conv2d_weight(x, v.shape, products * w, padding=1)
+    return result
+
+
+def splitting_hvp_double_backward(x: Tensor, w: Tensor, v: Tensor) -> Tensor:
+    """Neuron by neuron, as published code does: differentiate sum w (x . theta)^2 / 2 twice."""
+    rows = []
+    for weights, vector in zip(w.T, v, strict=True):
+        theta = torch.zeros_like(vector, requires_grad=True)
+        curvature = (weights * (x @ theta).square()).sum() / 2
+        (slope,) = torch.autograd.grad(curvature, theta, create_graph=True)
+        rows.append(torch.autograd.grad(slope, theta, vector)[0])
+    return torch.stack(rows)
+
+
+def splitting_hvp_functional(x: Tensor, w: Tensor, v: Tensor) -> Tensor:
+    """The same for all neurons at once: torch.func's vmap of jvp of grad."""
+
+    def product(weights: Tensor, vector: Tensor) -> Tensor:
+        def curvature(theta: Tensor) -> Tensor:
+            return (weights * (x @ theta).square()).sum() / 2
+
+        slope = torch.func.grad(curvature)
+        along: Tensor = torch.func.jvp(slope, (torch.zeros_like(vector),), (vector,))[1]
+        return along
+
+    result: Tensor = torch.func.vmap(product, in_dims=(1, 0))(w, v)
+    return result
+
+
 def authors_merits(
     model: nn.Module, positions: Mapping[str, int], kind: str, inputs: Tensor, targets: Tensor
 ) -> Tensor:

@@ -36,6 +36,11 @@ TORCH_LIBRARY(growkernels, m) {
       "SymInt[2] dilation, bool include_basis) -> str");
   m.def("set_basis_conv_algorithm(str algorithm) -> ()");
   m.def("basis_conv_algorithm() -> str");
+  // splitting: splitting matrices of all neurons, S_i = sum_m w[m, i] x_m x_m^T, applied to vectors (Wu et al.).
+  // `beta` belongs to the activations "softplus" and "relu".
+  m.def("splitting_weight(Tensor grad, Tensor preact, str activation, float? beta) -> Tensor");
+  m.def("splitting_hvp(Tensor x, Tensor w, Tensor v) -> Tensor");
+  m.def("splitting_hvp_conv2d(Tensor x, Tensor w, Tensor v, int[2] stride, int[2] padding, int[2] dilation) -> Tensor");
 
   // What the CPU kernels stand on: whether oneDNN's tiles can be used, and how fast they go here.
   m.def("brgemm_available(ScalarType dtype) -> bool");

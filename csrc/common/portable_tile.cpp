@@ -26,7 +26,7 @@ template <bool transposed, typename T, int bytes, int rows, int vectors>
   for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 4
     for (int j = 0; j < vectors; ++j) {
-      sum[i][j] = accumulate ? *reinterpret_cast<const V*>(c + i * ldc + j * lanes) : V{};
+      sum[i][j] = V{};
     }
   }
   for (int64_t p = 0; p < k; ++p) {
@@ -43,7 +43,8 @@ template <bool transposed, typename T, int bytes, int rows, int vectors>
   for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 4
     for (int j = 0; j < vectors; ++j) {
-      *reinterpret_cast<V*>(c + i * ldc + j * lanes) = sum[i][j];
+      V& target = *reinterpret_cast<V*>(c + i * ldc + j * lanes);
+      target = accumulate ? target + sum[i][j] : sum[i][j];  // at the end, for shorter chains of roundings
     }
   }
 }
@@ -136,6 +137,11 @@ void portable_tile(int64_t m, int64_t n, int64_t k, const double* a, int64_t lda
 void portable_transposed_tile(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb,
                               float* c, int64_t ldc, bool accumulate) {
   widest<Tile<true, float>>(m, n, k, a, lda, b, ldb, c, ldc, accumulate);
+}
+
+void portable_transposed_tile(int64_t m, int64_t n, int64_t k, const double* a, int64_t lda, const double* b,
+                              int64_t ldb, double* c, int64_t ldc, bool accumulate) {
+  widest<Tile<true, double>>(m, n, k, a, lda, b, ldb, c, ldc, accumulate);
 }
 
 }  // namespace growkernels

@@ -7,12 +7,11 @@
 // from one queue. Sums over several items of a tile are added in a fixed order by whichever thread
 // finishes the tile, so results do not depend on the schedule.
 
-#include "common/gemm_tile.h"
+#include "common/scratch.h"
 #include "virtual_grad/cpu_pack.h"
 #include "virtual_grad/cpu_plan.h"
 
 #include <ATen/Parallel.h>
-#include <c10/core/CPUAllocator.h>
 
 #include <algorithm>
 #include <atomic>
@@ -22,22 +21,6 @@
 #include <vector>
 
 namespace growkernels::virtual_grad {
-
-template <typename T>
-class Scratch {
- public:
-  T* at_least(int64_t count) {
-    if (count > count_) {
-      memory_ = c10::GetCPUAllocator()->allocate(count * sizeof(T));
-      count_ = count;
-    }
-    return static_cast<T*>(memory_.get());
-  }
-
- private:
-  at::DataPtr memory_;
-  int64_t count_ = 0;
-};
 
 template <typename Acc>
 double sum_of_squares(const Acc* x, int64_t count) {
@@ -131,12 +114,13 @@ class Kernel {
     for (int64_t m = item.begin; m < item.end; m += chunk) {
       const int64_t depth = std::min(chunk, item.end - m);
       const int64_t padded_depth = interleaved ? (depth + 1) / 2 * 2 : depth;
+      const auto pack = [&](auto gradient) {
+        widest<Transpose<decltype(gradient)>>(gradient, depth, padded_depth, tile.rows, a);
+      };
       if (kind_.layer == Layer::LinearRelu) {
-        widest<PackGradient<In, Operand, true>>(g + m * g_stride, g_stride, mask + m * h_stride, h_stride, depth,
-                                                padded_depth, tile.rows, a);
+        pack(Gradient<In, Operand, true>{g + m * g_stride, g_stride, mask + m * h_stride, h_stride});
       } else {
-        widest<PackGradient<In, Operand, false>>(g + m * g_stride, g_stride, mask + m * h_stride, h_stride, depth,
-                                                 padded_depth, tile.rows, a);
+        pack(Gradient<In, Operand, false>{g + m * g_stride, g_stride, nullptr, 0});
       }
       const auto [b, ldb] = load_input(h + m * h_stride, h_stride, depth, tile.columns, buffers);
       multiply_tile(tile.rows, tile.columns, padded_depth, a, padded_depth, b, ldb, sums, tile.columns, m > item.begin);

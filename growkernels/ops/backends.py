@@ -94,6 +94,14 @@ def _matrix_kinds(name: str) -> tuple[Backend, ...]:
     )
 
 
+def _elementwise(name: str) -> tuple[Backend, ...]:
+    return (
+        Backend("cuda", _cuda_obstacle(name)),
+        Backend("portable", _cpu_obstacle),
+        Backend("aten", _composed_obstacle),
+    )
+
+
 def _convolution_kinds(name: str) -> tuple[Backend, ...]:
     return (
         Backend("cuda", _cuda_obstacle(name)),
@@ -158,6 +166,9 @@ BACKENDS: dict[str, tuple[Backend, ...]] = {
     "virtual_grads[conv2d_relu]": _convolution_kinds("virtual_grad"),
     "basis_conv2d[3x3]": _basis_conv_kinds(3),
     "basis_conv2d[1x1]": _basis_conv_kinds(1),
+    "splitting_weight": _elementwise("splitting"),
+    "splitting_hvp": _matrix_kinds("splitting"),
+    "splitting_hvp_conv2d": _matrix_kinds("splitting"),
 }
 
 

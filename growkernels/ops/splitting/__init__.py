@@ -13,11 +13,19 @@ Neither the S_i nor the products x_m . v_i are ever stored here. Source: Wu, Wan
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from growkernels.ops.splitting import reference
+from growkernels.ops.splitting import flops, vmap
 
 __all__ = ["splitting_hvp", "splitting_hvp_conv2d", "splitting_weight"]
+
+_ops = torch.ops.growkernels
+_weight = _ops.splitting_weight.default
+_hvp = _ops.splitting_hvp.default
+_hvp_conv2d = _ops.splitting_hvp_conv2d.default
+flops.register()
+vmap.register()
 
 
 def splitting_weight(
@@ -38,7 +46,8 @@ def splitting_weight(
         w, shaped like `preact`. Differentiable in `grad` and `preact`, twice. Raises ValueError for
         shapes, devices and names that do not fit, TypeError for dtypes. NaN and inf propagate.
     """
-    return reference.splitting_weight(grad, preact, activation, beta=beta)
+    w: Tensor = _weight(grad, preact, activation, beta)
+    return w
 
 
 def splitting_hvp(x: Tensor, w: Tensor, v: Tensor) -> Tensor:
@@ -54,7 +63,8 @@ def splitting_hvp(x: Tensor, w: Tensor, v: Tensor) -> Tensor:
         float32. Differentiable in x, w and v, twice. Raises ValueError for shapes and devices that
         do not fit, TypeError for dtypes. NaN and inf propagate.
     """
-    return reference.splitting_hvp(x, w, v)
+    y: Tensor = _hvp(x, w, v)
+    return y
 
 
 def splitting_hvp_conv2d(
@@ -76,4 +86,18 @@ def splitting_hvp_conv2d(
     Returns:
         y, shaped like `v`. Differentiable in x, w and v, twice. Errors as in `splitting_hvp`.
     """
-    return reference.splitting_hvp_conv2d(x, w, v, stride, padding, dilation)
+    sliding = [
+        _pair(name, value)
+        for name, value in (("stride", stride), ("padding", padding), ("dilation", dilation))
+    ]
+    y: Tensor = _hvp_conv2d(x, w, v, *sliding)
+    return y
+
+
+def _pair(name: str, value: int | tuple[int, int]) -> list[int]:
+    numbers = [value, value] if isinstance(value, int) else list(value)
+    if not all(isinstance(number, int) for number in numbers):
+        raise TypeError(
+            f"splitting_hvp_conv2d: {name} is {value!r}; pass an integer, or (vertical, horizontal)"
+        )
+    return numbers

@@ -1,0 +1,142 @@
+"""Products with all neurons' splitting matrices: `splitting_hvp` and `splitting_hvp_conv2d`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+import growkernels as gk
+from benchmarks import opponents
+from benchmarks.case import OURS, Call, Case, Ceiling, Workload
+from benchmarks.table import Table
+
+FAMILY = "splitting"
+TABLE = Table(
+    name=FAMILY,
+    family=FAMILY,
+    columns=(
+        "case", "shape", "dtype", "opponent", "speed-up", "growkernels", "of ceiling",
+        "peak memory", "opponent's memory", "machine",
+    ),
+)  # fmt: skip
+
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2}
+_EAGER = "eager"
+_COMPILED = "torch.compile"
+_DOUBLE_BACKWARD = "double backward per neuron"
+_FUNCTIONAL = "vmap of jvp of grad"
+
+Calls = Callable[[Tensor, Tensor, Tensor], dict[str, Call]]
+
+
+def _products(x: Tensor, w: Tensor, v: Tensor) -> dict[str, Call]:
+    return {
+        _EAGER: partial(opponents.splitting_hvp, x, w, v),
+        _COMPILED: partial(opponents.compiled(opponents.splitting_hvp), x, w, v),
+        OURS: partial(gk.splitting_hvp, x, w, v),
+    }
+
+
+def _convolutions(x: Tensor, w: Tensor, v: Tensor) -> dict[str, Call]:
+    return {
+        _EAGER: partial(opponents.splitting_hvp_conv2d, x, w, v),
+        OURS: partial(gk.splitting_hvp_conv2d, x, w, v, padding=1),
+    }
+
+
+def _by_autograd(x: Tensor, w: Tensor, v: Tensor) -> dict[str, Call]:
+    return {
+        _DOUBLE_BACKWARD: partial(opponents.splitting_hvp_double_backward, x, w, v),
+        _FUNCTIONAL: partial(opponents.splitting_hvp_functional, x, w, v),
+        OURS: partial(gk.splitting_hvp, x, w, v),
+    }
+
+
+def _build(
+    shapes: tuple[tuple[int, ...], ...], dtype: torch.dtype, calls: Calls, device: torch.device
+) -> Workload:
+    """Normal x, w and v from a fixed seed; images are channels_last."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(shape: tuple[int, ...]) -> Tensor:
+        tensor = torch.randn(shape, generator=generator).to(device, dtype)
+        return tensor.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else tensor
+
+    x, w, v = map(draw, shapes)
+    rows = w.numel() // w.shape[1]
+    return Workload(
+        calls(x, w, v),
+        flops=4.0 * rows * v.numel(),
+        bytes=sum(t.numel() * t.element_size() for t in (x, w, v, v)),
+        tolerance=_TOLERANCE[dtype],
+    )
+
+
+def _case(
+    name: str,
+    shape: str,
+    shapes: tuple[tuple[int, ...], ...],
+    calls: Calls = _products,
+    *,
+    opponents: tuple[str, ...] = (_EAGER, _COMPILED),
+    dtype: torch.dtype = torch.float32,
+    ceiling: Ceiling | None = "gemm",
+) -> Case:
+    return Case(
+        name=name,
+        shape=shape,
+        dtype=dtype,
+        layout="channels_last" if len(shapes[0]) == 4 else "contiguous",
+        direction="product",
+        opponents=opponents,
+        build=partial(_build, shapes, dtype, calls),
+        ceiling=ceiling,
+    )
+
+
+def _linear(
+    rows: int, neurons: int, width: int, *, k: int = 1, dtype: torch.dtype = torch.float32
+) -> Case:
+    v = (neurons, width) if k == 1 else (neurons, k, width)
+    shape = f"M={rows}, n={neurons}, d={width}" + (f", k={k}" if k > 1 else "")
+    return _case(f"hvp {shape} {dtype}", shape, ((rows, width), (rows, neurons), v), dtype=dtype)
+
+
+def _conv(channels: int, size: int) -> Case:
+    image = (128, channels, size, size)
+    return _case(
+        f"conv2d {channels} at {size}x{size}",
+        f"{list(image)}, {channels} filters 3×3",
+        (image, image, (channels, channels, 3, 3)),
+        _convolutions,
+        opponents=(_EAGER,),
+    )
+
+
+CASES = [
+    _linear(6304, 1536, 384),  # DeiT-S' fc1 on 32 images
+    _linear(6304, 1536, 384, k=4),
+    _linear(6304, 1536, 384, dtype=torch.bfloat16),
+    _linear(6304, 1536, 384, dtype=torch.float64),
+    *(_linear(512, n, d) for n in (64, 1536) for d in (64, 768)),
+    *(_linear(6304, n, d) for n in (64, 768) for d in (64, 192, 768)),
+    *(_linear(25216, n, d) for n, d in ((64, 64), (768, 192))),
+    *(_conv(channels, size) for channels, size in ((64, 32), (128, 16), (256, 8))),
+    _case(
+        "autograd",
+        "M=512, n=16, d=64",
+        ((512, 64), (512, 16), (16, 64)),
+        _by_autograd,
+        opponents=(_DOUBLE_BACKWARD, _FUNCTIONAL),
+        ceiling=None,
+    ),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def bench_splitting(case: Case, compare: Callable[[Case], None]) -> None:
+    compare(case)

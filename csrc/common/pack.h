@@ -1,0 +1,129 @@
+#pragma once
+// Loops that bring tensors into the layout and element type of a tile product's operands, while they
+// are loaded into cache. They read torch's tensors in place.
+
+#include "common/gemm_tile.h"
+#include "common/transpose.h"
+#include "common/vector_width.h"
+
+#include <algorithm>
+#include <cstdint>
+
+namespace growkernels {
+
+// bfloat16 is the upper half of a float32: widening is a shift, and so is the way back for a value
+// that was bfloat16 before. Written as shifts because compilers vectorise those.
+template <typename Out, typename In>
+[[gnu::always_inline]] inline Out cast(In x) {
+  if constexpr (std::is_same_v<In, at::BFloat16> && std::is_same_v<Out, float>) {
+    return __builtin_bit_cast(float, static_cast<uint32_t>(x.x) << 16);
+  } else if constexpr (std::is_same_v<In, float> && std::is_same_v<Out, at::BFloat16>) {
+    return at::BFloat16(static_cast<uint16_t>(__builtin_bit_cast(uint32_t, x) >> 16), at::BFloat16::from_bits());
+  } else {
+    return static_cast<Out>(x);
+  }
+}
+
+// The bits of x as bfloat16; float32 is rounded to nearest even.
+template <typename In>
+[[gnu::always_inline]] inline uint32_t bfloat16_bits(In x) {
+  if constexpr (std::is_same_v<In, at::BFloat16>) {
+    return x.x;
+  } else {
+    const uint32_t whole = __builtin_bit_cast(uint32_t, x);
+    const uint32_t rounded = (whole + 0x7fff + ((whole >> 16) & 1)) >> 16;
+    const bool is_nan = (whole & 0x7fffffff) > 0x7f800000;
+    return is_nan ? 0x7fc0 : rounded;
+  }
+}
+
+// out[i, m] = source(m, i) for m < depth, i < width; zeros for m from depth to padded_depth, the length
+// of out's rows. Elements change places in registers, in the type Source::Element, and
+// Source::Out Source::out(Element) is what is stored.
+template <typename Source>
+struct Transpose {
+  using Element = typename Source::Element;
+  using Out = typename Source::Out;
+  using Integer = std::conditional_t<sizeof(Element) == 8, int64_t, int32_t>;
+
+  template <int bytes>
+  [[gnu::always_inline]] static inline void run(Source source, int64_t depth, int64_t padded_depth, int64_t width,
+                                                Out* out) {
+    constexpr int64_t block = bytes / sizeof(Element);
+    const int64_t full_depth = depth / block * block, full_width = width / block * block;
+    for (int64_t m = 0; m < full_depth; m += block) {
+      for (int64_t i = 0; i < full_width; i += block) {
+        Vector<Element, bytes> rows[block];
+#pragma GCC unroll 16
+        for (int64_t r = 0; r < block; ++r) {
+          Element values[block];
+          for (int64_t q = 0; q < block; ++q) {
+            values[q] = source(m + r, i + q);
+          }
+          rows[r] = *reinterpret_cast<const Vector<Element, bytes>*>(values);
+        }
+        transpose_registers<Element, bytes, block / 2, Integer>(rows);
+#pragma GCC unroll 16
+        for (int64_t q = 0; q < block; ++q) {
+          Out* target = out + (i + q) * padded_depth + m;
+          for (int64_t r = 0; r < block; ++r) {
+            target[r] = Source::out(rows[q][r]);
+          }
+        }
+      }
+    }
+    for (int64_t i = 0; i < width; ++i) {
+      for (int64_t m = i < full_width ? full_depth : 0; m < depth; ++m) {
+        out[i * padded_depth + m] = Source::out(source(m, i));
+      }
+      for (int64_t m = depth; m < padded_depth; ++m) {
+        out[i * padded_depth + m] = Out(0);
+      }
+    }
+  }
+};
+
+// Rows of x, widened and scaled.
+template <typename In, typename Out>
+struct Widen {
+  template <int bytes>
+  [[gnu::always_inline]] static inline void run(const In* x, int64_t stride, int64_t depth, int64_t width, Out scale,
+                                                Out* out) {
+    if (stride == width) {  // one long row: short ones would leave the registers mostly empty
+      width *= depth;
+      depth = 1;
+    }
+    for (int64_t m = 0; m < depth; ++m) {
+      for (int64_t j = 0; j < width; ++j) {
+        out[m * width + j] = scale * cast<Out>(x[m * stride + j]);
+      }
+    }
+  }
+};
+
+// The layout that bfloat16 tiles want: rows in pairs, interleaved (gemm_tile.h); an odd last row is
+// paired with zeros. float32 is rounded to nearest even.
+template <typename In>
+struct InterleaveRows {
+  template <int bytes>
+  [[gnu::always_inline]] static inline void run(const In* x, int64_t stride, int64_t depth, int64_t width,
+                                                at::BFloat16* out) {
+    for (int64_t m = 0; m < depth; m += 2) {
+      const In* even = x + m * stride;
+      using Pair [[gnu::may_alias]] = uint32_t;
+      Pair* pairs = reinterpret_cast<Pair*>(out + m * width);
+      if (m + 1 < depth) {
+        const In* odd = even + stride;
+        for (int64_t j = 0; j < width; ++j) {
+          pairs[j] = bfloat16_bits(even[j]) | bfloat16_bits(odd[j]) << 16;
+        }
+      } else {
+        for (int64_t j = 0; j < width; ++j) {
+          pairs[j] = bfloat16_bits(even[j]);
+        }
+      }
+    }
+  }
+};
+
+}  // namespace growkernels

@@ -1,0 +1,59 @@
+// The matrix products of the family on the CPU: arguments in, the kernel of the right element type,
+// results out.
+
+#include "splitting/cpu_kernel.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+namespace growkernels::splitting {
+namespace {
+
+// y [n, k, width] for a problem whose sizes may be zero.
+at::Tensor solve(const Problem& problem) {
+  if (problem.rows() == 0 || problem.v.numel() == 0) {
+    return at::zeros(problem.v.sizes(), problem.v.options());
+  }
+  at::Tensor y = at::empty(problem.v.sizes(), problem.v.options());
+  if (y.element_size() == 2) {
+    run_16_bit_kernel(problem, y);
+  } else {
+    run_wide_kernel(problem, y);
+  }
+  return y;
+}
+
+at::Tensor splitting_hvp(const at::Tensor& x, const at::Tensor& w, const at::Tensor& v) {
+  check_hvp(x, w, v);
+  Problem problem;
+  problem.x = x.t().unsqueeze(0).unsqueeze(2);  // [1, d, 1, M]
+  problem.w = w.t().unsqueeze(0);
+  problem.v = (v.dim() == 2 ? v.unsqueeze(1) : v).contiguous();
+  return solve(problem).view(v.sizes());
+}
+
+at::Tensor splitting_hvp_conv2d(const at::Tensor& x, const at::Tensor& w, const at::Tensor& v, at::IntArrayRef stride,
+                                at::IntArrayRef padding, at::IntArrayRef dilation) {
+  Problem problem;
+  problem.sliding = parse_sliding(stride, padding, dilation);
+  check_hvp_conv2d(x, w, v, problem.sliding);
+  const at::Tensor filters = v.dim() == 4 ? v.unsqueeze(1) : v;  // [n, k, C, kh, kw]
+  problem.kernel_height = filters.size(3);
+  problem.kernel_width = filters.size(4);
+  problem.out_width = w.size(3);
+  problem.x = problem.one_tap() ? x.flatten(2).unsqueeze(2) : x;  // a copy where pixels lie at uneven distances
+  problem.w = w.flatten(2);
+  const at::Tensor taps_first = filters.permute({0, 1, 3, 4, 2}).contiguous();
+  problem.v = taps_first.flatten(2);
+  return solve(problem).view(taps_first.sizes()).permute({0, 1, 4, 2, 3}).contiguous().view(v.sizes());
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(growkernels, CPU, m) {
+  m.impl("splitting_hvp", &splitting_hvp);
+  m.impl("splitting_hvp_conv2d", &splitting_hvp_conv2d);
+}
+
+}  // namespace growkernels::splitting

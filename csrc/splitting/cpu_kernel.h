@@ -1,0 +1,228 @@
+#pragma once
+// y_i = sum_m w[m, i] (x_m . v_i) x_m for all neurons i, k vectors v each. A block of rows X is held in
+// L2 while it meets the vectors, one tile of them after the other:
+//   P = X V^T,   P *= W,   Y += P^T X,
+// so that the product P lives in cache and x is loaded once for both. The second product takes P as the
+// first left it (multiply_transposed_tile); bfloat16 tiles want it transposed, which the multiplication
+// by W does on the way.
+//
+// Threads take items (neurons, range of rows) from one queue. Sums over several items are added in a
+// fixed order by whichever thread finishes the last of them, so results do not depend on the schedule.
+
+#include "common/gemm_tile.h"
+#include "common/portable_tile.h"
+#include "splitting/cpu_load.h"
+
+#include <ATen/Parallel.h>
+
+#include <atomic>
+#include <memory>
+
+namespace growkernels::splitting {
+
+// P[m, j] *= W[m, j / k].
+template <typename In, typename Acc>
+struct ApplyWeights {
+  template <int bytes>
+  [[gnu::always_inline]] static inline void run(Acc* p, int64_t rows, int64_t neurons, int64_t k, Rows<In> w) {
+    for (int64_t m = 0; m < rows; ++m) {
+      Acc* products = p + m * neurons * k;
+      const In* weights = w.data + m * w.stride;
+      if (k == 1) {
+        for (int64_t i = 0; i < neurons; ++i) {
+          products[i] *= cast<Acc>(weights[i]);
+        }
+        continue;
+      }
+      for (int64_t i = 0; i < neurons; ++i) {
+        const Acc weight = cast<Acc>(weights[i]);
+        for (int64_t q = 0; q < k; ++q) {
+          products[i * k + q] *= weight;
+        }
+      }
+    }
+  }
+};
+
+// P[m, j] W[m, j / k], rounded to bfloat16.
+template <typename In>
+struct Weighted {
+  using Element = float;
+  using Out = at::BFloat16;
+  const float* p;
+  int64_t p_stride, k;
+  Rows<In> w;
+  [[gnu::always_inline]] inline float operator()(int64_t m, int64_t j) const {
+    return p[m * p_stride + j] * cast<float>(w.data[m * w.stride + (k == 1 ? j : j / k)]);
+  }
+  [[gnu::always_inline]] static inline at::BFloat16 out(float x) {
+    return at::BFloat16(static_cast<uint16_t>(bfloat16_bits(x)), at::BFloat16::from_bits());
+  }
+};
+
+template <typename Acc>
+struct AddTo {
+  template <int bytes>
+  [[gnu::always_inline]] static inline void run(Acc* sums, const Acc* more, int64_t count) {
+    for (int64_t e = 0; e < count; ++e) {
+      sums[e] += more[e];
+    }
+  }
+};
+
+// In: dtype of the tensors. Operand: dtype that tiles are multiplied in.
+template <typename In, typename Operand>
+class Kernel {
+  using Acc = accumulate_t<In>;
+  static constexpr bool interleaved = std::is_same_v<Operand, at::BFloat16>;
+  static constexpr bool sums_in_place = std::is_same_v<In, Acc>;
+
+ public:
+  // y: [n, k, width] contiguous.
+  Kernel(const Problem& problem, In* y)
+      : problem_(problem), k_(problem.vectors_per_neuron()), width_(problem.width()), y_(y), plan_(make_plan(problem)) {
+    unfinished_ = std::make_unique<std::atomic<int64_t>[]>(plan_.ranges.size());
+    int64_t elements = 0;
+    for (size_t r = 0; r < plan_.ranges.size(); ++r) {
+      const Range& range = plan_.ranges[r];
+      unfinished_[r] = range.items;
+      partial_.push_back(elements);
+      elements += range.items > 1 ? range.items * elements_of(range) : 0;
+    }
+    partials_.at_least(elements);
+  }
+
+  void run() {
+    const int64_t workers = plan_.parallel ? at::get_num_threads() : 1;
+    std::atomic<size_t> next{0};
+    at::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t worker = begin; worker < end; ++worker) {
+        Worker state(problem_);
+        for (size_t i = next++; i < plan_.items.size(); i = next++) {
+          run_item(plan_.items[i], state);
+        }
+        if constexpr (interleaved) {
+          release_tiles();
+        }
+      }
+    });
+  }
+
+ private:
+  struct Worker {
+    explicit Worker(const Problem& problem) : loader(problem) {}
+    Loader<In, Operand> loader;
+    Scratch<Operand> vectors, weighted, interleaved_rows;
+    Scratch<Acc> transposed, products, sums;
+  };
+
+  int64_t elements_of(const Range& range) const { return (range.end - range.begin) * k_ * width_; }
+
+  void run_item(const Item& item, Worker& worker) {
+    const Range& range = plan_.ranges[item.range];
+    const int64_t elements = elements_of(range);
+    In* y = y_ + range.begin * k_ * width_;
+    Acc* sums = nullptr;
+    if (range.items > 1) {
+      sums = partials_.at_least(0) + partial_[item.range] + item.index * elements;
+    } else if constexpr (sums_in_place) {
+      sums = y;
+    } else {
+      sums = worker.sums.at_least(elements);
+    }
+    sum_products(item, range, worker, sums);
+    if (--unfinished_[item.range] > 0) {
+      return;
+    }
+    if (range.items > 1) {
+      sums = partials_.at_least(0) + partial_[item.range];
+      for (int64_t i = 1; i < range.items; ++i) {
+        widest<AddTo<Acc>>(sums, static_cast<const Acc*>(sums + i * elements), elements);
+      }
+    }
+    if constexpr (sums_in_place) {
+      if (sums != y) {
+        std::copy_n(sums, elements, y);
+      }
+    } else {
+      std::transform(sums, sums + elements, y, [](Acc sum) { return static_cast<In>(sum); });
+    }
+  }
+
+  void sum_products(const Item& item, const Range& range, Worker& worker, Acc* sums) {
+    const Operand* vectors = pack_vectors(range, worker);
+    for (int64_t m = item.begin; m < item.end; m += plan_.rows_per_block) {
+      const int64_t count = std::min(plan_.rows_per_block, item.end - m);
+      const Rows<Operand> x = worker.loader.rows(m, count, interleaved);
+      Rows<Operand> right = x;  // operand of the second product
+      if constexpr (interleaved) {
+        Operand* pairs = worker.interleaved_rows.at_least((count + 1) / 2 * 2 * width_);
+        widest<InterleaveRows<Operand>>(x.data, x.stride, count, width_, pairs);
+        right = {pairs, width_};
+      }
+      for (int64_t i = range.begin; i < range.end; i += plan_.neurons_per_tile) {
+        const int64_t neurons = std::min(plan_.neurons_per_tile, range.end - i), columns = neurons * k_;
+        const int64_t offset = (i - range.begin) * k_;
+        Acc* products = worker.products.at_least(count * columns);
+        for (int64_t c = 0; c < depth_; c += plan_.columns_per_chunk) {
+          const int64_t depth = std::min(plan_.columns_per_chunk, depth_ - c);
+          multiply_tile(count, columns, depth, x.data + c, x.stride, vectors + offset * depth_ + c * columns, columns,
+                        products, columns, c > 0);
+        }
+        add_products(products, count, neurons, worker.loader.weights(m, count, i, neurons), right, worker,
+                     sums + offset * width_, m > item.begin);
+      }
+    }
+  }
+
+  // sums (+)= (P * W)^T X.
+  void add_products(Acc* products, int64_t count, int64_t neurons, Rows<In> weights, Rows<Operand> x, Worker& worker,
+                    Acc* sums, bool accumulate) {
+    const int64_t columns = neurons * k_;
+    if constexpr (interleaved) {
+      const int64_t depth = (count + 1) / 2 * 2;
+      Operand* weighted = worker.weighted.at_least(columns * depth);
+      using Source = Weighted<In>;
+      widest<Transpose<Source>>(Source{products, columns, k_, weights}, count, depth, columns, weighted);
+      multiply_tile(columns, width_, depth, weighted, depth, x.data, x.stride, sums, width_, accumulate);
+    } else {
+      widest<ApplyWeights<In, Acc>>(products, count, neurons, k_, weights);
+      portable_transposed_tile(columns, width_, count, products, columns, x.data, x.stride, sums, width_, accumulate);
+    }
+  }
+
+  // The vectors of a range as right-hand operands of the first product, tile after tile: V^T, its rows
+  // in interleaved pairs for bfloat16.
+  const Operand* pack_vectors(const Range& range, Worker& worker) {
+    Operand* packed = worker.vectors.at_least((range.end - range.begin) * k_ * depth_);
+    Operand* target = packed;
+    for (int64_t i = range.begin; i < range.end; i += plan_.neurons_per_tile) {
+      const int64_t columns = std::min(plan_.neurons_per_tile, range.end - i) * k_;
+      const In* v = problem_.v.const_data_ptr<In>() + i * k_ * width_;
+      if constexpr (interleaved) {
+        Acc* transposed = worker.transposed.at_least(columns * width_);
+        load_block(v, 1, width_, width_, columns, transposed, columns);
+        widest<InterleaveRows<Acc>>(static_cast<const Acc*>(transposed), columns, width_, columns, target);
+      } else {
+        load_block(v, 1, width_, width_, columns, target, columns);
+      }
+      target += columns * depth_;
+    }
+    return packed;
+  }
+
+  const Problem& problem_;
+  const int64_t k_, width_;
+  const int64_t depth_ = interleaved ? (width_ + 1) / 2 * 2 : width_;  // of the first product
+  In* const y_;
+  const Plan plan_;
+  Scratch<Acc> partials_;
+  std::vector<int64_t> partial_;  // where the sums of a range's items begin
+  std::unique_ptr<std::atomic<int64_t>[]> unfinished_;
+};
+
+// Compiled in files of their own, by width of the tensors' elements. y: [n, k, width] contiguous.
+void run_wide_kernel(const Problem& problem, const at::Tensor& y);
+void run_16_bit_kernel(const Problem& problem, const at::Tensor& y);
+
+}  // namespace growkernels::splitting

@@ -1,0 +1,56 @@
+#include "splitting/cpu_plan.h"
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+
+namespace growkernels::splitting {
+namespace {
+
+int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Measured on Zen 4 (1 MiB of L2 per core), float32.
+constexpr int64_t rows_per_block = 256;
+constexpr int64_t vectors_per_tile = 96;
+constexpr int64_t columns_per_chunk = 512;
+constexpr int64_t vectors_per_range = 384;
+constexpr int64_t fewest_vectors = 128;             // of a thread that has vectors of its own
+constexpr int64_t serial_below_products = 1 << 19;  // starting threads costs more than this much work
+constexpr int64_t partial_bytes = 16 << 20;         // of sums over ranges of rows, at most
+
+}  // namespace
+
+Plan make_plan(const Problem& problem) {
+  Plan plan;
+  const int64_t k = problem.vectors_per_neuron(), width = problem.width();
+  const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+  plan.parallel = threads > 1 && problem.rows() * problem.vectors() * width > serial_below_products;
+  plan.rows_per_block = rows_per_block;
+  plan.columns_per_chunk = columns_per_chunk;
+  plan.neurons_per_tile = std::max<int64_t>(1, vectors_per_tile / k);
+
+  int64_t ranges = divided_up(problem.vectors(), vectors_per_range), row_ranges = 1;
+  if (plan.parallel) {
+    if (problem.vectors() / threads >= fewest_vectors) {  // every thread has neurons of its own
+      ranges = divided_up(ranges, threads) * threads;
+    } else {
+      const int64_t blocks = divided_up(problem.rows(), plan.rows_per_block);
+      const int64_t fits = partial_bytes / (problem.vectors() * width * 8);
+      row_ranges =
+          std::clamp<int64_t>(divided_up(4 * threads, ranges), 1, std::max<int64_t>(1, std::min(blocks, fits)));
+    }
+  }
+  const int64_t neurons_per_range = std::max<int64_t>(1, divided_up(problem.neurons(), ranges));
+  const int64_t rows_per_item = divided_up(divided_up(problem.rows(), row_ranges), 8) * 8;
+  for (int64_t i = 0; i < problem.neurons(); i += neurons_per_range) {
+    Range range{i, std::min(problem.neurons(), i + neurons_per_range), 0};
+    for (int64_t m = 0; m < problem.rows(); m += rows_per_item) {
+      plan.items.push_back(
+          {static_cast<int64_t>(plan.ranges.size()), range.items++, m, std::min(problem.rows(), m + rows_per_item)});
+    }
+    plan.ranges.push_back(range);
+  }
+  return plan;
+}
+
+}  // namespace growkernels::splitting
