@@ -186,6 +186,28 @@ def test_error_of_every_algorithm(
         assert largest(mine, exact) <= WINOGRAD_ERROR
 
 
+@pytest.mark.parametrize(
+    ("shape", "algorithm"),
+    [
+        (Shape((9, 20, 34, 35), 12, 21), "winograd"),
+        (Shape((58, 171, 12, 12), 171, 190), "winograd"),
+        (Shape((9, 20, 34, 35), 12, 21, (1, 1), padding=(0, 0)), "pointwise"),
+        (Shape((18, 20, 34, 35), 12, 21, stride=(2, 2)), "direct"),
+    ],
+    ids=str,
+)
+def test_sums_over_many_pixels(shape: Shape, algorithm: str) -> None:
+    """Enough of them that the gradients of the parameters are summed in several parts."""
+    tensors = [t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t
+               for t in make(shape, torch.float32)]  # fmt: skip
+    options = [list(value) for value in parameters(shape).values()]
+    assert torch.ops.growkernels.basis_conv2d_algorithm(*tensors[:3], *options, True) == algorithm
+    g = random_like_output(shape, tensors, True)
+    expected = gradients(oracle, tensors, g, shape, True)
+    for mine, exact in zip(gradients(ours, tensors, g, shape, True), expected, strict=True):
+        assert largest(mine, exact) <= WINOGRAD_ERROR
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("algorithm", ["auto", "winograd"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
