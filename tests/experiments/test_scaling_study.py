@@ -266,6 +266,13 @@ def test_verdicts_point_the_right_way() -> None:
         assert claims._best_interval(named, others).verdict == verdict
 
 
+def test_tests_come_now_and_then_and_at_the_end(images: ImageData) -> None:
+    tested = [SETTING.tests_after(epoch) for epoch in range(SETTING.epochs)]
+    assert tested == [False, True, True, True, True]
+    epochs = trained("reduced", images).history.epochs
+    assert [epoch.top1 is not None for epoch in epochs] == tested
+
+
 def test_sums_over_growth() -> None:
     runs = [history(1.0, seconds=4.0)]
     assert growth_share(runs).tolist() == pytest.approx([100 * 2 / 18])

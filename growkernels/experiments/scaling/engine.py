@@ -69,7 +69,9 @@ class ScalingRun:
         started = now(self.device)
         loss = self._train_epoch()
         seconds = now(self.device) - started
-        history.epochs.append(Epoch(loss, *self._test(), self._parameters(), seconds))
+        due_test = self.setting.tests_after(self.epoch)
+        test_loss, top1, top5 = self._test() if due_test else (None, None, None)
+        history.epochs.append(Epoch(loss, test_loss, top1, top5, self._parameters(), seconds))
 
     def _new_model(self) -> DeiT:
         architecture, recipe = self.setting.architecture, self.setting.recipe
@@ -119,6 +121,7 @@ class ScalingRun:
             F.cross_entropy,
             epoch=self.epoch,
             budget=round(missing * rates[0] / sum(rates)),
+            rows=setting.growth_rows,
             eligible=setting.eligible,
             generator=self._seeded(GROWTH_CHOICE),
         )

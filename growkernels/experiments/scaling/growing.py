@@ -29,12 +29,14 @@ def grow(
     *,
     epoch: int,
     budget: int,
+    rows: int,
     eligible: int,
     generator: torch.Generator,
 ) -> GrowthStep | None:
     """Grow by up to ``budget`` parameters; None where nothing can be grown.
 
-    Inputs and gradients are collected over ``batches`` of (images, targets) without an update.
+    Inputs and gradients are collected over ``batches`` of (images, targets) without an update, of
+    which every layer keeps ``rows``; ``eligible`` neurons with a score below 0 open a layer.
     """
     if budget < cost_of_neuron(model.get_submodule("blocks.0.attn.q"), growth):
         return None
@@ -45,6 +47,7 @@ def grow(
         model,
         "random" if even else growth.criterion,
         form=growth.form,
+        rows=rows,
         generator=generator,
     )
     try:

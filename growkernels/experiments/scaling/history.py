@@ -12,14 +12,15 @@ class Epoch:
     """What one epoch measured.
 
     ``loss`` is the mean over its training batches (of mixed images and smoothed labels where the
-    recipe mixes and smooths), the rest is taken on the test images after it; ``top1`` and ``top5``
-    are accuracies in percent. ``seconds`` are those of training alone.
+    recipe mixes and smooths). ``test_loss``, ``top1`` and ``top5`` (accuracies in percent) are
+    taken on the test images after it, None after an epoch without a test. ``seconds`` are those of
+    training alone.
     """
 
     loss: float
-    test_loss: float
-    top1: float
-    top5: float
+    test_loss: float | None
+    top1: float | None
+    top5: float | None
     parameters: int
     seconds: float
 

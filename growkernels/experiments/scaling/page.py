@@ -132,8 +132,8 @@ def _conditions(setting: Setting, summary: Mapping[str, Any]) -> Section:
         f"{recipe.erasing:g}, {'RandAugment' if recipe.rand_augment else 'no RandAugment'}, "
         f"{'resized crops' if recipe.resized_crops else 'shifted crops'} and mirroring, "
         f"{recipe.repeats} views of an image in a batch. First growth before epoch "
-        f"{setting.first_growth + 1}, scores from {setting.growth_batches} batches; {setting.runs} "
-        "runs."
+        f"{setting.first_growth + 1}, scores from {setting.growth_rows:,} tokens of "
+        f"{setting.growth_batches} batches; {setting.runs} runs."
     )
     if summary["reduced"]:
         section.text(summary["reduced"])

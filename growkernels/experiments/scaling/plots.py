@@ -72,11 +72,12 @@ def curves(setting: Setting, results: Results, quantity: Quantity) -> bytes:
 
 
 def _curve(ax: Axes, runs: Sequence[History], quantity: Quantity, colour: str) -> float:
-    values = [estimate(row) for row in curve(runs, quantity)]
+    table = curve(runs, quantity)
+    measured = table.isfinite().any(1).nonzero()[:, 0]
+    values = [estimate(row) for row in table[measured]]
     mean, sem = (torch.tensor([getattr(v, key) for v in values]) for key in ("mean", "sem"))
-    epochs = torch.arange(1, len(values) + 1)
-    ax.plot(epochs, mean, color=colour)
-    ax.fill_between(epochs, mean - sem, mean + sem, color=colour, alpha=0.15, lw=0)
+    ax.plot(measured + 1, mean, color=colour)
+    ax.fill_between(measured + 1, mean - sem, mean + sem, color=colour, alpha=0.15, lw=0)
     return float(mean[-1])
 
 
@@ -159,7 +160,7 @@ def where_grown(results: Results) -> bytes:
         every = -(-len(layers) // 36)
         ticks = range(0, len(layers), every)
         ax.set_yticks(list(ticks), [_layer_label(layers[i]) for i in ticks], fontsize=7)
-        ax.set_xlabel("before epoch")
+        ax.set_xlabel("after epoch")
         axes[0].figure.colorbar(image, ax=ax, shrink=0.7, label="neurons")
     return style.png(figure)
 

@@ -50,6 +50,7 @@ def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.AdamW:
             {"params": decayed, "weight_decay": recipe.weight_decay},
         ],
         lr=recipe.rate,
+        fused=True,  # grown networks have hundreds of small parameters
     )
 
 

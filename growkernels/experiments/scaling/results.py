@@ -10,25 +10,23 @@ from torch import Tensor
 
 from growkernels.experiments.run_folder import number
 from growkernels.experiments.scaling.history import GrowthStep, History
-from growkernels.experiments.scaling.settings import Variant
+from growkernels.experiments.scaling.settings import FINAL_EPOCHS, Variant
 from growkernels.experiments.statistics import estimate
 
 Results = Mapping[str, Sequence[History]]  # variant -> its runs
 Quantity = Literal["loss", "test_loss", "top1", "top5", "parameters", "seconds"]
 
-LAST_EPOCHS = 3  # final values are means over so many: one epoch's accuracy is noisier
-
 
 def curve(runs: Sequence[History], quantity: Quantity) -> Tensor:
-    """[epochs, runs] of one variant."""
-    return torch.tensor(
-        [[getattr(epoch, quantity) for epoch in run.epochs] for run in runs], dtype=torch.float64
-    ).T
+    """[epochs, runs] of one variant; NaN after an epoch without a test."""
+    columns = [[getattr(epoch, quantity) for epoch in run.epochs] for run in runs]
+    values = [[torch.nan if v is None else v for v in column] for column in columns]
+    return torch.tensor(values, dtype=torch.float64).T
 
 
 def final(runs: Sequence[History], quantity: Quantity) -> Tensor:
     """Mean over the last epochs, [runs]."""
-    return curve(runs, quantity)[-LAST_EPOCHS:].mean(0)
+    return curve(runs, quantity)[-FINAL_EPOCHS:].mean(0)
 
 
 def parameters(runs: Sequence[History]) -> Tensor:
@@ -94,7 +92,7 @@ def metrics_records(variant: Variant, run: int, history: History) -> list[dict[s
     for index, epoch in enumerate(history.epochs):
         if index in steps:
             records.append({**where, "growth_before_epoch": index + 1, **_step(steps[index])})
-        values = {key: number(value) for key, value in vars(epoch).items()}
+        values = {k: None if v is None else number(v) for k, v in vars(epoch).items()}
         records.append({**where, "epoch": index + 1, **values})
     return records
 

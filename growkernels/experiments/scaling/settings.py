@@ -1,8 +1,8 @@
 """What the study of non-uniform scaling compares, as data, in the sizes of its two presets.
 
 Times are in epochs. The preset ``paper`` has those of the authors' published command (300 epochs,
-50 before the first growth, one every 30); ``quick`` has a tenth of them and a fifth of the
-intervals, because every growth makes each later step dearer.
+50 before the first growth, one every 30); ``quick`` has about a tenth of them and a fifth of
+the intervals, because every growth makes each later step dearer.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ Direction = Literal["eigenvector", "parent"]
 SMALL, LARGE = (15.6 - 11.0) / (21.7 - 11.0), (19.4 - 11.0) / (21.7 - 11.0)
 CROPPED = 256  # large images are stored as squares of this size; the network sees 224 of it
 INPUT = 224
+FINAL_EPOCHS = 3  # final values are means over so many: one epoch's accuracy is noisier
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,9 @@ class Setting:
     """The whole study: every variant in ``runs`` runs, which share seeds and batches.
 
     ``first_growth`` epochs lie before the first growth; ``growth_batches`` of training images are
-    looked at for every growth; a layer needs ``eligible`` neurons with a score below 0 to grow.
+    looked at for every growth, of which each layer keeps ``growth_rows`` tokens; a layer needs
+    ``eligible`` neurons with a score below 0 to grow. Tested are every ``test_every``-th epoch and
+    the last ``FINAL_EPOCHS``.
     """
 
     architecture: Architecture
@@ -112,12 +115,19 @@ class Setting:
     epochs: int
     first_growth: int
     growth_batches: int
+    growth_rows: int
     eligible: int
     runs: int
+    test_every: int = 1
     seed: int = 1
 
     def variant(self, name: str) -> Variant:
         return next(v for v in self.variants if v.name == name)
+
+    def tests_after(self, epoch: int) -> bool:
+        """Whether the network is tested after this epoch (counted from 0)."""
+        last = epoch >= self.epochs - FINAL_EPOCHS
+        return last or (epoch + 1) % self.test_every == 0
 
     def growth_epochs(self, variant: Variant) -> list[int]:
         """Before which epochs (counted from 0) the variant grows."""
@@ -174,11 +184,13 @@ def preset_setting(preset: Preset, stored_size: int) -> Setting:
                 erasing=0.0, rand_augment=False, resized_crops=False, repeats=1, epoch_images=256,
             ),
             variants=variants((2, 4, 6, 10)),
-            epochs=30,
+            epochs=28,
             first_growth=5,
             growth_batches=4,
+            growth_rows=1024,
             eligible=10,
             runs=3,
+            test_every=3,
         )  # fmt: skip
     patch = {INPUT: 16, 64: 8}.get(size, 4)
     return Setting(
@@ -189,6 +201,7 @@ def preset_setting(preset: Preset, stored_size: int) -> Setting:
         epochs=300,
         first_growth=50,
         growth_batches=16,
+        growth_rows=16384,
         eligible=60,
         runs=3,
     )
