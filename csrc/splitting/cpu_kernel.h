@@ -2,9 +2,10 @@
 // y_i = sum_m w[m, i] (x_m . v_i) x_m for all neurons i, k vectors v each. A block of rows X is held in
 // L2 while it meets the vectors, one tile of them after the other:
 //   P = X V^T,   P *= W,   Y += P^T X,
-// so that the product P lives in cache and x is loaded once for both. The second product takes P as the
-// first left it (multiply_transposed_tile); bfloat16 tiles want it transposed, which the multiplication
-// by W does on the way.
+// so that the product P lives in cache and x is loaded once for both. A tile holds the first vectors of its
+// neurons, then their second ones and so on, each lot of which meets the same weights. The second product takes P as
+// the first left it (multiply_transposed_tile); bfloat16 tiles want it transposed, which the multiplication by W does
+// on the way.
 //
 // Threads take items (neurons, range of rows) from one queue. Sums over several items are added in a
 // fixed order by whichever thread finishes the last of them, so results do not depend on the schedule.
@@ -20,40 +21,29 @@
 
 namespace growkernels::splitting {
 
-// P[m, j] *= W[m, j / k].
+// P[m, i] *= W[m, i].
 template <typename In, typename Acc>
 struct ApplyWeights {
   template <int bytes>
-  [[gnu::always_inline]] static inline void run(Acc* p, int64_t rows, int64_t neurons, int64_t k, Rows<In> w) {
+  [[gnu::always_inline]] static inline void run(Acc* p, int64_t p_stride, int64_t rows, int64_t neurons, Rows<In> w) {
     for (int64_t m = 0; m < rows; ++m) {
-      Acc* products = p + m * neurons * k;
-      const In* weights = w.data + m * w.stride;
-      if (k == 1) {
-        for (int64_t i = 0; i < neurons; ++i) {
-          products[i] *= cast<Acc>(weights[i]);
-        }
-        continue;
-      }
       for (int64_t i = 0; i < neurons; ++i) {
-        const Acc weight = cast<Acc>(weights[i]);
-        for (int64_t q = 0; q < k; ++q) {
-          products[i * k + q] *= weight;
-        }
+        p[m * p_stride + i] *= cast<Acc>(w.data[m * w.stride + i]);
       }
     }
   }
 };
 
-// P[m, j] W[m, j / k], rounded to bfloat16.
+// P[m, i] W[m, i], rounded to bfloat16.
 template <typename In>
 struct Weighted {
   using Element = float;
   using Out = at::BFloat16;
   const float* p;
-  int64_t p_stride, k;
+  int64_t p_stride;
   Rows<In> w;
-  [[gnu::always_inline]] inline float operator()(int64_t m, int64_t j) const {
-    return p[m * p_stride + j] * cast<float>(w.data[m * w.stride + (k == 1 ? j : j / k)]);
+  [[gnu::always_inline]] inline float operator()(int64_t m, int64_t i) const {
+    return p[m * p_stride + i] * cast<float>(w.data[m * w.stride + i]);
   }
   [[gnu::always_inline]] static inline at::BFloat16 out(float x) {
     return at::BFloat16(static_cast<uint16_t>(bfloat16_bits(x)), at::BFloat16::from_bits());
@@ -112,6 +102,7 @@ class Kernel {
   struct Worker {
     explicit Worker(const Problem& problem) : loader(problem) {}
     Loader<In, Operand> loader;
+    Scratch<In> ordered;
     Scratch<Operand> vectors, weighted, interleaved_rows;
     Scratch<Acc> transposed, products, sums;
   };
@@ -175,19 +166,24 @@ class Kernel {
     }
   }
 
-  // sums (+)= (P * W)^T X.
+  // sums (+)= (P * W)^T X, one vector of every neuron after the other.
   void add_products(Acc* products, int64_t count, int64_t neurons, Rows<In> weights, Rows<Operand> x, Worker& worker,
                     Acc* sums, bool accumulate) {
     const int64_t columns = neurons * k_;
-    if constexpr (interleaved) {
-      const int64_t depth = (count + 1) / 2 * 2;
-      Operand* weighted = worker.weighted.at_least(columns * depth);
-      using Source = Weighted<In>;
-      widest<Transpose<Source>>(Source{products, columns, k_, weights}, count, depth, columns, weighted);
-      multiply_tile(columns, width_, depth, weighted, depth, x.data, x.stride, sums, width_, accumulate);
-    } else {
-      widest<ApplyWeights<In, Acc>>(products, count, neurons, k_, weights);
-      portable_transposed_tile(columns, width_, count, products, columns, x.data, x.stride, sums, width_, accumulate);
+    for (int64_t q = 0; q < k_; ++q) {
+      Acc* const part = products + q * neurons;
+      if constexpr (interleaved) {
+        const int64_t depth = (count + 1) / 2 * 2;
+        Operand* weighted = worker.weighted.at_least(neurons * depth);
+        using Source = Weighted<In>;
+        widest<Transpose<Source>>(Source{part, columns, weights}, count, depth, neurons, weighted);
+        multiply_tile(neurons, width_, depth, weighted, depth, x.data, x.stride, sums + q * width_, k_ * width_,
+                      accumulate);
+      } else {
+        widest<ApplyWeights<In, Acc>>(part, columns, count, neurons, weights);
+        portable_transposed_tile(neurons, width_, count, part, columns, x.data, x.stride, sums + q * width_,
+                                 k_ * width_, accumulate);
+      }
     }
   }
 
@@ -198,7 +194,7 @@ class Kernel {
     Operand* target = packed;
     for (int64_t i = range.begin; i < range.end; i += plan_.neurons_per_tile) {
       const int64_t columns = std::min(plan_.neurons_per_tile, range.end - i) * k_;
-      const In* v = problem_.v.const_data_ptr<In>() + i * k_ * width_;
+      const In* v = in_order(problem_.v.const_data_ptr<In>() + i * k_ * width_, columns / k_, worker);
       if constexpr (interleaved) {
         Acc* transposed = worker.transposed.at_least(columns * width_);
         load_block(v, 1, width_, width_, columns, transposed, columns);
@@ -209,6 +205,20 @@ class Kernel {
       target += columns * depth_;
     }
     return packed;
+  }
+
+  // [neurons, k, width] as [k, neurons, width].
+  const In* in_order(const In* v, int64_t neurons, Worker& worker) {
+    if (k_ == 1) {
+      return v;
+    }
+    In* ordered = worker.ordered.at_least(neurons * k_ * width_);
+    for (int64_t i = 0; i < neurons; ++i) {
+      for (int64_t q = 0; q < k_; ++q) {
+        std::copy_n(v + (i * k_ + q) * width_, width_, ordered + (q * neurons + i) * width_);
+      }
+    }
+    return ordered;
   }
 
   const Problem& problem_;
