@@ -44,7 +44,8 @@ from growkernels.experiments.scaling.study import run_study
 from growkernels.growth import insertions
 from growkernels.models.deit import deit
 
-SETTING = tiny_scaling_study.setting()
+STUDY = tiny_scaling_study.setting()
+SETTING = replace(STUDY, epochs=5)  # of single runs
 LIMITS = tiny_scaling_study.LIMITS
 
 
@@ -311,7 +312,7 @@ def test_the_cache_is_made_once_and_again_for_another_source(
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "whole"
-    run_study("quick", None, "cpu", out, False, SETTING, LIMITS)
+    run_study("quick", None, "cpu", out, False, STUDY, LIMITS)
     return out
 
 
@@ -319,7 +320,7 @@ def numbers(out: Path) -> dict[str, object]:
     """Everything in the summary that does not depend on the clock."""
     summary = json.loads((out / "summary.json").read_text())
     for variant in summary["variants"].values():
-        for key in ("seconds", "growth_seconds", "growth_share_of_time"):
+        for key in ("seconds", "last_epoch_seconds", "growth_seconds", "growth_share_of_time"):
             variant.pop(key, None)
     clocked = [c for c in summary["claims"] if "training time" in c["claim"]]
     assert len(clocked) == 1
@@ -329,7 +330,7 @@ def numbers(out: Path) -> dict[str, object]:
 
 def test_the_folder_holds_what_is_promised(finished: Path) -> None:
     summary = json.loads((finished / "summary.json").read_text())
-    assert set(summary["variants"]) == {v.name for v in SETTING.variants}
+    assert set(summary["variants"]) == {v.name for v in STUDY.variants}
     assert summary["data"]["name"].startswith("synthetic")
     assert {c["verdict"] for c in summary["claims"]} <= {
         "holds", "does not hold", "cannot be told"
@@ -338,7 +339,7 @@ def test_the_folder_holds_what_is_promised(finished: Path) -> None:
                "largest_output_change" in v]  # fmt: skip
     assert max(changes) <= claims.MAX_CHANGE
     records = [json.loads(x) for x in (finished / "metrics.jsonl").read_text().splitlines()]
-    assert sum("epoch" in r for r in records) == len(SETTING.variants) * 2 * SETTING.epochs
+    assert sum("epoch" in r for r in records) == len(STUDY.variants) * 2 * STUDY.epochs
     steps = [r for r in records if "growth_before_epoch" in r and r["variant"] == "splitting"]
     assert all("lowest" in layer for r in steps for layer in r["layers"].values())
     assert {p.name for p in (finished / "plots").iterdir()} == {
@@ -371,11 +372,11 @@ def test_killed_and_resumed_ends_with_the_same_numbers(finished: Path, tmp_path:
         process.wait()
         assert not (out / "summary.json").exists()
     with pytest.raises(RunFolderError, match="--resume"):
-        run_study("quick", None, "cpu", out, False, SETTING, LIMITS)
+        run_study("quick", None, "cpu", out, False, STUDY, LIMITS)
     time.sleep(0.2)  # the killed run's workers notice, and let go of the folder
     with pytest.raises(RunFolderError, match="different: setting"):
-        run_study("quick", None, "cpu", out, True, replace(SETTING, seed=2), LIMITS)
-    run_study("quick", None, "cpu", out, True, SETTING, LIMITS)
+        run_study("quick", None, "cpu", out, True, replace(STUDY, seed=2), LIMITS)
+    run_study("quick", None, "cpu", out, True, STUDY, LIMITS)
     assert numbers(out) == numbers(finished)
     lines = [len((f / "metrics.jsonl").read_text().splitlines()) for f in (out, finished)]
     assert lines[0] == lines[1]
@@ -393,7 +394,7 @@ def test_images_of_a_folder_are_used_and_a_bad_one_leaves_nothing(
                 pixels = random.integers(0, 256, (40, 50 + i, 3), numpy.uint8)
                 Image.fromarray(pixels).save(folder / split / name / f"{i}.jpg")
     limits = replace(LIMITS, train=None, test=None, square=32)
-    few = replace(SETTING, runs=1, epochs=2, variants=SETTING.variants[:1])
+    few = replace(STUDY, runs=1, epochs=2, variants=STUDY.variants[:1])
     done: list[tuple[object, ...]] = []
     monkeypatch.setattr(
         "growkernels.experiments.scaling.study._conclude", lambda *args: done.append(args)

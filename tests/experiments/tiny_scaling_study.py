@@ -29,7 +29,7 @@ def setting(**recipe: float) -> Setting:
         architecture=Architecture(embed=16, depth=1, heads=2, patch=16, image_size=32),
         recipe=Recipe(batch=8, rate=5e-3, warmup_epochs=1, **options),
         variants=variants((1, 4, 2, 3)),
-        epochs=5,
+        epochs=3,
         first_growth=1,
         growth_batches=2,
         growth_rows=200,

@@ -72,6 +72,7 @@ def variant_summary(runs: Sequence[History]) -> dict[str, Any]:
     summary["parameters"] = [int(count) for count in parameters(runs)]
     summary["flops_per_image"] = [run.flops for run in runs]
     summary["seconds"] = round(float(curve(runs, "seconds").sum()), 3)
+    summary["last_epoch_seconds"] = round(float(final(runs, "seconds").mean()), 4)
     steps = [step for run in runs for step in run.growth]
     if steps:
         summary["growth_seconds"] = {
