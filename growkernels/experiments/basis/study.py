@@ -93,6 +93,7 @@ def _images(settings: BasisSettings, data: Path | None, console: Console) -> Ima
         settings.test_images,
         seeded(DATA_SEED),
         size=settings.synthetic_size,
+        classes=settings.synthetic_classes,
     )
 
 
