@@ -68,17 +68,59 @@ class HeadlineTable:
         )
 
 
-_STAGES = "mean of the four stages of ResNet-18, 128 images, R = Cout/2, float32"
-_TRAINING = "forward + backward"
 _COMPOSED = ("eager dense", "eager conv, 1x1, cat", "torch.compile conv, 1x1, cat")
+_RESNET = "128 images of 32 x 32, half of the filters in 16 layers, float32"
+_DEIT = "M=6304, n=1536, d=384, float32"
 
 HEADLINES = HeadlineTable(
     "headlines",
-    tuple(
+    (
+        *(
+            Headline(
+                f"`basis_conv2d`, {direction}",
+                "mean of ResNet-18's four stages, 128 images, R = Cout/2, float32",
+                "basis_conv",
+                tuple(f"stage {stage}, {direction}" for stage in (1, 2, 3, 4)),
+                _COMPOSED,
+            )
+            for direction in ("forward", "forward + backward")
+        ),
         Headline(
-            f"`basis_conv2d`, {direction}", _STAGES, "basis_conv",
-            tuple(f"stage {stage}, {direction}" for stage in (1, 2, 3, 4)), _COMPOSED,
-        )
-        for direction in ("forward", _TRAINING)
+            "training step of ResNet-18", _RESNET, "resnet18_step", ("ResNet-18, eager",),
+            ("eager dense", "eager conv, 1x1, cat"),
+        ),
+        Headline(
+            "the same, compiled", _RESNET, "resnet18_step", ("ResNet-18, torch.compile",),
+            ("compiled dense",),
+        ),
+        Headline(
+            "`splitting_hvp`", _DEIT, "splitting", (f"hvp {_DEIT}",),
+            ("eager", "torch.compile"),
+        ),
+        Headline(
+            "`splitting_hvp_conv2d`", "3x3 layers of ResNet-18's first three stages, 128 images",
+            "splitting", tuple(f"conv2d {shape}" for shape in ("64 at 32x32", "128 at 16x16", "256 at 8x8")),
+            ("eager",),
+        ),
+        Headline(
+            "`splitting_hvp`", "M=512, n=16, d=64, float32", "splitting", ("autograd",),
+            ("double backward per neuron", "vmap of jvp of grad"),
+        ),
+        Headline(
+            "`splitting_eigs`, DeiT-S' fc1", "M=6304, d=384, float32, tol 1e-3", "splitting_eigs",
+            ("DeiT-S fc1, 192 neurons",), ("explicit eigh",),
+        ),
+        Headline(
+            "`splitting_eigs`, DeiT-S' fc1", "M=6304, d=384, float32, tol 1e-3", "splitting_eigs",
+            ("DeiT-S fc1, 48 neurons",), ("authors' loop",),
+        ),
+        Headline(
+            "`virtual_grad_norms`", "12 × [6304, 384], float32", "virtual_grad", ("linear_relu",),
+            ("eager loop", "torch.compile"),
+        ),
+        Headline(
+            "`virtual_grad_norms`", "6 × [450, 5], float32", "virtual_grad",
+            ("linear_relu small float32",), ("eager loop", "torch.compile"),
+        ),
     ),
 )  # fmt: skip

@@ -28,9 +28,9 @@ TABLE = Table(
     ),
 )  # fmt: skip
 
-_DENSE = "full kernels"
-_TWO = "convolution, 1×1 convolution, cat"
-_COMPILED = "full kernels, torch.compile"
+_DENSE = "eager dense"
+_TWO = "eager conv, 1x1, cat"
+_COMPILED = "compiled dense"
 _IMAGES, _PIXELS, _CLASSES = 128, 32, 10
 _FRACTION = 0.5
 

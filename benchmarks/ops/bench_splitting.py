@@ -95,6 +95,7 @@ def _case(
         opponents=opponents,
         build=partial(_build, shapes, dtype, calls),
         ceiling=ceiling,
+        seconds=6.0,
     )
 
 
@@ -103,7 +104,8 @@ def _linear(
 ) -> Case:
     v = (neurons, width) if k == 1 else (neurons, k, width)
     shape = f"M={rows}, n={neurons}, d={width}" + (f", k={k}" if k > 1 else "")
-    return _case(f"hvp {shape} {dtype}", shape, ((rows, width), (rows, neurons), v), dtype=dtype)
+    name = f"hvp {shape}, {str(dtype).removeprefix('torch.')}"
+    return _case(name, shape, ((rows, width), (rows, neurons), v), dtype=dtype)
 
 
 def _conv(channels: int, size: int) -> Case:
