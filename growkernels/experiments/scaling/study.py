@@ -22,6 +22,7 @@ from growkernels.experiments.scaling.image_cache import store_images, stored_ima
 from growkernels.experiments.scaling.results import Results, metrics_records, variant_summary
 from growkernels.experiments.scaling.settings import (
     DATA,
+    SYNTHETIC_CLASSES,
     DataLimits,
     Preset,
     Setting,
@@ -85,7 +86,12 @@ def _provide_images(cache: Path, data: Path | None, limits: DataLimits, console:
         store_images(
             cache,
             {"data": "synthetic", **asdict(limits)},
-            lambda: synthetic_images(limits.train or 0, limits.test or 0, seeded(DATA_SEED)),
+            lambda: synthetic_images(
+                limits.train or 0,
+                limits.test or 0,
+                seeded(DATA_SEED),
+                classes=SYNTHETIC_CLASSES,
+            ),
         )
         return
     height, width = stored_size(data)
