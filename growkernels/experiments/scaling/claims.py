@@ -32,7 +32,8 @@ RULE = (
     "difference (of the paired differences: a run's number decides the order of the data and, "
     "where two variants start from the same size, the initial weights). Otherwise it cannot be "
     "told. Between equals three runs exceed that in 18 % of all comparisons by chance (Student's "
-    "t), so a single verdict deserves little trust. Compared is top-1 accuracy on the test images, as the mean over the last three epochs. "
+    "t), so a single verdict deserves little trust. Compared is top-1 accuracy on the "
+    "test images, as the mean over the last three epochs. "
     "A claim holds if it holds in every setting that can test it, and does not hold if it fails in "
     "one."
 )
