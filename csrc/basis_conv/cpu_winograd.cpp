@@ -2,11 +2,10 @@
 
 #include "basis_conv/winograd.h"
 #include "common/gemm_tile.h"
-#include "common/huge_pages.h"
 #include "common/portable_tile.h"
+#include "common/workspace.h"
 
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
 
 #include <algorithm>
 #include <vector>
@@ -25,11 +24,9 @@ constexpr int64_t parts_floats = int64_t{1} << 22;  // 16 MiB
 // group: each group reads them once.
 constexpr int64_t large_matrices = int64_t{1} << 20;
 
-at::Tensor scratch(int64_t count) {
-  const at::Tensor buffer = at::empty({count}, at::kFloat);
-  advise_huge_pages(buffer);
-  return buffer;
-}
+// Owners of the threads' workspaces.
+struct KernelMatrices;
+struct Group;
 
 // The output, cut into tiles of 4 x 4 pixels; a strip is a row of tiles of one image.
 struct Tiling {
@@ -130,7 +127,7 @@ void winograd_convolution(const Images<const float>& in, const Kernels<const flo
                           int64_t pad_x, const Images<float>& out,
                           const std::function<void(int64_t, int64_t)>& finish) {
   const int64_t inputs = in.channels, outputs = out.channels, threads = at::get_num_threads();
-  const at::Tensor transformed = scratch(frequencies * inputs * outputs);
+  const at::Tensor transformed = workspace<KernelMatrices>(frequencies * inputs * outputs);
   float* const matrices = transformed.mutable_data_ptr<float>();
   at::parallel_for(0, inputs, divide_up(inputs, threads),
                    [&](int64_t first, int64_t last) { widest<TransformKernels>(&kernels, first, last, matrices); });
@@ -142,7 +139,7 @@ void winograd_convolution(const Images<const float>& in, const Kernels<const flo
   const int64_t in_stride = capacity * inputs + skew, out_stride = capacity * outputs + skew;
   const std::vector<float> zeros(inputs, 0.f);
   at::parallel_for(0, divide_up(tiling.strips, group), 1, [&](int64_t first_group, int64_t last_group) {
-    const at::Tensor buffer = scratch(frequencies * (in_stride + out_stride));
+    const at::Tensor buffer = workspace<Group>(frequencies * (in_stride + out_stride));
     float* const patches = buffer.mutable_data_ptr<float>();
     float* const products = patches + frequencies * in_stride;
     for (int64_t g = first_group; g < last_group; ++g) {
@@ -186,7 +183,7 @@ void winograd_weight_gradient(const Images<const float>& in, const Images<const 
   const int64_t most = std::max<int64_t>(1, parts_floats / all);
   const int64_t parts =
       std::clamp<int64_t>(divide_up(tiling.strips * tiling.columns, part_tiles), 1, std::min(most, tiling.strips));
-  const at::Tensor sums = scratch(parts * all);
+  const at::Tensor sums = workspace<KernelMatrices>(parts * all);
   float* const sum = sums.mutable_data_ptr<float>();
   const auto part_begin = [&](int64_t part) { return tiling.strips * part / parts; };
 
@@ -209,7 +206,7 @@ void winograd_weight_gradient(const Images<const float>& in, const Images<const 
                              inputs, sum + part * all + f * matrix, inputs, accumulate);
   };
   if (large) {  // the threads share each group: tiles while transforming, frequencies while multiplying
-    const at::Tensor buffer = scratch(frequencies * (in_stride + out_stride));
+    const at::Tensor buffer = workspace<Group>(frequencies * (in_stride + out_stride));
     float* const patches = buffer.mutable_data_ptr<float>();
     float* const gradients = patches + frequencies * in_stride;
     for (int64_t part = 0; part < parts; ++part) {
@@ -226,7 +223,7 @@ void winograd_weight_gradient(const Images<const float>& in, const Images<const 
     }
   } else {
     at::parallel_for(0, parts, 1, [&](int64_t first_part, int64_t last_part) {
-      const at::Tensor buffer = scratch(frequencies * (in_stride + out_stride));
+      const at::Tensor buffer = workspace<Group>(frequencies * (in_stride + out_stride));
       float* const patches = buffer.mutable_data_ptr<float>();
       float* const gradients = patches + frequencies * in_stride;
       for (int64_t part = first_part; part < last_part; ++part) {
