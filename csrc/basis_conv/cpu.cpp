@@ -7,6 +7,7 @@
 #include "basis_conv/plan.h"
 #include "common/huge_pages.h"
 #include "common/vector_width.h"
+#include "common/workspace.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/conv2d.h>
@@ -195,6 +196,8 @@ void pointwise_backward(const at::Tensor& dz, const at::Tensor& x, const at::Ten
   }
 }
 
+struct MapsGradient;  // owner of a workspace
+
 Gradients own_backward(Algorithm algorithm, const at::Tensor& grad_in, const at::Tensor& x, const at::Tensor& basis,
                        const at::Tensor& coeff_in, const at::Tensor& z_in, const OptionalTensor& z_bias_in,
                        const Form& form, Mask wanted) {
@@ -211,7 +214,10 @@ Gradients own_backward(Algorithm algorithm, const at::Tensor& grad_in, const at:
   call.grad_stride = channels;
   call.coeff = coeff.const_data_ptr<float>();
   if (wanted[0] || wanted[1]) {
-    dz = fresh(grad, {grad.size(0), maps, grad.size(2), grad.size(3)});
+    dz = workspace<MapsGradient>(call.pixels * maps)
+             .narrow(0, 0, call.pixels * maps)
+             .view({grad.size(0), grad.size(2), grad.size(3), maps})
+             .permute({0, 3, 1, 2});
     call.dz = dz.mutable_data_ptr<float>();
   }
   at::Tensor z, z_bias;
