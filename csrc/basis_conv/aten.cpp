@@ -5,6 +5,7 @@
 #include "basis_conv/plan.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/conv2d.h>
 #include <ATen/ops/convolution_backward.h>
@@ -65,7 +66,11 @@ at::Tensor maps_gradient(const at::Tensor& grad, const at::Tensor& coeff, const 
     return mix(coeff.t(), grad);
   }
   const at::Tensor direct = grad.narrow_symint(1, 0, coeff.sym_size(1));
-  return coeff.sym_size(0) == 0 ? direct : direct + mix(coeff.t(), mixed_channels(grad, coeff));
+  if (coeff.sym_size(0) == 0) {
+    return direct;
+  }
+  at::Tensor through_mix = mix(coeff.t(), mixed_channels(grad, coeff));
+  return at::GradMode::is_enabled() ? through_mix + direct : through_mix.add_(direct);
 }
 
 at::Tensor two_convolutions(const at::Tensor& x, const at::Tensor& basis, const at::Tensor& coeff,
@@ -96,13 +101,13 @@ Gradients backward_by_two_convolutions(const at::Tensor& grad, const at::Tensor&
                                        const at::Tensor& coeff, const at::Tensor& z, const OptionalTensor& z_bias,
                                        const Form& form, Mask wanted) {
   at::Tensor dx, dbasis, dcoeff, unused;
+  if (wanted[2]) {  // first: its copies of the operands are gone before dx needs memory
+    const at::Tensor maps = z_bias.has_value() ? z - as_kernel(*z_bias) : z;
+    dcoeff = channel_products(mixed_channels(grad, coeff), maps);
+  }
   if (wanted[0] || wanted[1]) {
     const at::Tensor dz = maps_gradient(grad, coeff, form);
     std::tie(dx, dbasis, unused) = convolution_gradients(dz, x, basis, form, {wanted[0], wanted[1], false});
-  }
-  if (wanted[2]) {
-    const at::Tensor maps = z_bias.has_value() ? z - as_kernel(*z_bias) : z;
-    dcoeff = channel_products(mixed_channels(grad, coeff), maps);
   }
   return {dx, dbasis, dcoeff, bias_gradient(grad, wanted[3])};
 }

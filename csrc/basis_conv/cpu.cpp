@@ -201,7 +201,8 @@ struct MapsGradient;  // owner of a workspace
 Gradients own_backward(Algorithm algorithm, const at::Tensor& grad_in, const at::Tensor& x, const at::Tensor& basis,
                        const at::Tensor& coeff_in, const at::Tensor& z_in, const OptionalTensor& z_bias_in,
                        const Form& form, Mask wanted) {
-  const at::Tensor grad = to_channels_last(grad_in), coeff = coeff_in.contiguous();
+  at::Tensor grad = to_channels_last(grad_in);
+  const at::Tensor coeff = coeff_in.contiguous();
   const int64_t maps = basis.size(0), channels = grad.size(1), mixed = coeff.size(0);
   at::Tensor dx, dbasis, dcoeff, dbias, dz;
 
@@ -233,6 +234,10 @@ Gradients own_backward(Algorithm algorithm, const at::Tensor& grad_in, const at:
     call.dcoeff = dcoeff.mutable_data_ptr<float>();
   }
   mix_backward(call);
+  if (wanted[3]) {
+    dbias = grad.sum({0, 2, 3});
+  }
+  grad.reset();  // where it is a copy, its memory is free for the gradient of x
 
   if (algorithm == Algorithm::Direct && dz.defined()) {
     const std::array<c10::SymInt, 2> no_output_padding = {0, 0};
@@ -251,6 +256,7 @@ Gradients own_backward(Algorithm algorithm, const at::Tensor& grad_in, const at:
     if (wanted[0]) {
       winograd_convolution(images(dz), input_gradient_kernels(basis), 2 - pad_y, 2 - pad_x,
                            mutable_images(dx, x.size(1)), [](int64_t, int64_t) {});
+      dx = arranged(dx, x.suggest_memory_format());
     }
     if (wanted[1]) {
       const at::Tensor input = with_adjacent_channels(x);
@@ -263,12 +269,6 @@ Gradients own_backward(Algorithm algorithm, const at::Tensor& grad_in, const at:
                                     dbasis.stride(3)};
       winograd_weight_gradient(images(input), images(dz), pad_y, pad_x, gradient);
     }
-  }
-  if (wanted[3]) {
-    dbias = grad.sum({0, 2, 3});
-  }
-  if (dx.defined()) {
-    dx = arranged(dx, x.suggest_memory_format());
   }
   return {dx, dbasis, dcoeff, dbias};
 }
