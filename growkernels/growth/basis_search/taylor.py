@@ -219,5 +219,5 @@ def _check_loss(loss: Tensor) -> None:
         )
     if not bool(loss.isfinite()):
         raise ValueError(
-            f"The loss of a calibration batch is {float(loss.detach())}; check the model and the data."
+            f"The loss of a calibration batch is {loss.item()}; check the model and the data."
         )
