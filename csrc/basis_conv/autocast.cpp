@@ -1,22 +1,17 @@
 // Under autocast the ops take what a convolution would: autocast's own dtype. The backward op runs
 // outside, on what was saved.
 
+#include "common/autocast.h"
 #include "basis_conv/basis_conv.h"
 #include "common/registered_op.h"
 
-#include <ATen/autocast_mode.h>
 #include <torch/library.h>
 
 namespace growkernels::basis_conv {
 namespace {
 
 template <c10::DeviceType device>
-at::Tensor lowered(const at::Tensor& tensor) {
-  return at::autocast::cached_cast(at::autocast::get_autocast_dtype(device), tensor, device);
-}
-
-template <c10::DeviceType device>
-OptionalTensor lowered(const OptionalTensor& tensor) {
+OptionalTensor lowered_if_given(const OptionalTensor& tensor) {
   return tensor.has_value() ? OptionalTensor(lowered<device>(*tensor)) : std::nullopt;
 }
 
@@ -26,8 +21,8 @@ at::Tensor basis_conv2d(const at::Tensor& x, const at::Tensor& basis, const at::
                         c10::SymIntArrayRef dilation, bool include_basis) {
   static const auto below = registered_op<ForwardSignature>("growkernels::basis_conv2d");
   const c10::impl::ExcludeDispatchKeyGuard guard{c10::DispatchKeySet(key)};
-  return below.call(lowered<device>(x), lowered<device>(basis), lowered<device>(coeff), lowered<device>(bias), stride,
-                    padding, dilation, include_basis);
+  return below.call(lowered<device>(x), lowered<device>(basis), lowered<device>(coeff), lowered_if_given<device>(bias),
+                    stride, padding, dilation, include_basis);
 }
 
 template <c10::DeviceType device, c10::DispatchKey key>
@@ -37,8 +32,8 @@ std::tuple<at::Tensor, at::Tensor> basis_conv2d_with_maps(const at::Tensor& x, c
                                                           c10::SymIntArrayRef dilation, bool include_basis) {
   static const auto below = registered_op<WithMapsSignature>("growkernels::basis_conv2d_with_maps");
   const c10::impl::ExcludeDispatchKeyGuard guard{c10::DispatchKeySet(key)};
-  return below.call(lowered<device>(x), lowered<device>(basis), lowered<device>(coeff), lowered<device>(bias), stride,
-                    padding, dilation, include_basis);
+  return below.call(lowered<device>(x), lowered<device>(basis), lowered<device>(coeff), lowered_if_given<device>(bias),
+                    stride, padding, dilation, include_basis);
 }
 
 template <c10::DeviceType device, c10::DispatchKey key>

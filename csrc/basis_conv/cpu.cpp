@@ -13,7 +13,6 @@
 #include <ATen/ops/conv2d.h>
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -61,14 +60,10 @@ Images<float> mutable_images(const at::Tensor& tensor, int64_t channels) {
   return {tensor.mutable_data_ptr<float>(), tensor.size(0), tensor.size(2), tensor.size(3), channels, tensor.size(1)};
 }
 
-Kernels<const float> forward_kernels(const at::Tensor& basis) {
-  return {basis.const_data_ptr<float>(),
-          basis.size(0),
-          basis.size(1),
-          basis.stride(0),
-          basis.stride(1),
-          basis.stride(2),
-          basis.stride(3)};
+// From the input to the maps, at `data` as the basis lies in its memory.
+template <typename T>
+Kernels<T> kernels_like(const at::Tensor& basis, T* data) {
+  return {data, basis.size(0), basis.size(1), basis.stride(0), basis.stride(1), basis.stride(2), basis.stride(3)};
 }
 
 // Turned around by half a turn, from the maps to the input.
@@ -113,6 +108,18 @@ struct Outputs {
     return result;
   }
 
+  // body(first, count) on the threads, for blocks of pixels small enough for a cache.
+  template <typename Body>
+  void for_each_block(const Body& body) const {
+    constexpr int64_t block = 128;
+    const int64_t pixels = y.size(0) * y.size(2) * y.size(3);
+    at::parallel_for(0, at::divup(pixels, block), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t first = begin * block; first < std::min(end * block, pixels); first += block) {
+        body(first, std::min(block, pixels - first));
+      }
+    });
+  }
+
   // The maps of these pixels lie at `source`: in z itself or elsewhere.
   void mix(int64_t first, int64_t count, const float* source, int64_t source_stride) const {
     const int64_t channels = y.size(1);
@@ -128,7 +135,7 @@ struct Outputs {
 void winograd_forward(const at::Tensor& x, const at::Tensor& basis, const Form& form, const Outputs& outputs) {
   const at::Tensor input = with_adjacent_channels(x);
   const Images<float> z = outputs.maps_images();
-  winograd_convolution(images(input), forward_kernels(basis), form.padding[0].expect_int(),
+  winograd_convolution(images(input), kernels_like(basis, basis.const_data_ptr<float>()), form.padding[0].expect_int(),
                        form.padding[1].expect_int(), z, [&](int64_t first, int64_t count) {
                          outputs.mix(first, count, z.data + first * z.pixel_stride, z.pixel_stride);
                        });
@@ -139,15 +146,11 @@ void direct_forward(const at::Tensor& x, const at::Tensor& basis, const Form& fo
       at::conv2d_symint(x, basis, std::nullopt, form.stride, form.padding, form.dilation).contiguous(channels_last);
   const float* const source = maps.const_data_ptr<float>();
   const Images<float> z = outputs.maps_images();
-  constexpr int64_t block = 128;
-  at::parallel_for(0, divide_up(z.pixels(), block), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t first = begin * block; first < std::min(end * block, z.pixels()); first += block) {
-      const int64_t count = std::min(block, z.pixels() - first);
-      for (int64_t p = first; p < first + count; ++p) {
-        std::copy_n(source + p * z.channels, z.channels, z.data + p * z.pixel_stride);
-      }
-      outputs.mix(first, count, source + first * z.channels, z.channels);
+  outputs.for_each_block([&](int64_t first, int64_t count) {
+    for (int64_t p = first; p < first + count; ++p) {
+      std::copy_n(source + p * z.channels, z.channels, z.data + p * z.pixel_stride);
     }
+    outputs.mix(first, count, source + first * z.channels, z.channels);
   });
 }
 
@@ -155,15 +158,11 @@ void pointwise_forward(const at::Tensor& x, const at::Tensor& basis, const Form&
   const at::Tensor input = with_adjacent_channels(x), basis_transposed = basis.flatten(1).t().contiguous();
   const Images<const float> pixels = images(input);
   const Images<float> z = outputs.maps_images();
-  constexpr int64_t block = 128;
-  at::parallel_for(0, divide_up(z.pixels(), block), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t first = begin * block; first < std::min(end * block, z.pixels()); first += block) {
-      const int64_t count = std::min(block, z.pixels() - first);
-      float* const maps = z.data + first * z.pixel_stride;
-      mix_pixels(count, pixels.data + first * pixels.pixel_stride, pixels.pixel_stride, pixels.channels,
-                 basis_transposed.const_data_ptr<float>(), z.channels, maps, z.pixel_stride);
-      outputs.mix(first, count, maps, z.pixel_stride);
-    }
+  outputs.for_each_block([&](int64_t first, int64_t count) {
+    float* const maps = z.data + first * z.pixel_stride;
+    mix_pixels(count, pixels.data + first * pixels.pixel_stride, pixels.pixel_stride, pixels.channels,
+               basis_transposed.const_data_ptr<float>(), z.channels, maps, z.pixel_stride);
+    outputs.mix(first, count, maps, z.pixel_stride);
   });
 }
 
@@ -194,6 +193,47 @@ void pointwise_backward(const at::Tensor& dz, const at::Tensor& x, const at::Ten
     call.dcoeff = dbasis.mutable_data_ptr<float>();  // [R, Cin, 1, 1]: the same elements in any format
     mix_backward(call);
   }
+}
+
+// dx is laid out as x is before dbasis needs memory.
+void winograd_backward(const at::Tensor& dz, const at::Tensor& x, const at::Tensor& basis, const Form& form,
+                       at::Tensor& dx, const at::Tensor& dbasis) {
+  const int64_t pad_y = form.padding[0].expect_int(), pad_x = form.padding[1].expect_int();
+  if (dx.defined()) {
+    winograd_convolution(images(dz), input_gradient_kernels(basis), 2 - pad_y, 2 - pad_x, mutable_images(dx, x.size(1)),
+                         [](int64_t, int64_t) {});
+    dx = arranged(dx, x.suggest_memory_format());
+  }
+  if (dbasis.defined()) {
+    const at::Tensor input = with_adjacent_channels(x);
+    winograd_weight_gradient(images(input), images(dz), pad_y, pad_x,
+                             kernels_like(dbasis, dbasis.mutable_data_ptr<float>()));
+  }
+}
+
+// Gradients of x and of the basis from that of the maps.
+std::tuple<at::Tensor, at::Tensor> maps_backward(Algorithm algorithm, const at::Tensor& dz, const at::Tensor& x,
+                                                 const at::Tensor& basis, const Form& form, Mask wanted) {
+  at::Tensor dx, dbasis;
+  if (algorithm == Algorithm::Direct) {
+    const std::array<c10::SymInt, 2> no_output_padding = {0, 0};
+    std::tie(dx, dbasis, std::ignore) =
+        at::convolution_backward_symint(dz, x, basis, std::nullopt, form.stride, form.padding, form.dilation, false,
+                                        no_output_padding, 1, {wanted[0], wanted[1], false});
+    return {dx, dbasis};
+  }
+  if (wanted[0]) {
+    dx = fresh(x, x.sizes());
+  }
+  if (wanted[1]) {
+    dbasis = at::empty(basis.sizes(), basis.options().memory_format(basis.suggest_memory_format()));
+  }
+  if (algorithm == Algorithm::Pointwise) {
+    pointwise_backward(dz, x, basis, dx, dbasis);
+  } else {
+    winograd_backward(dz, x, basis, form, dx, dbasis);
+  }
+  return {dx, dbasis};
 }
 
 struct MapsGradient;  // owner of a workspace
@@ -239,36 +279,8 @@ Gradients own_backward(Algorithm algorithm, const at::Tensor& grad_in, const at:
   }
   grad.reset();  // where it is a copy, its memory is free for the gradient of x
 
-  if (algorithm == Algorithm::Direct && dz.defined()) {
-    const std::array<c10::SymInt, 2> no_output_padding = {0, 0};
-    std::tie(dx, dbasis, std::ignore) =
-        at::convolution_backward_symint(dz, x, basis, std::nullopt, form.stride, form.padding, form.dilation, false,
-                                        no_output_padding, 1, {wanted[0], wanted[1], false});
-  } else if (dz.defined()) {
-    dx = wanted[0] ? fresh(x, x.sizes()) : at::Tensor();
-    dbasis = wanted[1] ? at::empty(basis.sizes(), basis.options().memory_format(basis.suggest_memory_format()))
-                       : at::Tensor();
-  }
-  if (algorithm == Algorithm::Pointwise && dz.defined()) {
-    pointwise_backward(dz, x, basis, dx, dbasis);
-  } else if (algorithm == Algorithm::Winograd && dz.defined()) {
-    const int64_t pad_y = form.padding[0].expect_int(), pad_x = form.padding[1].expect_int();
-    if (wanted[0]) {
-      winograd_convolution(images(dz), input_gradient_kernels(basis), 2 - pad_y, 2 - pad_x,
-                           mutable_images(dx, x.size(1)), [](int64_t, int64_t) {});
-      dx = arranged(dx, x.suggest_memory_format());
-    }
-    if (wanted[1]) {
-      const at::Tensor input = with_adjacent_channels(x);
-      const Kernels<float> gradient{dbasis.mutable_data_ptr<float>(),
-                                    maps,
-                                    basis.size(1),
-                                    dbasis.stride(0),
-                                    dbasis.stride(1),
-                                    dbasis.stride(2),
-                                    dbasis.stride(3)};
-      winograd_weight_gradient(images(input), images(dz), pad_y, pad_x, gradient);
-    }
+  if (dz.defined()) {
+    std::tie(dx, dbasis) = maps_backward(algorithm, dz, x, basis, form, wanted);
   }
   return {dx, dbasis, dcoeff, dbias};
 }

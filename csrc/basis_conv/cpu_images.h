@@ -5,8 +5,6 @@
 
 namespace growkernels::basis_conv {
 
-constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // Images in channels_last order: pixels follow each other `pixel_stride` apart and hold `channels` values.
 template <typename T>
 struct Images {

@@ -1,8 +1,7 @@
 #include "basis_conv/cpu_layout.h"
 
-#include "basis_conv/cpu_images.h"
 #include "common/huge_pages.h"
-#include "common/transpose.h"
+#include "common/pack.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
@@ -12,52 +11,18 @@
 namespace growkernels::basis_conv {
 namespace {
 
-// out[j, i] = in[i, j] for the rows [first, last) of in, which is [rows, columns].
-struct TransposeRows {
-  template <int bytes>
-  [[gnu::always_inline]] static inline void run(const float* in, int64_t rows, int64_t columns, int64_t first,
-                                                int64_t last, float* out) {
-    using V = Vector<float, bytes>;
-    constexpr int64_t lanes = bytes / sizeof(float);
-    int64_t i = first;
-    for (; i + lanes <= last; i += lanes) {
-      int64_t j = 0;
-      for (; j + lanes <= columns; j += lanes) {
-        V square[lanes];
-#pragma GCC unroll 16
-        for (int64_t r = 0; r < lanes; ++r) {
-          square[r] = *reinterpret_cast<const V*>(in + (i + r) * columns + j);
-        }
-        transpose_registers<float, bytes, lanes / 2, int32_t>(square);
-#pragma GCC unroll 16
-        for (int64_t r = 0; r < lanes; ++r) {
-          *reinterpret_cast<V*>(out + (j + r) * rows + i) = square[r];
-        }
-      }
-      for (; j < columns; ++j) {
-        for (int64_t r = 0; r < lanes; ++r) {
-          out[j * rows + i + r] = in[(i + r) * columns + j];
-        }
-      }
-    }
-    for (; i < last; ++i) {
-      for (int64_t j = 0; j < columns; ++j) {
-        out[j * rows + i] = in[i * columns + j];
-      }
-    }
-  }
-};
-
-// Every image is a matrix of [rows, columns].
+// Every image is a matrix of [rows, columns]. A task is some columns of one image.
 void transpose_images(const at::Tensor& in, const at::Tensor& out, int64_t rows, int64_t columns) {
   const float* const source = in.const_data_ptr<float>();
   float* const target = out.mutable_data_ptr<float>();
   constexpr int64_t block = 64;
-  const int64_t blocks = divide_up(rows, block);
+  const int64_t blocks = at::divup(columns, block);
   at::parallel_for(0, in.size(0) * blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t image = task / blocks * rows * columns, first = task % blocks * block;
-      widest<TransposeRows>(source + image, rows, columns, first, std::min(first + block, rows), target + image);
+      using Source = Column<float, float>;
+      widest<Transpose<Source>>(Source{source + image + first, columns}, rows, rows, std::min(block, columns - first),
+                                target + image + first * rows);
     }
   });
 }

@@ -61,8 +61,8 @@ void mix_pixels(int64_t pixels, const float* z, int64_t z_stride, int64_t maps, 
 void mix_backward(const MixBackward& call) {
   const int64_t maps = call.maps, mixed = call.mixed_channels, matrix = maps * mixed;
   const int64_t most = std::max<int64_t>(1, parts_floats / std::max<int64_t>(matrix, 1));
-  const int64_t parts = std::clamp<int64_t>(divide_up(call.pixels, part_pixels), 1, most);
-  const int64_t length = divide_up(divide_up(call.pixels, parts), block_pixels) * block_pixels;
+  const int64_t parts = std::clamp<int64_t>(at::divup(call.pixels, part_pixels), 1, most);
+  const int64_t length = at::divup(at::divup(call.pixels, parts), block_pixels) * block_pixels;
   const at::Tensor sums = at::empty({call.dcoeff != nullptr ? parts * matrix : 0}, at::kFloat);
   float* const sum = sums.mutable_data_ptr<float>();
   at::parallel_for(0, parts, 1, [&](int64_t first_part, int64_t last_part) {

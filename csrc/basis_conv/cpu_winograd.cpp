@@ -34,8 +34,8 @@ struct Tiling {
 
   template <typename T>
   explicit Tiling(const Images<T>& out)
-      : rows(divide_up(out.height, tile_outputs)),
-        columns(divide_up(out.width, tile_outputs)),
+      : rows(at::divup(out.height, tile_outputs)),
+        columns(at::divup(out.width, tile_outputs)),
         strips(out.batch * rows) {}
 
   // body(index from 0, image, first row, first column of the output) for the tiles of some strips.
@@ -129,16 +129,16 @@ void winograd_convolution(const Images<const float>& in, const Kernels<const flo
   const int64_t inputs = in.channels, outputs = out.channels, threads = at::get_num_threads();
   const at::Tensor transformed = workspace<KernelMatrices>(frequencies * inputs * outputs);
   float* const matrices = transformed.mutable_data_ptr<float>();
-  at::parallel_for(0, inputs, divide_up(inputs, threads),
+  at::parallel_for(0, inputs, at::divup(inputs, threads),
                    [&](int64_t first, int64_t last) { widest<TransformKernels>(&kernels, first, last, matrices); });
 
   const Tiling tiling(out);
   const int64_t group_tiles = frequencies * inputs * outputs < large_matrices ? 32 : 64;
-  const int64_t group = std::clamp<int64_t>(group_tiles / tiling.columns, 1, divide_up(tiling.strips, threads));
+  const int64_t group = std::clamp<int64_t>(group_tiles / tiling.columns, 1, at::divup(tiling.strips, threads));
   const int64_t capacity = group * tiling.columns;
   const int64_t in_stride = capacity * inputs + skew, out_stride = capacity * outputs + skew;
   const std::vector<float> zeros(inputs, 0.f);
-  at::parallel_for(0, divide_up(tiling.strips, group), 1, [&](int64_t first_group, int64_t last_group) {
+  at::parallel_for(0, at::divup(tiling.strips, group), 1, [&](int64_t first_group, int64_t last_group) {
     const at::Tensor buffer = workspace<Group>(frequencies * (in_stride + out_stride));
     float* const patches = buffer.mutable_data_ptr<float>();
     float* const products = patches + frequencies * in_stride;
@@ -182,7 +182,7 @@ void winograd_weight_gradient(const Images<const float>& in, const Images<const 
   // with the length of a part. Their number depends on the shapes alone, so the bits do as well.
   const int64_t most = std::max<int64_t>(1, parts_floats / all);
   const int64_t parts =
-      std::clamp<int64_t>(divide_up(tiling.strips * tiling.columns, part_tiles), 1, std::min(most, tiling.strips));
+      std::clamp<int64_t>(at::divup(tiling.strips * tiling.columns, part_tiles), 1, std::min(most, tiling.strips));
   const at::Tensor sums = workspace<KernelMatrices>(parts * all);
   float* const sum = sums.mutable_data_ptr<float>();
   const auto part_begin = [&](int64_t part) { return tiling.strips * part / parts; };
@@ -205,39 +205,34 @@ void winograd_weight_gradient(const Images<const float>& in, const Images<const 
     portable_transposed_tile(outputs, inputs, tiles, gradients + f * out_stride, outputs, patches + f * in_stride,
                              inputs, sum + part * all + f * matrix, inputs, accumulate);
   };
-  if (large) {  // the threads share each group: tiles while transforming, frequencies while multiplying
+  // Threads that have a part each run the loops inside alone: nested parallel_for is serial.
+  const auto sum_part = [&](int64_t part) {
     const at::Tensor buffer = workspace<Group>(frequencies * (in_stride + out_stride));
     float* const patches = buffer.mutable_data_ptr<float>();
     float* const gradients = patches + frequencies * in_stride;
+    for (int64_t first = part_begin(part); first < part_begin(part + 1); first += group) {
+      const int64_t last = std::min(first + group, part_begin(part + 1));
+      at::parallel_for(first, last, at::divup(last - first, threads),
+                       [&](int64_t begin, int64_t end) { transform(first, begin, end, patches, gradients); });
+      at::parallel_for(0, frequencies, at::divup(frequencies, threads), [&](int64_t begin, int64_t end) {
+        for (int64_t f = begin; f < end; ++f) {
+          multiply(f, (last - first) * tiling.columns, patches, gradients, part, first > part_begin(part));
+        }
+      });
+    }
+  };
+  if (large) {  // the threads share each group: tiles while transforming, frequencies while multiplying
     for (int64_t part = 0; part < parts; ++part) {
-      for (int64_t first = part_begin(part); first < part_begin(part + 1); first += group) {
-        const int64_t last = std::min(first + group, part_begin(part + 1));
-        at::parallel_for(first, last, divide_up(last - first, threads),
-                         [&](int64_t begin, int64_t end) { transform(first, begin, end, patches, gradients); });
-        at::parallel_for(0, frequencies, divide_up(frequencies, threads), [&](int64_t begin, int64_t end) {
-          for (int64_t f = begin; f < end; ++f) {
-            multiply(f, (last - first) * tiling.columns, patches, gradients, part, first > part_begin(part));
-          }
-        });
-      }
+      sum_part(part);
     }
   } else {
     at::parallel_for(0, parts, 1, [&](int64_t first_part, int64_t last_part) {
-      const at::Tensor buffer = workspace<Group>(frequencies * (in_stride + out_stride));
-      float* const patches = buffer.mutable_data_ptr<float>();
-      float* const gradients = patches + frequencies * in_stride;
       for (int64_t part = first_part; part < last_part; ++part) {
-        for (int64_t first = part_begin(part); first < part_begin(part + 1); first += group) {
-          const int64_t last = std::min(first + group, part_begin(part + 1));
-          transform(first, first, last, patches, gradients);
-          for (int64_t f = 0; f < frequencies; ++f) {
-            multiply(f, (last - first) * tiling.columns, patches, gradients, part, first > part_begin(part));
-          }
-        }
+        sum_part(part);
       }
     });
   }
-  at::parallel_for(0, outputs, divide_up(outputs, threads), [&](int64_t first, int64_t last) {
+  at::parallel_for(0, outputs, at::divup(outputs, threads), [&](int64_t first, int64_t last) {
     widest<TransformKernelGradients>(static_cast<const float*>(sum), parts, all, &gradient, first, last);
   });
 }

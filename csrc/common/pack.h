@@ -3,7 +3,6 @@
 // are loaded into cache. They read torch's tensors in place.
 
 #include "common/gemm_tile.h"
-#include "common/transpose.h"
 #include "common/vector_width.h"
 
 #include <algorithm>
@@ -34,6 +33,30 @@ template <typename In>
     const uint32_t rounded = (whole + 0x7fff + ((whole >> 16) & 1)) >> 16;
     const bool is_nan = (whole & 0x7fffffff) > 0x7f800000;
     return is_nan ? 0x7fc0 : rounded;
+  }
+}
+
+// Transposes a square of registers: after the step with distance d, the halves of every pair of rows
+// d apart have changed places.
+template <typename T, int bytes, int distance, typename Integer>
+[[gnu::always_inline]] inline void transpose_registers(Vector<T, bytes>* rows) {
+  constexpr int lanes = bytes / sizeof(T);
+  using Indices [[gnu::vector_size(bytes)]] = Integer;
+  Indices upper, lower;
+  for (int j = 0; j < lanes; ++j) {
+    upper[j] = (j & distance) == 0 ? j : lanes + j - distance;
+    lower[j] = (j & distance) == 0 ? j + distance : lanes + j;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < lanes; ++i) {
+    if ((i & distance) == 0) {
+      const Vector<T, bytes> first = rows[i], second = rows[i + distance];
+      rows[i] = __builtin_shuffle(first, second, upper);
+      rows[i + distance] = __builtin_shuffle(first, second, lower);
+    }
+  }
+  if constexpr (distance > 1) {
+    transpose_registers<T, bytes, distance / 2, Integer>(rows);
   }
 }
 
@@ -81,6 +104,19 @@ struct Transpose {
       }
     }
   }
+};
+
+// A source of Transpose: rows `stride` apart, as they are.
+template <typename In, typename To>
+struct Column {
+  using Element = accumulate_t<In>;
+  using Out = To;
+  const In* data;
+  int64_t stride;
+  [[gnu::always_inline]] inline Element operator()(int64_t m, int64_t i) const {
+    return cast<Element>(data[m * stride + i]);
+  }
+  [[gnu::always_inline]] static inline Out out(Element x) { return cast<Out>(x); }
 };
 
 // Rows of x, widened and scaled.

@@ -1,18 +1,13 @@
 // Under autocast the products take what a matrix product would: everything in autocast's own dtype.
 // splitting_weight is elementwise and takes what it is given, in the wider dtype of the two.
 
+#include "common/autocast.h"
 #include "splitting/dispatch.h"
 
-#include <ATen/autocast_mode.h>
 #include <torch/library.h>
 
 namespace growkernels::splitting {
 namespace {
-
-template <c10::DeviceType device>
-at::Tensor lowered(const at::Tensor& tensor) {
-  return at::autocast::cached_cast(at::autocast::get_autocast_dtype(device), tensor, device);
-}
 
 template <c10::DeviceType device, c10::DispatchKey key>
 at::Tensor splitting_weight(const at::Tensor& grad, const at::Tensor& preact, c10::string_view activation,

@@ -18,18 +18,6 @@ struct Rows {
   int64_t stride;
 };
 
-template <typename In, typename To>
-struct Column {
-  using Element = accumulate_t<In>;
-  using Out = To;
-  const In* data;
-  int64_t stride;
-  [[gnu::always_inline]] inline Element operator()(int64_t m, int64_t i) const {
-    return cast<Element>(data[m * stride + i]);
-  }
-  [[gnu::always_inline]] static inline Out out(Element x) { return cast<Out>(x); }
-};
-
 template <typename In, typename Out>
 struct CopyRows {
   template <int bytes>

@@ -7,8 +7,6 @@
 namespace growkernels::splitting {
 namespace {
 
-int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // Measured on Zen 4 (1 MiB of L2 per core), float32.
 constexpr int64_t rows_per_block = 256;
 constexpr int64_t vectors_per_tile = 96;
@@ -29,19 +27,18 @@ Plan make_plan(const Problem& problem) {
   plan.columns_per_chunk = columns_per_chunk;
   plan.neurons_per_tile = std::max<int64_t>(1, vectors_per_tile / k);
 
-  int64_t ranges = divided_up(problem.vectors(), vectors_per_range), row_ranges = 1;
+  int64_t ranges = at::divup(problem.vectors(), vectors_per_range), row_ranges = 1;
   if (plan.parallel) {
     if (problem.vectors() / threads >= fewest_vectors) {  // every thread has neurons of its own
-      ranges = divided_up(ranges, threads) * threads;
+      ranges = at::divup(ranges, threads) * threads;
     } else {
-      const int64_t blocks = divided_up(problem.rows(), plan.rows_per_block);
+      const int64_t blocks = at::divup(problem.rows(), plan.rows_per_block);
       const int64_t fits = partial_bytes / (problem.vectors() * width * 8);
-      row_ranges =
-          std::clamp<int64_t>(divided_up(4 * threads, ranges), 1, std::max<int64_t>(1, std::min(blocks, fits)));
+      row_ranges = std::clamp<int64_t>(at::divup(4 * threads, ranges), 1, std::max<int64_t>(1, std::min(blocks, fits)));
     }
   }
-  const int64_t neurons_per_range = std::max<int64_t>(1, divided_up(problem.neurons(), ranges));
-  const int64_t rows_per_item = divided_up(divided_up(problem.rows(), row_ranges), 8) * 8;
+  const int64_t neurons_per_range = std::max<int64_t>(1, at::divup(problem.neurons(), ranges));
+  const int64_t rows_per_item = at::divup(at::divup(problem.rows(), row_ranges), 8) * 8;
   for (int64_t i = 0; i < problem.neurons(); i += neurons_per_range) {
     Range range{i, std::min(problem.neurons(), i + neurons_per_range), 0};
     for (int64_t m = 0; m < problem.rows(); m += rows_per_item) {

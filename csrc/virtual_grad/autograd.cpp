@@ -5,10 +5,10 @@
 //   conv2d_relu  G = wgrad(h, g * [h>0])     dg = [h>0] * conv(h, dG)      dh = conv^T(g * [h>0], dG)
 // The mask [h>0] is constant almost everywhere and contributes nothing.
 
+#include "virtual_grad/dispatch.h"
 #include "virtual_grad/virtual_grad.h"
 
 #include <ATen/TensorOperators.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/conv2d.h>
 #include <ATen/ops/conv_transpose2d.h>
 #include <ATen/ops/erf.h>
@@ -25,24 +25,6 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::Variable;
 using torch::autograd::variable_list;
-
-std::vector<at::Tensor> call_virtual_grads(at::TensorList inputs, at::TensorList grads, c10::string_view layer,
-                                           c10::string_view activation, double scale) {
-  static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("growkernels::virtual_grads", "")
-          .typed<std::vector<at::Tensor>(at::TensorList, at::TensorList, c10::string_view, c10::string_view, double)>();
-  return op.call(inputs, grads, layer, activation, scale);
-}
-
-at::Tensor call_virtual_grad_norms(at::TensorList inputs, at::TensorList grads, c10::string_view layer,
-                                   c10::string_view activation, double scale) {
-  static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("growkernels::virtual_grad_norms", "")
-          .typed<at::Tensor(at::TensorList, at::TensorList, c10::string_view, c10::string_view, double)>();
-  return op.call(inputs, grads, layer, activation, scale);
-}
 
 at::Tensor activation_derivative(const at::Tensor& x, const Kind& kind) {
   const at::Tensor scaled = x * kind.scale;
@@ -189,12 +171,8 @@ at::Tensor virtual_grad_norms(at::TensorList inputs, at::TensorList grads, c10::
 at::Tensor accumulate_virtual_grads(at::TensorList inputs, at::TensorList grads, c10::string_view layer,
                                     c10::string_view activation, double scale, at::TensorList sums,
                                     const std::optional<at::Tensor>& second_moments) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("growkernels::accumulate_virtual_grads", "")
-                             .typed<at::Tensor(at::TensorList, at::TensorList, c10::string_view, c10::string_view,
-                                               double, at::TensorList, const std::optional<at::Tensor>&)>();
   const at::AutoDispatchBelowADInplaceOrView guard;
-  at::Tensor norms = op.call(inputs, grads, layer, activation, scale, sums, second_moments);
+  at::Tensor norms = call_accumulate_virtual_grads(inputs, grads, layer, activation, scale, sums, second_moments);
   for (const at::Tensor& sum : sums) {
     torch::autograd::impl::bump_version(sum);
   }
