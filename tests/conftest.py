@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import hypothesis
@@ -13,6 +14,12 @@ hypothesis.settings.register_profile(
     "repeatable", derandomize=True, deadline=None, database=None, print_blob=False
 )
 hypothesis.settings.load_profile("repeatable")
+
+# Triton reads it when a kernel is defined: without a GPU, kernels run on CPU tensors instead.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+# cuBLAS is deterministic only with a fixed workspace, and warns about any other.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @pytest.fixture(autouse=True)

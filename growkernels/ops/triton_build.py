@@ -1,0 +1,38 @@
+"""One Triton kernel with one tile configuration, described so that it compiles without a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from triton.runtime.jit import JITFunction
+
+
+@dataclass(frozen=True)
+class TritonBuild:
+    """What Triton would compile for a launch: a kernel, its arguments' types, its configuration.
+
+    A family's `triton_kernels.py` has `builds() -> Iterator[TritonBuild]`, which yields every
+    kernel with every listed tile configuration.
+
+    Attributes:
+        name: unique within the family, e.g. "forward bf16 128x64x32".
+        kernel: the function under `@triton.jit`.
+        signature: types of the arguments that are known at launch only, by argument name, as
+            Triton writes them ("*bf16", "i32", "fp32"). A suffix ":16" says that the pointer or
+            number is a multiple of 16, as Triton finds at launch for every pointer that torch's
+            allocator returns and for every such size; without it no wide load can be compiled.
+        constants: values of all other arguments: every `tl.constexpr`, every number that is 1
+            at launch (Triton makes a constant of it), and None for a pointer that is left out.
+        num_warps: warps of a program.
+        num_stages: depth of the software pipeline.
+    """
+
+    name: str
+    kernel: JITFunction
+    signature: Mapping[str, str]
+    constants: Mapping[str, object]
+    num_warps: int
+    num_stages: int

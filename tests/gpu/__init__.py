@@ -1,0 +1,1 @@
+"""A package, because its files are named after the families as those of `tests/ops` are."""
