@@ -31,6 +31,7 @@ $(BIN)/python:
 
 $(TOOLS_STAMP): pyproject.toml | $(BIN)/python
 	$(PIP) "$(TORCH)" --group dev
+	$(BIN)/python -c "import triton" 2>/dev/null || $(PIP) --group triton
 	@rm -f $(VENV)/.made-tools-*
 	@touch $@
 
