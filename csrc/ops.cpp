@@ -34,8 +34,9 @@ TORCH_LIBRARY(growkernels, m) {
   m.def(
       "basis_conv2d_algorithm(Tensor x, Tensor basis, Tensor coeff, SymInt[2] stride, SymInt[2] padding, "
       "SymInt[2] dilation, bool include_basis) -> str");
-  m.def("set_basis_conv_algorithm(str algorithm) -> ()");
-  m.def("basis_conv_algorithm() -> str");
+  // How the CPU computes convolutions: "auto", "direct" or "winograd".
+  m.def("set_conv_algorithm(str algorithm) -> ()");
+  m.def("conv_algorithm() -> str");
   // splitting: splitting matrices of all neurons, S_i = sum_m w[m, i] x_m x_m^T, applied to vectors (Wu et al.).
   // `beta` belongs to the activations "softplus" and "relu".
   m.def("splitting_weight(Tensor grad, Tensor preact, str activation, float? beta) -> Tensor");

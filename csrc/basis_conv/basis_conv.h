@@ -53,10 +53,6 @@ c10::SymDimVector output_shape(const at::Tensor& x, const at::Tensor& basis, con
 // the other gradients are contiguous.
 at::MemoryFormat output_format(const at::Tensor& x, const at::Tensor& basis);
 
-// What `set_basis_conv_algorithm` or, before it was called, GROWKERNELS_CONV_ALGORITHM asks for.
-enum class ConvAlgorithm { Auto, Direct, Winograd };
-ConvAlgorithm conv_algorithm();
-
 // The vendor's forms: compositions of ATen's ops, differentiable to any order when autograd is on. Their
 // results' strides are whatever ATen's ops return: see `laid_out`.
 at::Tensor two_convolutions(const at::Tensor& x, const at::Tensor& basis, const at::Tensor& coeff,

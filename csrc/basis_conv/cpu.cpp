@@ -1,13 +1,13 @@
 // basis_conv2d and its backward pass on the CPU: our kernels for float32, the vendor's for the rest.
 
 #include "basis_conv/basis_conv.h"
-#include "basis_conv/cpu_layout.h"
 #include "basis_conv/cpu_mix.h"
-#include "basis_conv/cpu_winograd.h"
 #include "basis_conv/plan.h"
 #include "common/huge_pages.h"
 #include "common/vector_width.h"
 #include "common/workspace.h"
+#include "convolution/layout.h"
+#include "convolution/winograd.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/conv2d.h>
@@ -18,6 +18,9 @@
 #include <algorithm>
 
 namespace growkernels::basis_conv {
+
+using namespace convolution;
+
 namespace {
 
 constexpr auto channels_last = at::MemoryFormat::ChannelsLast;
@@ -34,36 +37,8 @@ at::Tensor arranged(const at::Tensor& images, at::MemoryFormat format) {
   return laid_out(convert ? to_contiguous(images) : images, format);
 }
 
-// Channels_last tensors, and slices of their channels, are used where they lie; others are copied.
-at::Tensor with_adjacent_channels(const at::Tensor& tensor) {
-  const int64_t pixel = tensor.stride(3), row = tensor.size(3) * pixel;
-  const bool usable = tensor.stride(1) == 1 && pixel >= tensor.size(1) && tensor.stride(2) == row &&
-                      tensor.stride(0) == tensor.size(2) * row;
-  return usable ? tensor : to_channels_last(tensor);
-}
-
-// The pixel stride of what with_adjacent_channels returned, whatever its strides of size-1 dimensions.
-int64_t pixel_stride(const at::Tensor& tensor) {
-  return tensor.is_contiguous(channels_last) ? tensor.size(1) : tensor.stride(3);
-}
-
-Images<const float> images(const at::Tensor& tensor) {
-  return {tensor.const_data_ptr<float>(),
-          tensor.size(0),
-          tensor.size(2),
-          tensor.size(3),
-          tensor.size(1),
-          pixel_stride(tensor)};
-}
-
 Images<float> mutable_images(const at::Tensor& tensor, int64_t channels) {
   return {tensor.mutable_data_ptr<float>(), tensor.size(0), tensor.size(2), tensor.size(3), channels, tensor.size(1)};
-}
-
-// From the input to the maps, at `data` as the basis lies in its memory.
-template <typename T>
-Kernels<T> kernels_like(const at::Tensor& basis, T* data) {
-  return {data, basis.size(0), basis.size(1), basis.stride(0), basis.stride(1), basis.stride(2), basis.stride(3)};
 }
 
 // Turned around by half a turn, from the maps to the input.
@@ -206,7 +181,7 @@ void winograd_backward(const at::Tensor& dz, const at::Tensor& x, const at::Tens
   }
   if (dbasis.defined()) {
     const at::Tensor input = with_adjacent_channels(x);
-    winograd_weight_gradient(images(input), images(dz), pad_y, pad_x,
+    winograd_kernel_gradient(images(input), images(dz), pad_y, pad_x,
                              kernels_like(dbasis, dbasis.mutable_data_ptr<float>()));
   }
 }
@@ -265,7 +240,7 @@ Gradients own_backward(Algorithm algorithm, const at::Tensor& grad_in, const at:
   if (wanted[2]) {
     z = with_adjacent_channels(z_in);
     call.z = z.const_data_ptr<float>();
-    call.z_stride = pixel_stride(z);
+    call.z_stride = images(z).pixel_stride;
     if (z_bias_in.has_value()) {
       z_bias = z_bias_in->contiguous();
       call.z_bias = z_bias.const_data_ptr<float>();

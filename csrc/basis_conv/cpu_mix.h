@@ -1,7 +1,7 @@
 #pragma once
 // The linear combinations of the maps, pixel by pixel, float32, on the CPU: M maps become Q mixed channels.
 
-#include "basis_conv/cpu_images.h"
+#include <cstdint>
 
 namespace growkernels::basis_conv {
 

@@ -1,6 +1,6 @@
 #include "basis_conv/plan.h"
 
-#include "basis_conv/winograd.h"
+#include "convolution/algorithm.h"
 
 #include <torch/library.h>
 
@@ -43,19 +43,9 @@ Algorithm choose_algorithm(const at::Tensor& x, const at::Tensor& basis, const a
   const c10::SymInt pixels = shape[0] * shape[2] * shape[3];
   const bool own_kernels = x.is_cpu() && x.scalar_type() == at::kFloat && x.sym_numel() > 0 && pixels > 0;
 
-  const ConvAlgorithm wanted = conv_algorithm();
-  if (own_kernels && wanted != ConvAlgorithm::Direct && basis.sym_size(2) == 3 && basis.sym_size(3) == 3 &&
-      all_are(form.stride, 1) && all_are(form.dilation, 1)) {
-    if (wanted == ConvAlgorithm::Winograd) {
-      return Algorithm::Winograd;
-    }
-    // Narrow layers leave the tiles' products too small to pay for the transforms, few tiles do not pay
-    // for the kernels' transform, and a tile costs as much at an edge where it covers few pixels.
-    const c10::SymInt tiles =
-        shape[0] * ((shape[2] + tile_outputs - 1) / tile_outputs) * ((shape[3] + tile_outputs - 1) / tile_outputs);
-    if (basis.sym_size(1) >= 16 && maps >= 8 && tiles >= 32 && pixels >= 8 * tiles) {
-      return Algorithm::Winograd;
-    }
+  if (own_kernels && basis.sym_size(2) == 3 && basis.sym_size(3) == 3 && all_are(form.stride, 1) &&
+      all_are(form.dilation, 1) && convolution::use_winograd({basis.sym_size(1), maps, shape[0], shape[2], shape[3]})) {
+    return Algorithm::Winograd;
   }
   const bool in_channels_last = output_format(x, basis) == at::MemoryFormat::ChannelsLast;
   if (own_kernels && in_channels_last && taps == basis.sym_size(1) && all_are(form.stride, 1) &&

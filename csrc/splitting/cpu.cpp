@@ -2,6 +2,7 @@
 // results out.
 
 #include "splitting/cpu_kernel.h"
+#include "splitting/cpu_winograd.h"
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
@@ -39,6 +40,9 @@ at::Tensor splitting_hvp_conv2d(const at::Tensor& x, const at::Tensor& w, const 
   problem.sliding = parse_sliding(stride, padding, dilation);
   check_hvp_conv2d(x, w, v, problem.sliding);
   const at::Tensor filters = v.dim() == 4 ? v.unsqueeze(1) : v;  // [n, k, C, kh, kw]
+  if (winograd_pays(x, w, filters, problem.sliding)) {
+    return winograd_hvp(x, w, filters, problem.sliding.padding).view(v.sizes());
+  }
   problem.kernel_height = filters.size(3);
   problem.kernel_width = filters.size(4);
   problem.out_width = w.size(3);

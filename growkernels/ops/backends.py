@@ -139,7 +139,7 @@ def _basis_conv_obstacle(name: str, kernel: int) -> Obstacle:
         chosen = ops.basis_conv2d_algorithm(images, basis, coeff, [1, 1], padding, [1, 1], True)
         if chosen == name:
             return None
-        setting = ops.basis_conv_algorithm()
+        setting = ops.conv_algorithm()
         if setting == "direct" and name == "winograd":
             return "set_conv_algorithm or GROWKERNELS_CONV_ALGORITHM asks for 'direct'"
         return f"{chosen!r} is chosen for {_BASIS_CONV_FILTERS} filters on {_BASIS_CONV_IMAGES}"
@@ -155,6 +155,16 @@ def _basis_conv_kinds(kernel: int) -> tuple[Backend, ...]:
     )
 
 
+def _splitting_winograd_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type != "cpu":
+        return f"the tensors are on {device.type}"
+    if dtype != torch.float32:
+        return f"it is for float32, not {_name(dtype)}"
+    if torch.ops.growkernels.conv_algorithm() == "direct":
+        return "set_conv_algorithm or GROWKERNELS_CONV_ALGORITHM asks for 'direct'"
+    return None
+
+
 DEVICES = ("cpu", "cuda")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -168,6 +178,11 @@ BACKENDS: dict[str, tuple[Backend, ...]] = {
     "basis_conv2d[1x1]": _basis_conv_kinds(1),
     "splitting_weight": _elementwise("splitting"),
     "splitting_hvp": _matrix_kinds("splitting"),
+    "splitting_hvp_conv2d[3x3]": (
+        Backend("cuda", _cuda_obstacle("splitting")),
+        Backend("winograd", _splitting_winograd_obstacle),
+        *_matrix_kinds("splitting")[1:],
+    ),
     "splitting_hvp_conv2d": _matrix_kinds("splitting"),
 }
 

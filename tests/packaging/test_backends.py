@@ -20,7 +20,7 @@ def test_cpu_always_has_a_backend(op: str, dtype: torch.dtype) -> None:
     if op.startswith("basis_conv2d"):
         expected: tuple[str, ...] = ("winograd", "pointwise", "two convolutions")
     else:
-        expected = ("aten",) if "[conv2d" in op else ("brgemm", "portable")
+        expected = ("aten",) if "[conv2d" in op else ("winograd", "brgemm", "portable")
     assert choice.backend in expected
     assert choice.refused[0] == ("cuda", "the tensors are on cpu")
 

@@ -78,7 +78,9 @@ def basis_conv2d(
 
 
 def set_conv_algorithm(algorithm: str) -> None:
-    """Chooses how `basis_conv2d` computes its convolutions on the CPU, for the whole process.
+    """Chooses how `basis_conv2d` and `splitting_hvp_conv2d` compute their convolutions on the CPU.
+
+    The choice holds for the whole process.
 
     "auto" takes the fastest by shape and dtype. "direct" sums products as the definition says, with
     at most twice the rounding error of torch's own convolution. "winograd" takes the transforms of
@@ -90,12 +92,12 @@ def set_conv_algorithm(algorithm: str) -> None:
     The environment variable GROWKERNELS_CONV_ALGORITHM sets the initial value, "auto" without it.
     Raises ValueError for other names.
     """
-    _ops.set_basis_conv_algorithm(algorithm)
+    _ops.set_conv_algorithm(algorithm)
 
 
 def conv_algorithm() -> str:
     """The algorithm asked for: "auto", "direct" or "winograd" (see `set_conv_algorithm`)."""
-    name: str = _ops.basis_conv_algorithm()
+    name: str = _ops.conv_algorithm()
     return name
 
 

@@ -1,9 +1,9 @@
 #pragma once
-// Views that the CPU kernels of this family work on.
+// Views of images and kernels that the CPU kernels work on.
 
 #include <cstdint>
 
-namespace growkernels::basis_conv {
+namespace growkernels::convolution {
 
 // Images in channels_last order: pixels follow each other `pixel_stride` apart and hold `channels` values.
 template <typename T>
@@ -24,4 +24,4 @@ struct Kernels {
   int64_t outputs, inputs, out_stride, in_stride, row_stride, tap_stride;
 };
 
-}  // namespace growkernels::basis_conv
+}  // namespace growkernels::convolution

@@ -12,7 +12,7 @@
 
 #include <cstdint>
 
-namespace growkernels::basis_conv {
+namespace growkernels::convolution {
 
 constexpr int tile_outputs = 4;  // per axis
 constexpr int tile_inputs = 6;   // per axis
@@ -179,4 +179,4 @@ struct FrequenciesToPixels {
   }
 };
 
-}  // namespace growkernels::basis_conv
+}  // namespace growkernels::convolution

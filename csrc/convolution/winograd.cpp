@@ -1,6 +1,5 @@
-#include "basis_conv/cpu_winograd.h"
+#include "convolution/winograd.h"
 
-#include "basis_conv/winograd.h"
 #include "common/gemm_tile.h"
 #include "common/portable_tile.h"
 #include "common/workspace.h"
@@ -10,7 +9,7 @@
 #include <algorithm>
 #include <vector>
 
-namespace growkernels::basis_conv {
+namespace growkernels::convolution {
 namespace {
 
 // Frequencies are stored this many floats further apart than they need: at a power of two, all 36 of a
@@ -26,42 +25,8 @@ constexpr int64_t large_matrices = int64_t{1} << 20;
 
 // Owners of the threads' workspaces.
 struct KernelMatrices;
+struct KernelSums;
 struct Group;
-
-// The output, cut into tiles of 4 x 4 pixels; a strip is a row of tiles of one image.
-struct Tiling {
-  int64_t rows, columns, strips;
-
-  template <typename T>
-  explicit Tiling(const Images<T>& out)
-      : rows(at::divup(out.height, tile_outputs)),
-        columns(at::divup(out.width, tile_outputs)),
-        strips(out.batch * rows) {}
-
-  // body(index from 0, image, first row, first column of the output) for the tiles of some strips.
-  template <typename Body>
-  void for_each(int64_t first_strip, int64_t last_strip, const Body& body) const {
-    int64_t index = 0;
-    for (int64_t strip = first_strip; strip < last_strip; ++strip) {
-      for (int64_t column = 0; column < columns; ++column, ++index) {
-        body(index, strip / rows, strip % rows * tile_outputs, column * tile_outputs);
-      }
-    }
-  }
-};
-
-// The pixels of a size x size square, `outside` for those beyond the image.
-template <int size, typename T>
-void square_of_pixels(const Images<T>& images, int64_t image, int64_t y, int64_t x, T* outside, T** pixels) {
-  for (int64_t i = 0; i < size; ++i) {
-    const bool row_inside = y + i >= 0 && y + i < images.height;
-    T* const row = row_inside ? images.pixel(image, y + i, 0) : outside;
-    for (int64_t j = 0; j < size; ++j) {
-      const bool inside = row_inside && x + j >= 0 && x + j < images.width;
-      pixels[i * size + j] = inside ? row + (x + j) * images.pixel_stride : outside;
-    }
-  }
-}
 
 // G g G^T of the kernels from some input channels, as 36 matrices [inputs, outputs].
 struct TransformKernels {
@@ -123,16 +88,21 @@ struct TransformKernelGradients {
 
 }  // namespace
 
+at::Tensor transformed_kernels(const Kernels<const float>& kernels) {
+  at::Tensor matrices = workspace<KernelMatrices>(frequencies * kernels.inputs * kernels.outputs);
+  float* const out = matrices.mutable_data_ptr<float>();
+  at::parallel_for(0, kernels.inputs, at::divup(kernels.inputs, at::get_num_threads()),
+                   [&](int64_t first, int64_t last) { widest<TransformKernels>(&kernels, first, last, out); });
+  return matrices;
+}
+
 void winograd_convolution(const Images<const float>& in, const Kernels<const float>& kernels, int64_t pad_y,
                           int64_t pad_x, const Images<float>& out,
                           const std::function<void(int64_t, int64_t)>& finish) {
   const int64_t inputs = in.channels, outputs = out.channels, threads = at::get_num_threads();
-  const at::Tensor transformed = workspace<KernelMatrices>(frequencies * inputs * outputs);
-  float* const matrices = transformed.mutable_data_ptr<float>();
-  at::parallel_for(0, inputs, at::divup(inputs, threads),
-                   [&](int64_t first, int64_t last) { widest<TransformKernels>(&kernels, first, last, matrices); });
-
-  const Tiling tiling(out);
+  const at::Tensor transformed = transformed_kernels(kernels);
+  const float* const matrices = transformed.const_data_ptr<float>();
+  const Tiling tiling(out.batch, out.height, out.width);
   const int64_t group_tiles = frequencies * inputs * outputs < large_matrices ? 32 : 64;
   const int64_t group = std::clamp<int64_t>(group_tiles / tiling.columns, 1, at::divup(tiling.strips, threads));
   const int64_t capacity = group * tiling.columns;
@@ -168,12 +138,11 @@ void winograd_convolution(const Images<const float>& in, const Kernels<const flo
   });
 }
 
-void winograd_weight_gradient(const Images<const float>& in, const Images<const float>& out_gradient, int64_t pad_y,
-                              int64_t pad_x, const Kernels<float>& gradient) {
-  const int64_t inputs = in.channels, outputs = out_gradient.channels, threads = at::get_num_threads();
+void winograd_kernel_gradient(const Images<const float>& in, const Tiling& tiling, int64_t pad_y, int64_t pad_x,
+                              const GradientOfStrips& output_gradient, const Kernels<float>& kernel_gradient) {
+  const int64_t inputs = in.channels, outputs = kernel_gradient.outputs, threads = at::get_num_threads();
   const int64_t matrix = inputs * outputs, all = frequencies * matrix;
   const bool large = all >= large_matrices;
-  const Tiling tiling(out_gradient);
   const int64_t group = std::clamp<int64_t>((large ? 128 : 32) / tiling.columns, 1, tiling.strips);
   const int64_t capacity = group * tiling.columns;
   const int64_t in_stride = capacity * inputs + skew, out_stride = capacity * outputs + skew;
@@ -183,40 +152,32 @@ void winograd_weight_gradient(const Images<const float>& in, const Images<const 
   const int64_t most = std::max<int64_t>(1, parts_floats / all);
   const int64_t parts =
       std::clamp<int64_t>(at::divup(tiling.strips * tiling.columns, part_tiles), 1, std::min(most, tiling.strips));
-  const at::Tensor sums = workspace<KernelMatrices>(parts * all);
+  const at::Tensor sums = workspace<KernelSums>(parts * all);
   float* const sum = sums.mutable_data_ptr<float>();
   const auto part_begin = [&](int64_t part) { return tiling.strips * part / parts; };
 
-  const std::vector<float> zeros(std::max(inputs, outputs), 0.f);
-  // Transforms the strips [first, last) of the group that begins at `origin`.
-  const auto transform = [&](int64_t origin, int64_t first, int64_t last, float* patches, float* gradients) {
-    const int64_t offset = (first - origin) * tiling.columns;
-    tiling.for_each(first, last, [&](int64_t index, int64_t image, int64_t y, int64_t x) {
-      const int64_t tile = offset + index;
-      const float* pixels[tile_inputs * tile_inputs];
-      square_of_pixels<tile_inputs>(in, image, y - pad_y, x - pad_x, zeros.data(), pixels);
-      widest<PixelsToFrequencies<InputTransform>>(pixels, patches + tile * inputs, in_stride, inputs);
-      square_of_pixels<tile_outputs>(out_gradient, image, y, x, zeros.data(), pixels);
-      widest<PixelsToFrequencies<GradientTransform>>(pixels, gradients + tile * outputs, out_stride, outputs);
-    });
-  };
-  const auto multiply = [&](int64_t f, int64_t tiles, const float* patches, const float* gradients, int64_t part,
-                            bool accumulate) {
-    portable_transposed_tile(outputs, inputs, tiles, gradients + f * out_stride, outputs, patches + f * in_stride,
-                             inputs, sum + part * all + f * matrix, inputs, accumulate);
-  };
+  const std::vector<float> zeros(inputs, 0.f);
   // Threads that have a part each run the loops inside alone: nested parallel_for is serial.
   const auto sum_part = [&](int64_t part) {
     const at::Tensor buffer = workspace<Group>(frequencies * (in_stride + out_stride));
     float* const patches = buffer.mutable_data_ptr<float>();
-    float* const gradients = patches + frequencies * in_stride;
+    float* const gradient = patches + frequencies * in_stride;
     for (int64_t first = part_begin(part); first < part_begin(part + 1); first += group) {
       const int64_t last = std::min(first + group, part_begin(part + 1));
-      at::parallel_for(first, last, at::divup(last - first, threads),
-                       [&](int64_t begin, int64_t end) { transform(first, begin, end, patches, gradients); });
+      at::parallel_for(first, last, at::divup(last - first, threads), [&](int64_t begin, int64_t end) {
+        float* const rows = patches + (begin - first) * tiling.columns * inputs;
+        tiling.for_each(begin, end, [&](int64_t tile, int64_t image, int64_t y, int64_t x) {
+          const float* pixels[tile_inputs * tile_inputs];
+          square_of_pixels<tile_inputs>(in, image, y - pad_y, x - pad_x, zeros.data(), pixels);
+          widest<PixelsToFrequencies<InputTransform>>(pixels, rows + tile * inputs, in_stride, inputs);
+        });
+      });
+      output_gradient(first, last, {patches, in_stride}, {gradient, out_stride});
       at::parallel_for(0, frequencies, at::divup(frequencies, threads), [&](int64_t begin, int64_t end) {
         for (int64_t f = begin; f < end; ++f) {
-          multiply(f, (last - first) * tiling.columns, patches, gradients, part, first > part_begin(part));
+          portable_transposed_tile(outputs, inputs, (last - first) * tiling.columns, gradient + f * out_stride, outputs,
+                                   patches + f * in_stride, inputs, sum + part * all + f * matrix, inputs,
+                                   first > part_begin(part));
         }
       });
     }
@@ -233,8 +194,27 @@ void winograd_weight_gradient(const Images<const float>& in, const Images<const 
     });
   }
   at::parallel_for(0, outputs, at::divup(outputs, threads), [&](int64_t first, int64_t last) {
-    widest<TransformKernelGradients>(static_cast<const float*>(sum), parts, all, &gradient, first, last);
+    widest<TransformKernelGradients>(static_cast<const float*>(sum), parts, all, &kernel_gradient, first, last);
   });
 }
 
-}  // namespace growkernels::basis_conv
+void winograd_kernel_gradient(const Images<const float>& in, const Images<const float>& output_gradient, int64_t pad_y,
+                              int64_t pad_x, const Kernels<float>& kernel_gradient) {
+  const Tiling tiling(output_gradient.batch, output_gradient.height, output_gradient.width);
+  const int64_t channels = output_gradient.channels;
+  const std::vector<float> zeros(channels, 0.f);
+  const auto transform = [&](int64_t first, int64_t last, FrequencyRows<const float>, FrequencyRows<float> gradient) {
+    at::parallel_for(first, last, at::divup(last - first, at::get_num_threads()), [&](int64_t begin, int64_t end) {
+      float* const rows = gradient.data + (begin - first) * tiling.columns * channels;
+      tiling.for_each(begin, end, [&](int64_t tile, int64_t image, int64_t y, int64_t x) {
+        const float* pixels[tile_outputs * tile_outputs];
+        square_of_pixels<tile_outputs>(output_gradient, image, y, x, zeros.data(), pixels);
+        widest<PixelsToFrequencies<GradientTransform>>(pixels, rows + tile * channels, gradient.frequency_stride,
+                                                       channels);
+      });
+    });
+  };
+  winograd_kernel_gradient(in, tiling, pad_y, pad_x, transform, kernel_gradient);
+}
+
+}  // namespace growkernels::convolution

@@ -1,4 +1,4 @@
-#include "basis_conv/cpu_layout.h"
+#include "convolution/layout.h"
 
 #include "common/huge_pages.h"
 #include "common/pack.h"
@@ -8,7 +8,7 @@
 
 #include <algorithm>
 
-namespace growkernels::basis_conv {
+namespace growkernels::convolution {
 namespace {
 
 // Every image is a matrix of [rows, columns]. A task is some columns of one image.
@@ -54,4 +54,21 @@ at::Tensor to_contiguous(const at::Tensor& images) {
   return out;
 }
 
-}  // namespace growkernels::basis_conv
+bool has_adjacent_channels(const at::Tensor& tensor) {
+  const int64_t pixel = tensor.stride(3), row = tensor.size(3) * pixel;
+  return tensor.stride(1) == 1 && pixel >= tensor.size(1) && tensor.stride(2) == row &&
+         tensor.stride(0) == tensor.size(2) * row;
+}
+
+at::Tensor with_adjacent_channels(const at::Tensor& tensor) {
+  return has_adjacent_channels(tensor) ? tensor : to_channels_last(tensor);
+}
+
+Images<const float> images(const at::Tensor& tensor) {
+  // Strides of size-1 dimensions say nothing.
+  const bool dense = tensor.is_contiguous(at::MemoryFormat::ChannelsLast);
+  return {tensor.const_data_ptr<float>(),           tensor.size(0), tensor.size(2), tensor.size(3), tensor.size(1),
+          dense ? tensor.size(1) : tensor.stride(3)};
+}
+
+}  // namespace growkernels::convolution

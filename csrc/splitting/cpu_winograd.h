@@ -1,0 +1,15 @@
+#pragma once
+// splitting_hvp_conv2d for 3 x 3 filters by Winograd's algorithm, float32, on the CPU.
+
+#include "splitting/splitting.h"
+
+namespace growkernels::splitting {
+
+// Whether it is the fastest way to compute this call.
+bool winograd_pays(const at::Tensor& x, const at::Tensor& w, const at::Tensor& filters, const Sliding& sliding);
+
+// y like filters, which are [n, k, C, 3, 3].
+at::Tensor winograd_hvp(const at::Tensor& x, const at::Tensor& w, const at::Tensor& filters,
+                        const std::array<int64_t, 2>& padding);
+
+}  // namespace growkernels::splitting
