@@ -14,7 +14,7 @@ TORCH_VERSION_FILE = $(wildcard $(VENV)/lib/python*/site-packages/torch/version.
 
 .SECONDEXPANSION:
 .DEFAULT_GOAL := help
-.PHONY: help setup test reproduce bench readme-tables lint format clean
+.PHONY: help setup test reproduce bench readme-tables gpu-kernels lint format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -52,6 +52,9 @@ bench: setup  ## run the benchmarks; results are stored in benchmarks/results
 
 readme-tables: setup  ## write the README's tables anew from the stored benchmark results
 	$(BIN)/python -m benchmarks.readme_tables
+
+gpu-kernels: setup  ## docs/gpu_kernels.md anew, without a GPU; LIBRARY=… for the CUDA C++ kernels in it
+	$(BIN)/python tools/gpu_kernels.py --write $(if $(LIBRARY),--library $(LIBRARY))
 
 lint: setup  ## ruff, mypy, clang-format, and a build with warnings as errors
 	$(BIN)/ruff check .

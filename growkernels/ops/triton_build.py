@@ -28,6 +28,7 @@ class TritonBuild:
             at launch (Triton makes a constant of it), and None for a pointer that is left out.
         num_warps: warps of a program.
         num_stages: depth of the software pipeline.
+        architectures: compute capabilities times ten on which a launch may choose it.
     """
 
     name: str
@@ -36,3 +37,4 @@ class TritonBuild:
     constants: Mapping[str, object]
     num_warps: int
     num_stages: int
+    architectures: tuple[int, ...] = (80, 90)

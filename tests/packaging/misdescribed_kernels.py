@@ -1,0 +1,13 @@
+"""A build that leaves out an argument of its kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from greedy_kernels import normalize
+
+from growkernels.ops.triton_build import TritonBuild
+
+
+def builds() -> Iterator[TritonBuild]:
+    yield TritonBuild("incomplete", normalize, {"values": "*fp32:16"}, {}, 1, 1)
