@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,11 @@ from growkernels.data.images import ImageData, load_images
 from growkernels.experiments.seeds import seeded
 
 DATA_SEED = 1
+
+LOSSY_IMAGES = (
+    "The images come from JPEG files, a lossy format, so accuracies are not exactly comparable "
+    "with those on the original data."
+)
 
 
 def progress_bar(console: Console, unit: str) -> Progress:
@@ -50,3 +56,8 @@ def describe_images(images: ImageData) -> dict[str, Any]:
         "size": "x".join(map(str, images.train_images.shape[2:])),
         "sum": int(images.train_images.sum()) + int(images.test_images.sum()),
     }
+
+
+def is_lossy(data: Mapping[str, Any]) -> bool:
+    """Whether images described by `describe_images` were read from a lossy format."""
+    return "JPEG" in data["name"]

@@ -81,6 +81,41 @@ class Figures:
     text: str
 
 
+@dataclass(frozen=True)
+class Plot:
+    """A picture and what it shows."""
+
+    png: bytes
+    caption: str
+
+
+def pictures(drawn: Mapping[str, Plot]) -> Section:
+    """The section of all plots, in their order."""
+    section = Section("Pictures")
+    for plot in drawn.values():
+        section.picture(plot.png, plot.caption)
+    return section
+
+
+def differences(points: Sequence[str]) -> Section:
+    """The section that owns up to every departure."""
+    section = Section("Where this differs from the paper")
+    section.points(points)
+    return section
+
+
+def run_again(command: str, ends_with: str, measured: str) -> Section:
+    """The section with the command; `measured` names what the run's metrics.jsonl holds."""
+    section = Section("Run it again")
+    section.code(command)
+    section.text(
+        "Add --resume to continue a run that was stopped, as often as wished; it ends with "
+        f"{ends_with}. {measured} are in metrics.jsonl, all final numbers in summary.json, the "
+        "pictures in plots/."
+    )
+    return section
+
+
 def _cell(value: object) -> str:
     if isinstance(value, str):
         return f"<td>{escape(value)}</td>"

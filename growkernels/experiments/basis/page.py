@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from growkernels.experiments import report
@@ -11,7 +10,8 @@ from growkernels.experiments.basis import plots
 from growkernels.experiments.basis.claims import NAMES, RULE
 from growkernels.experiments.basis.results import TIMED_IMAGES, Study
 from growkernels.experiments.basis.settings import BY_TAYLOR, BY_TRAINING, DENSE, VARIANTS
-from growkernels.experiments.report import Figures, Section
+from growkernels.experiments.image_study import LOSSY_IMAGES, is_lossy
+from growkernels.experiments.report import Figures, Plot, Section
 from growkernels.experiments.statistics import Claim
 
 TITLE = "Basis convolutions in ResNet-18: which layers, how many filters, which epochs"
@@ -33,12 +33,6 @@ DEVIATIONS = (
     "convolutions by the best approximation. One summary of the paper says that networks are "
     "re-initialised there instead.",
 )
-
-
-@dataclass(frozen=True)
-class Plot:
-    png: bytes
-    caption: str
 
 
 def draw_plots(study: Study) -> dict[str, Plot]:
@@ -76,17 +70,12 @@ def render(
     summary: Mapping[str, Any],
 ) -> str:
     """The whole page."""
-    pictures = Section("Pictures")
-    for plot in drawn.values():
-        pictures.picture(plot.png, plot.caption)
-    differences = Section("Where this differs from the paper")
-    differences.points(DEVIATIONS)
     sections = [
         _conditions(study, summary),
-        pictures,
+        report.pictures(drawn),
         _final_values(summary),
         _search(study, summary),
-        differences,
+        report.differences(DEVIATIONS),
         _how_to(summary),
     ]
     return report.render(TITLE, summary["overview"], claims, RULE, sections, summary["environment"])
@@ -105,11 +94,8 @@ def _conditions(study: Study, summary: Mapping[str, Any]) -> Section:
             "The images are synthetic: shapes filled with gratings on a cluttered background, "
             "generated for runs without a data set. Their accuracies say nothing about CIFAR-10."
         )
-    if "JPEG" in data["name"]:
-        section.text(
-            "The images come from JPEG files, a lossy format, so accuracies are not exactly "
-            "comparable with those on the original data."
-        )
+    if is_lossy(data):
+        section.text(LOSSY_IMAGES)
     section.text(
         f"ResNet-18 with {recipe.width} channels in the first stage; SGD, learning rate "
         f"{recipe.rate:g} on a cosine, momentum {recipe.momentum:g}, weight decay "
@@ -215,12 +201,9 @@ def _search(study: Study, summary: Mapping[str, Any]) -> Section:
 
 
 def _how_to(summary: Mapping[str, Any]) -> Section:
-    section = Section("Run it again")
     data = "" if "synthetic" in summary["data"]["name"] else " --data DIR"
-    section.code(f"growkernels reproduce basis --preset {summary['preset']}{data} --out FOLDER")
-    section.text(
-        "Add --resume to continue a run that was stopped; it ends with the same numbers, measured "
-        "times aside. Curves are in metrics.jsonl, all final numbers in summary.json, the pictures "
-        "in plots/."
+    return report.run_again(
+        f"growkernels reproduce basis --preset {summary['preset']}{data} --out FOLDER",
+        "the same numbers, measured times aside",
+        "Curves",
     )
-    return section

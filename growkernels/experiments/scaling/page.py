@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from growkernels.experiments import report
-from growkernels.experiments.report import Figures, Section
+from growkernels.experiments.image_study import LOSSY_IMAGES, is_lossy
+from growkernels.experiments.report import Figures, Plot, Section
 from growkernels.experiments.scaling import plots
 from growkernels.experiments.scaling.claims import RULE
 from growkernels.experiments.scaling.results import Results, parameters
@@ -43,12 +43,6 @@ DEVIATIONS = (
     "training up to their first growth.",
     "Seeds: the authors fix one; here every run has its own.",
 )
-
-
-@dataclass(frozen=True)
-class Plot:
-    png: bytes
-    caption: str
 
 
 def draw_plots(setting: Setting, results: Results) -> dict[str, Plot]:
@@ -91,17 +85,12 @@ def render(
     summary: Mapping[str, Any],
 ) -> str:
     """The whole page."""
-    pictures = Section("Pictures")
-    for plot in drawn.values():
-        pictures.picture(plot.png, plot.caption)
-    differences = Section("Where this differs from the paper")
-    differences.points(DEVIATIONS)
     sections = [
         _conditions(setting, summary),
-        pictures,
+        report.pictures(drawn),
         _final_values(setting, results, summary),
         _costs(setting, summary),
-        differences,
+        report.differences(DEVIATIONS),
         _how_to(summary),
     ]
     return report.render(TITLE, summary["overview"], claims, RULE, sections, summary["environment"])
@@ -114,11 +103,8 @@ def _conditions(setting: Setting, summary: Mapping[str, Any]) -> Section:
         f"Data: {data['name']}, {data['train_images']:,} training and {data['test_images']:,} test "
         f"images of {data['size']} pixels."
     )
-    if "JPEG" in data["name"]:
-        section.text(
-            "The images come from JPEG files, a lossy format, so accuracies are not exactly "
-            "comparable with those on the original data."
-        )
+    if is_lossy(data):
+        section.text(LOSSY_IMAGES)
     section.text(
         f"Network: DeiT, {net.embed} features, {net.depth} blocks, {net.heads} heads, patches of "
         f"{net.patch} of {net.image_size} pixels; q, k, v and fc1 start at half their width."
@@ -209,12 +195,9 @@ def _costs(setting: Setting, summary: Mapping[str, Any]) -> Section:
 
 
 def _how_to(summary: Mapping[str, Any]) -> Section:
-    section = Section("Run it again")
     data = "" if summary["data"]["name"].startswith("synthetic") else "--data DIR "
-    section.code(f"growkernels reproduce scaling {data}--preset {summary['preset']} --out FOLDER")
-    section.text(
-        "Add --resume to continue a run that was stopped, as often as wished; it ends with the "
-        "same numbers. Curves and every growth step are in metrics.jsonl, all final numbers in "
-        "summary.json, the pictures in plots/."
+    return report.run_again(
+        f"growkernels reproduce scaling {data}--preset {summary['preset']} --out FOLDER",
+        "the same numbers",
+        "Curves and every growth step",
     )
-    return section

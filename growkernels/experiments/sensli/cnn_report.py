@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from growkernels.experiments import report
-from growkernels.experiments.report import Figures, Section
+from growkernels.experiments.image_study import LOSSY_IMAGES, is_lossy
+from growkernels.experiments.report import Figures, Plot, Section
 from growkernels.experiments.sensli import cnn_plots, cnn_results
 from growkernels.experiments.sensli.cnn_engine import CnnRun
 from growkernels.experiments.sensli.cnn_merits import MeritPass
@@ -36,12 +36,6 @@ DEVIATIONS = (
     "without an update; a last batch that is smaller is left out of it.",
     "Optimizer state survives an insertion; the authors start a new optimizer.",
 )
-
-
-@dataclass(frozen=True)
-class Plot:
-    png: bytes
-    caption: str
 
 
 def draw_plots(runs: Mapping[str, Sequence[CnnRun]]) -> dict[str, Plot]:
@@ -76,19 +70,15 @@ def render(
     summary: Mapping[str, Any],
 ) -> str:
     """The whole page."""
-    pictures = Section("Pictures")
-    for plot in drawn.values():
-        pictures.picture(plot.png, plot.caption)
     sections = [
         _conditions(summary),
-        pictures,
+        report.pictures(drawn),
         _final_values(runs, summary),
         _decisions(runs),
         _costs(runs, summary),
+        report.differences(DEVIATIONS),
+        _how_to(summary),
     ]
-    differences = Section("Where this differs from the paper")
-    differences.points(DEVIATIONS)
-    sections += [differences, _how_to(summary)]
     return report.render(TITLE, summary["overview"], claims, RULE, sections, summary["environment"])
 
 
@@ -99,11 +89,8 @@ def _conditions(summary: Mapping[str, Any]) -> Section:
         f"Data: {data['name']}, {data['train_images']:,} training and {data['test_images']:,} test "
         f"images of {data['size']} pixels; random crops (padding 4) and mirroring."
     )
-    if "JPEG" in data["name"]:
-        section.text(
-            "The images come from JPEG files, a lossy format, so accuracies are not exactly "
-            "comparable with those on the original data."
-        )
+    if is_lossy(data):
+        section.text(LOSSY_IMAGES)
     optimizer = summary["optimizer"]
     section.text(
         f"Optimizer: {optimizer['name']} SGD, learning rate {optimizer['rate']:g}, momentum "
@@ -223,14 +210,9 @@ def _costs(runs: Mapping[str, Sequence[CnnRun]], summary: Mapping[str, Any]) -> 
 
 
 def _how_to(summary: Mapping[str, Any]) -> Section:
-    section = Section("Run it again")
-    section.code(
+    return report.run_again(
         f"growkernels reproduce sensli --net cnn --data DIR --preset {summary['preset']} "
-        f"--optimizer {summary['optimizer']['name']} --out FOLDER"
+        f"--optimizer {summary['optimizer']['name']} --out FOLDER",
+        "the same numbers",
+        "Curves and every merit",
     )
-    section.text(
-        "Add --resume to continue a run that was stopped; it ends with the same numbers. Curves "
-        "and every merit are in metrics.jsonl, all final numbers in summary.json, the pictures in "
-        "plots/."
-    )
-    return section

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from growkernels.experiments import report
-from growkernels.experiments.report import Figures, Section
+from growkernels.experiments.report import Figures, Plot, Section
 from growkernels.experiments.run_folder import RunFolder
 from growkernels.experiments.sensli import flops, plots
 from growkernels.experiments.sensli.engine import SettingRun
@@ -37,12 +36,6 @@ DEVIATIONS = (
     "Training at these learning rates amplifies rounding: single runs differ between machines, "
     "means over runs within their standard errors. On one machine numbers repeat exactly.",
 )
-
-
-@dataclass(frozen=True)
-class Plot:
-    png: bytes
-    caption: str
 
 
 def draw_plots(runs: Sequence[SettingRun]) -> dict[str, Plot]:
@@ -93,15 +86,12 @@ def write_report(
     drawn: Mapping[str, Plot],
     summary: Mapping[str, Any],
 ) -> None:
-    pictures = Section("Pictures")
-    for plot in drawn.values():
-        pictures.picture(plot.png, plot.caption)
     sections = [
-        pictures,
+        report.pictures(drawn),
         _final_values(runs, summary),
         _costs(runs, summary),
         _settings(runs),
-        _deviations(),
+        report.differences(DEVIATIONS),
         _how_to(summary),
     ]
     page = report.render(TITLE, summary["overview"], claims, RULE, sections, summary["environment"])
@@ -204,17 +194,9 @@ def _settings(runs: Sequence[SettingRun]) -> Section:
     return section
 
 
-def _deviations() -> Section:
-    section = Section("Where this differs from the paper")
-    section.points(DEVIATIONS)
-    return section
-
-
 def _how_to(summary: Mapping[str, Any]) -> Section:
-    section = Section("Run it again")
-    section.code(f"growkernels reproduce sensli --preset {summary['preset']} --out FOLDER")
-    section.text(
-        "Add --resume to continue a run that was stopped; it ends with the same numbers. Curves "
-        "are in metrics.jsonl, all final numbers in summary.json, the pictures in plots/."
+    return report.run_again(
+        f"growkernels reproduce sensli --preset {summary['preset']} --out FOLDER",
+        "the same numbers",
+        "Curves",
     )
-    return section
