@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from growkernels.nn import Attention
+from growkernels.nn.grown_linear import Branch
 
 INITIAL_STD = 0.02  # DeiT's truncated normal for linear weights, class token and positions
 EPS = 1e-6  # of the layer norms, as in DeiT
@@ -212,12 +213,18 @@ def forward_flops(model: DeiT) -> int:
     tokens = model.pos_embed.shape[1]
     patches = (tokens - 1) * model.patch_embed.proj.weight.numel()
     linear = sum(m.weight.numel() for m in model.blocks.modules() if isinstance(m, nn.Linear))
+    shared = sum(  # a pair's two layers are one product
+        m.minus.weight.numel()
+        for m in model.blocks.modules()
+        if isinstance(m, Branch) and m.form == "pair" and m.is_bare
+    )
     attention = sum(
         m.q.out_features + m.v.out_features
         for m in model.blocks.modules()
         if isinstance(m, Attention)
     )
-    return 2 * (patches + tokens * linear + tokens**2 * attention + model.head.weight.numel())
+    in_tokens = tokens * (linear - shared) + tokens**2 * attention
+    return 2 * (patches + in_tokens + model.head.weight.numel())
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 FORMS = ("pair", "single", "gated")
@@ -76,18 +77,37 @@ class Branch(nn.Module):
             if self.minus.bias is not None and first.bias is not None:
                 self.minus.bias.copy_(-first.bias)
 
-    def add_to(self, y: Tensor, x: Tensor, dim: int) -> Tensor:
-        """Y with the branch added to its features, which lie along ``dim``; y may be changed."""
+    def neurons(self, x: Tensor) -> Tensor:
+        """GELU(z) + z by calls of the branch's own modules."""
         if self.form == "pair":
             z = self.plus(x) + self.minus(x)
         elif self.form == "single":
             z = self.gain * self.linear(x)
         else:
             z = self.linear(x)
-        out = self.act(z) + z
-        if self.form == "gated":
-            out = out * self.gate.to(out.dtype).view(-1, *(1,) * (-1 - dim))
-        return y.index_add(dim, self.index, out.to(y.dtype))
+        out: Tensor = self.act(z) + z
+        return out
+
+    def weights(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of one layer that computes z."""
+        if self.form == "pair":
+            plus, minus = self.plus.bias, self.minus.bias
+            bias = None if plus is None or minus is None else plus + minus
+            return self.plus.weight + self.minus.weight, bias
+        weight, bias = self.linear.weight, self.linear.bias
+        if self.form == "single":
+            return self.gain * weight, None if bias is None else self.gain * bias
+        return weight, bias
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether its modules are plain ones: not grown, parametrized, sharded or hooked."""
+        return all(
+            type(module) in (nn.Linear, nn.Conv2d, nn.GELU)
+            and not (module._forward_hooks or module._forward_pre_hooks)
+            and not (module._backward_hooks or module._backward_pre_hooks)
+            for module in self.children()
+        )
 
     def extra_repr(self) -> str:
         gain = f", gain={self.gain:.4g}" if self.form == "single" else ""
@@ -104,7 +124,7 @@ class GrownLinear(nn.Linear):
     branches: nn.ModuleList
 
     def forward(self, input: Tensor) -> Tensor:
-        return _with_branches(super().forward(input), input, self.branches, dim=-1)
+        return _with_branches(self, super().forward(input), input, dim=-1)
 
 
 class GrownConv2d(nn.Conv2d):
@@ -116,7 +136,7 @@ class GrownConv2d(nn.Conv2d):
     branches: nn.ModuleList
 
     def forward(self, input: Tensor) -> Tensor:
-        return _with_branches(super().forward(input), input, self.branches, dim=-3)
+        return _with_branches(self, super().forward(input), input, dim=-3)
 
 
 def grown(layer: nn.Linear | nn.Conv2d) -> GrownLinear | GrownConv2d:
@@ -148,11 +168,39 @@ def grown(layer: nn.Linear | nn.Conv2d) -> GrownLinear | GrownConv2d:
     return new
 
 
-def _with_branches(y: Tensor, x: Tensor, branches: nn.ModuleList, dim: int) -> Tensor:
+def _with_branches(layer: GrownLinear | GrownConv2d, y: Tensor, x: Tensor, dim: int) -> Tensor:
+    """A layer that grew often has many narrow branches: they share one product and one pass over y
+    wherever nobody could tell.
+    """
+    branches = [branch for branch in layer.branches if isinstance(branch, Branch)]
+    for gated in (False, True):
+        bare = [b for b in branches if b.is_bare and (b.form == "gated") == gated]
+        if bare:
+            weights, biases = zip(*(branch.weights() for branch in bare), strict=True)
+            bias = None if biases[0] is None else torch.cat(biases)
+            z = _same_kind(layer, x, torch.cat(weights), bias)
+            y = _add(y, F.gelu(z) + z, bare, dim)
     for branch in branches:
-        if isinstance(branch, Branch):
-            y = branch.add_to(y, x, dim)
+        if not branch.is_bare:
+            y = _add(y, branch.neurons(x), [branch], dim)
     return y
+
+
+def _same_kind(
+    layer: GrownLinear | GrownConv2d, x: Tensor, weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    if isinstance(layer, GrownLinear):
+        return F.linear(x, weight, bias)
+    return F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation)
+
+
+def _add(y: Tensor, out: Tensor, branches: Sequence[Branch], dim: int) -> Tensor:
+    """Y with the neurons of the branches, one after the other, gated or not, on their outputs."""
+    if branches[0].form == "gated":
+        gate = torch.cat([branch.gate for branch in branches])
+        out = out * gate.to(out.dtype).view(-1, *(1,) * (-1 - dim))
+    index = torch.cat([branch.index for branch in branches])
+    return y.index_add(dim, index, out.to(y.dtype))
 
 
 def _zero_layer(layer: nn.Linear | nn.Conv2d, outputs: int) -> nn.Linear | nn.Conv2d:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, AdamW, Optimizer
+from torch.utils.flop_counter import FlopCounterMode
 
 from growkernels.nn import GrownConv2d, GrownLinear, LinearReLU
 from growkernels.nn.grown_linear import FORMS, Branch, grown
@@ -87,6 +88,29 @@ def test_convolutions_grow_alike(form: str) -> None:
     expected = before.clone()
     expected[:, OUTPUTS] += gate.view(-1, 1, 1) * (gelu(z) + z)
     torch.testing.assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize("kind", ["linear", "convolution"])
+def test_many_branches_are_one_product_unless_somebody_watches(kind: str) -> None:
+    base = nn.Linear(6, 5) if kind == "linear" else nn.Conv2d(6, 5, 3, padding=1)
+    layer = grown(base.double())
+    x = randn(4, 6) if kind == "linear" else randn(2, 6, 4, 4)
+    for form in ("single", "pair", "gated", "single", "gated"):
+        filled(with_branch(layer, form))
+    with FlopCounterMode(display=False) as counter:
+        together = layer(x)
+    products = counter.get_flop_counts()["Global"]
+    rows = 5 + 3 * 3 + 2 * 3  # of the layer itself, bare branches, gated ones: half of two pairs
+    assert sum(products.values()) == 2 * rows * x.numel() * (9 if kind == "convolution" else 1)
+
+    seen: list[nn.Module] = []
+    watched = [m for branch in layer.branches for m in branch.children()]
+    handles = [m.register_forward_hook(lambda m, i, o: seen.append(m)) for m in watched]
+    torch.testing.assert_close(layer(x), together)
+    assert set(seen) == set(watched)
+    for handle in handles:
+        handle.remove()
+    assert torch.equal(layer(x), together)
 
 
 def train(network: nn.Module, optimizer: Optimizer) -> None:
