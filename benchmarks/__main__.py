@@ -1,4 +1,4 @@
-"""`python -m benchmarks [FAMILY ...] [--quick] [--device DEVICE]`: run families, store results."""
+"""`python -m benchmarks [FAMILY ...] [--device DEVICE]`: run families, store their results."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from benchmarks.families import family_files
+from benchmarks.families import cases_on, family_files, load_family
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -15,7 +15,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="growkernels bench", description=__doc__)
     parser.add_argument("families", nargs="*", metavar="FAMILY", help=f"of {', '.join(files)}")
     parser.add_argument("--quick", action="store_true", help="few rounds, nothing is stored")
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="cpu by default")
+    parser.add_argument("--list", action="store_true", help="name the cases, run nothing")
+    parser.add_argument("--results", help="folder to store every case in as soon as it has run")
     options = parser.parse_args(arguments)
     unknown = [name for name in options.families if name not in files]
     if unknown:
@@ -24,9 +26,24 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    chosen = [str(files[name]) for name in options.families or files]
+    chosen = options.families or list(files)
+    cases = {name: cases_on(options.device, load_family(files[name])) for name in chosen}
+    if options.list:
+        for name, declared in cases.items():
+            for case in declared:
+                print(f"{name}: {case.name} ({case.shape}; against {', '.join(case.opponents)})")
+        return 0
+    if not any(cases.values()):
+        print(
+            f"growkernels bench: {', '.join(chosen)} has no cases for {options.device}; "
+            "choose another family or --device",
+            file=sys.stderr,
+        )
+        return 2
     flags = ["--benchmark-only", "-v", f"--device={options.device}"]
-    return int(pytest.main([*chosen, *flags, *(["--quick"] if options.quick else [])]))
+    flags += ["--quick"] if options.quick else []
+    flags += [f"--results={options.results}"] if options.results else []
+    return int(pytest.main([*(str(files[name]) for name in chosen if cases[name]), *flags]))
 
 
 if __name__ == "__main__":

@@ -8,10 +8,12 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.case import Ceiling
-from benchmarks.interleave import cuda_timer
+from benchmarks.cuda_timing import CudaDevice, QueuedTimer
 
 _GEMM_MILLISECONDS = 60
-_COPY_BYTES = 256 * 2**20  # far beyond every cache, so memory is what is measured
+# Far beyond every cache, so memory is what is measured.
+_COPY_BYTES = 256 * 2**20
+_CUDA_COPY_BYTES = 2**30
 _CUDA_GEMM_SIZE = 8192
 
 
@@ -19,7 +21,9 @@ def ceiling_probe(kind: Ceiling, dtype: torch.dtype, device: torch.device) -> Ca
     """A function that measures the ceiling once: FLOP/s for "gemm", bytes/s for "copy".
 
     On the CPU "gemm" is the op library's loop over independent cache-resident brgemm tiles on all
-    threads; on a GPU it is a large `torch.mm`. "copy" counts bytes read plus bytes written.
+    threads; on a GPU it is `torch.mm` of two normal matrices of 8192 rows and columns (of zeros it
+    would be faster), for float32 in TF32 where torch is set to use that. "copy" counts bytes read
+    plus bytes written.
     """
     if kind == "gemm":
         return _cpu_gemm(dtype) if device.type == "cpu" else _cuda_gemm(dtype, device)
@@ -34,23 +38,33 @@ def _cpu_gemm(dtype: torch.dtype) -> Callable[[], float]:
 
 def _cuda_gemm(dtype: torch.dtype, device: torch.device) -> Callable[[], float]:
     n = _CUDA_GEMM_SIZE
-    a = torch.ones(n, n, dtype=dtype, device=device)
+    generator = torch.Generator(device).manual_seed(0)
+    a, b = (
+        torch.randn(n, n, device=device, generator=generator).to(dtype).contiguous()
+        for _ in range(2)
+    )
     out = torch.empty_like(a)
-    timer = cuda_timer()
-    return lambda: 4 * 2 * n**3 / timer(lambda: torch.mm(a, a, out=out), 4)
+    timer = QueuedTimer(CudaDevice(device), flush=True)
+
+    def product() -> None:
+        torch.mm(a, b, out=out)
+
+    timer(product, 1)  # the library chooses its kernel and takes its workspace
+    return lambda: 4 * 2 * n**3 / timer(product, 4)
 
 
 def _copy(device: torch.device) -> Callable[[], float]:
-    source = torch.ones(_COPY_BYTES // 4, device=device)
+    size = _COPY_BYTES if device.type == "cpu" else _CUDA_COPY_BYTES
+    source = torch.ones(size // 4, device=device)
     target = torch.empty_like(source)
     if device.type == "cuda":
-        timer = cuda_timer()
-        return lambda: 2 * _COPY_BYTES / timer(lambda: target.copy_(source), 1)
+        timer = QueuedTimer(CudaDevice(device), flush=True)
+        return lambda: 4 * 2 * size / timer(lambda: target.copy_(source), 4)
 
     def measure() -> float:
         start = time.perf_counter()
         target.copy_(source)
-        return 2 * _COPY_BYTES / (time.perf_counter() - start)
+        return 2 * size / (time.perf_counter() - start)
 
     measure()  # touches the target's pages
     return measure

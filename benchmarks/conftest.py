@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks.case import Case, check_agreement
+from benchmarks.case import Case, Workload, check_agreement
 from benchmarks.ceilings import ceiling_probe
+from benchmarks.cuda_timing import CudaDevice, GraphTimer, choose_timer
 from benchmarks.environment import describe, disturbance
-from benchmarks.interleave import RoundRobin, cuda_timer, wall_timer
-from benchmarks.peak_memory import measure_in_subprocess
+from benchmarks.families import cases_on
+from benchmarks.interleave import RoundRobin, Timer, wall_timer
+from benchmarks.peak_memory import measure_here, measure_in_subprocess
 from benchmarks.results import CaseResult, FamilyResult, VariantResult
 
 # (seconds of interleaved rounds per case, fewest rounds, most rounds)
 _FULL = (15.0, 7, 41)
+_CUDA = (2.0, 7, 41)  # nobody else runs on the GPU, so its times vary less
 _QUICK = (3.0, 3, 7)
+_SECONDS_PER_GRAPH = 0.002  # more calls would make the graph large, not the time steadier
 
 _printed: list[str] = []
 
@@ -27,6 +32,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("growkernels")
     group.addoption("--quick", action="store_true", help="few rounds, nothing is stored")
     group.addoption("--device", default="cpu", help="device to measure on: cpu (default) or cuda")
+    group.addoption(
+        "--results",
+        type=Path,
+        help="folder to store every case in as soon as it has run",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Runs a family's function once for each of its cases on the chosen device."""
+    if "case" in metafunc.fixturenames:
+        kind = torch.device(metafunc.config.getoption("--device")).type
+        cases = cases_on(kind, metafunc.module)
+        metafunc.parametrize("case", cases, ids=lambda case: case.name)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -42,28 +60,65 @@ def device(pytestconfig: pytest.Config) -> torch.device:
     return chosen
 
 
+class Progress:
+    """The results of one family so far, in the order of its cases."""
+
+    def __init__(self, family: str, names: list[str], device: torch.device, folder: Path | None):
+        self.environment = describe(device)
+        self._family = family
+        self._names = names
+        self._folder = folder
+        self._results: dict[str, CaseResult] = {}
+
+    def add(self, result: CaseResult) -> None:
+        """Take in one result; into a folder that was asked for it is stored at once."""
+        self._results[result.name] = result
+        if self._folder is not None:
+            self.result().store(self._folder)
+
+    def result(self) -> FamilyResult:
+        names = [name for name in self._names if name in self._results]
+        return FamilyResult(self._family, self.environment, [self._results[name] for name in names])
+
+    def where_it_is(self, quick: bool) -> str:
+        """Stores a whole family in the usual folder; says what was stored where, or why not."""
+        done = f"{len(self._results)} of {len(self._names)} cases"
+        if self._folder is not None:
+            return f"Stored {done} in {self.result().path(self._folder)}"
+        if quick:
+            return "Not stored: a quick run has too few rounds."
+        if len(self._results) < len(self._names):
+            return f"Not stored: only {done} ran to the end."
+        return f"Stored in {self.result().store()}"
+
+
 @pytest.fixture(scope="module")
-def measured(
-    request: pytest.FixtureRequest, device: torch.device
-) -> Iterator[dict[str, CaseResult]]:
+def measured(request: pytest.FixtureRequest, device: torch.device) -> Iterator[Progress]:
     """The family's results so far; printed at the end, and stored when every case ran in full."""
-    family: str = request.module.FAMILY
-    names = [case.name for case in request.module.CASES]
-    environment = describe(device)
-    results: dict[str, CaseResult] = {}
-    yield results
-    if not results:
+    module = request.module
+    names = [case.name for case in cases_on(device.type, module)]
+    folder: Path | None = request.config.getoption("--results")
+    progress = Progress(module.FAMILY, names, device, folder)
+    yield progress
+    done = progress.result()
+    if not done.cases:
         return
-    done = FamilyResult(family, environment, [results[name] for name in names if name in results])
-    _printed.append(f"\n{family} on {environment['machine']}\n{request.module.TABLE.plain([done])}")
-    if warning := disturbance(environment):
+    machine = progress.environment["machine"]
+    _printed.append(f"\n{module.FAMILY} on {machine}\n{module.TABLE.plain([done])}")
+    if warning := disturbance(progress.environment):
         _printed.append(warning)
-    if request.config.getoption("--quick"):
-        _printed.append("Not stored: a quick run has too few rounds.")
-    elif len(results) < len(names):
-        _printed.append(f"Not stored: only {len(results)} of {len(names)} cases ran to the end.")
-    else:
-        _printed.append(f"Stored in {done.store()}")
+    _printed.append(progress.where_it_is(request.config.getoption("--quick")))
+
+
+def _choose_timer(
+    workload: Workload, device: torch.device
+) -> tuple[Timer, Callable[[], str], dict[str, float]]:
+    """The timer, how it times, and what `RoundRobin.calibrate` needs to know of it."""
+    if device.type == "cpu":
+        return wall_timer(), lambda: "wall clock", {}
+    timer, description = choose_timer(workload.calls, CudaDevice(device))
+    short = isinstance(timer, GraphTimer)
+    return timer, description, {"seconds_per_timing": _SECONDS_PER_GRAPH} if short else {}
 
 
 @pytest.fixture
@@ -71,21 +126,23 @@ def compare(
     request: pytest.FixtureRequest,
     benchmark: BenchmarkFixture,
     device: torch.device,
-    measured: dict[str, CaseResult],
+    measured: Progress,
 ) -> Callable[[Case], None]:
     """Runs one case: agreement of the results, interleaved rounds, peak memory."""
 
     def run(case: Case) -> None:
         workload = case.prepare(device)
         check_agreement(case, workload)
+        # On a GPU here, where torch counts; other processes see nothing of the GPU's memory.
+        peaks = measure_here(case, workload, device) if device.type == "cuda" else None
         probe = case.ceiling and ceiling_probe(case.ceiling, case.dtype, device)
-        timer = cuda_timer() if device.type == "cuda" else wall_timer()
+        timer, timing, settings = _choose_timer(workload, device)
         rounds = RoundRobin(workload.calls, case.variants, timer, probe or None)
         quick = request.config.getoption("--quick")
-        seconds, fewest, most = _QUICK if quick else _FULL
+        seconds, fewest, most = _QUICK if quick else _CUDA if device.type == "cuda" else _FULL
         if case.seconds is not None and not quick:
             seconds = case.seconds
-        wanted = int(seconds / rounds.calibrate())
+        wanted = int(seconds / rounds.calibrate(**settings))
         # pytest-benchmark times ours; its setup step, outside that time, times everyone else.
         benchmark.pedantic(  # type: ignore[no-untyped-call]
             rounds.ours,
@@ -96,7 +153,8 @@ def compare(
         flops, traffic = workload.flops, workload.bytes
         del workload
         gc.collect()
-        peaks = measure_in_subprocess(request.module.__name__, case, device)
+        if peaks is None:
+            peaks = measure_in_subprocess(request.module.__name__, case)
         result = CaseResult(
             name=case.name,
             shape=case.shape,
@@ -108,6 +166,7 @@ def compare(
             ceiling_kind=case.ceiling,
             ceiling=rounds.ceilings,
             baseline=case.baseline,
+            timing=timing(),
             variants={
                 name: VariantResult(
                     rounds.seconds[name], rounds.calls_per_timing[name], peaks[name]
@@ -118,6 +177,6 @@ def compare(
         benchmark.extra_info.update(
             calls_per_round=rounds.calls_per_timing, variants=result.summary()
         )
-        measured[case.name] = result
+        measured.add(result)
 
     return run

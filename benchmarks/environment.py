@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib.metadata
 import os
 import re
 from pathlib import Path
@@ -20,6 +21,7 @@ def describe(device: torch.device) -> dict[str, Any]:
     return {
         "machine": cpu_run if device.type == "cpu" else torch.cuda.get_device_name(device),
         "device": device.type,
+        "triton": _triton_version(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "load_before": os.getloadavg()[0],
         "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -44,6 +46,13 @@ def disturbance(environment: dict[str, Any]) -> str | None:
 def machine_slug(environment: dict[str, Any]) -> str:
     """The machine's name as part of a file name: lower case, words joined by hyphens."""
     return re.sub(r"[^a-z0-9]+", "-", str(environment["machine"]).lower()).strip("-")
+
+
+def _triton_version() -> str | None:
+    try:
+        return importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _cpu_name() -> str:

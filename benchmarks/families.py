@@ -6,6 +6,8 @@ import importlib
 from pathlib import Path
 from types import ModuleType
 
+from benchmarks.case import Case
+
 _FOLDER = Path(__file__).resolve().parent
 _PREFIX = "bench_"
 
@@ -17,5 +19,14 @@ def family_files() -> dict[str, Path]:
 
 
 def load_family(path: Path) -> ModuleType:
-    """The family's module, which declares FAMILY, CASES and TABLE."""
+    """The family's module, which declares FAMILY, CASES, TABLE and, for a GPU, GPU_CASES."""
     return importlib.import_module(f"benchmarks.{path.parent.name}.{path.stem}")
+
+
+def cases_on(device_type: str, family: ModuleType) -> list[Case]:
+    """What the family compares on "cpu" or "cuda": sizes that suit the one do not suit the other.
+
+    Empty for a family that declares no GPU_CASES on "cuda".
+    """
+    cases: list[Case] = family.CASES if device_type == "cpu" else getattr(family, "GPU_CASES", [])
+    return cases

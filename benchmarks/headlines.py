@@ -1,4 +1,4 @@
-"""The README's table of headlines: a few figures out of all stored results, over several cases."""
+"""The README's table of headlines: a few figures measured on CPUs, over several cases."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Headline:
     opponents: tuple[str, ...]
 
     def rows(self, results: Path) -> list[list[str]]:
-        """The rows of every machine. Raises FileNotFoundError or ValueError for missing results."""
-        families = stored(self.family, results)
+        """The rows of every CPU. Raises FileNotFoundError or ValueError for missing results."""
+        families = stored(self.family, results, "cpu")
         if not families:
             raise FileNotFoundError(
                 f"no results of {self.family!r} are stored in {results}; "

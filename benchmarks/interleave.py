@@ -10,8 +10,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-import torch
-
 from benchmarks.case import OURS, Call
 
 # time_calls(call, n) runs `call` n times and returns the seconds all of them took together.
@@ -26,26 +24,6 @@ def wall_timer(clock: Callable[[], float] = time.perf_counter) -> Timer:
         for _ in range(calls):
             call()
         return clock() - start
-
-    return time_calls
-
-
-def cuda_timer(backlog_cycles: int = 20_000_000) -> Timer:
-    """Timer for kernels: the calls queue up behind a sleeping kernel, and events time the queue.
-
-    Behind the backlog (some 10 ms) launch overhead is hidden unless it exceeds the kernels' time.
-    """
-
-    def time_calls(call: Call, calls: int) -> float:
-        start = torch.cuda.Event(enable_timing=True)
-        end = torch.cuda.Event(enable_timing=True)
-        torch.cuda._sleep(backlog_cycles)
-        start.record()
-        for _ in range(calls):
-            call()
-        end.record()
-        end.synchronize()
-        return float(start.elapsed_time(end)) / 1e3
 
     return time_calls
 

@@ -1,4 +1,4 @@
-"""Peak extra memory of one call of every variant, measured in a process of its own.
+"""Peak extra memory of one call of every variant, on the CPU measured in a process of its own.
 
 On the CPU the kernel's own high-water mark counts everything, scratch of C++ code and libraries
 included: /proc/self/clear_refs resets it, and VmHWM after the call minus VmRSS before it is the
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.case import Call, Case
+from benchmarks.case import Call, Case, Workload
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
 _STATUS = Path("/proc/self/status")
@@ -28,12 +28,15 @@ RESOLUTION_BYTES = 2**19
 _RESET_PEAK = "5"  # proc(5): resets the peak resident set size to the current one
 
 
-def measure_in_subprocess(module: str, case: Case, device: torch.device) -> dict[str, int | None]:
-    """Peak extra bytes of each variant of `case`, declared in `module`; None where unmeasurable."""
-    if device.type == "cpu" and not os.access(_CLEAR_REFS, os.W_OK):
+def measure_in_subprocess(module: str, case: Case) -> dict[str, int | None]:
+    """Peak extra bytes on the CPU of each variant of `case`, declared in `module`.
+
+    None where this system does not let them be measured.
+    """
+    if not os.access(_CLEAR_REFS, os.W_OK):
         return dict.fromkeys(case.variants)
     finished = subprocess.run(
-        [sys.executable, "-m", "benchmarks.peak_memory", module, case.name, str(device)],
+        [sys.executable, "-m", "benchmarks.peak_memory", module, case.name],
         cwd=_REPOSITORY,
         env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"},
         stdout=subprocess.PIPE,
@@ -47,6 +50,11 @@ def measure_in_subprocess(module: str, case: Case, device: torch.device) -> dict
         )
     peaks: dict[str, int | None] = json.loads(finished.stdout.splitlines()[-1])
     return peaks
+
+
+def measure_here(case: Case, workload: Workload, device: torch.device) -> dict[str, int | None]:
+    """Peak extra bytes of each variant of `case` in this process."""
+    return {name: peak_extra_bytes(workload.calls[name], device) for name in case.variants}
 
 
 def peak_extra_bytes(call: Call, device: torch.device) -> int:
@@ -73,14 +81,11 @@ def _status_bytes(field: str) -> int:
     raise RuntimeError(f"{_STATUS} has no field {field}; this kernel cannot report peak memory")
 
 
-def main(module: str, case_name: str, device_name: str) -> None:
-    device = torch.device(device_name)
+def main(module: str, case_name: str) -> None:
+    device = torch.device("cpu")
     cases: list[Case] = importlib.import_module(module).CASES
     case = next(case for case in cases if case.name == case_name)
-    workload = case.prepare(device)
-    print(
-        json.dumps({name: peak_extra_bytes(workload.calls[name], device) for name in case.variants})
-    )
+    print(json.dumps(measure_here(case, case.prepare(device), device)))
 
 
 if __name__ == "__main__":

@@ -12,9 +12,11 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from benchmarks.claims_table import CLAIMS, ClaimsTable
 from benchmarks.families import family_files, load_family
+from benchmarks.gpu_table import GPU_TABLE, GpuTable
 from benchmarks.headlines import HEADLINES, HeadlineTable
 from benchmarks.results import RESULTS, stored
 from benchmarks.table import Table
@@ -26,10 +28,12 @@ _BLOCK = re.compile(
     r"<!-- table: ([^>]+?) -->\n(?:(?!<!-- table: ).)*?<!-- end table -->", re.DOTALL
 )
 
+AnyTable: TypeAlias = Table | ClaimsTable | HeadlineTable | GpuTable
+
 
 def regenerate(
     documents: Mapping[str, str],
-    tables: Sequence[Table | ClaimsTable | HeadlineTable],
+    tables: Sequence[AnyTable],
     results: Path = RESULTS,
 ) -> dict[str, str]:
     """The documents' texts, by name, with every table brought up to date.
@@ -62,10 +66,10 @@ def regenerate(
     return {document: _BLOCK.sub(block, text) for document, text in documents.items()}
 
 
-def _markdown(table: Table | ClaimsTable | HeadlineTable, results: Path) -> str:
+def _markdown(table: AnyTable, results: Path) -> str:
     if isinstance(table, ClaimsTable):
         return table.markdown()
-    if isinstance(table, HeadlineTable):
+    if isinstance(table, (HeadlineTable, GpuTable)):
         return table.markdown(results)
     family = stored(table.family, results)
     if not family:
@@ -78,7 +82,7 @@ def _markdown(table: Table | ClaimsTable | HeadlineTable, results: Path) -> str:
 
 def main() -> int:
     families = [load_family(path) for path in family_files().values()]
-    tables = [*(family.TABLE for family in families), *CLAIMS, HEADLINES]
+    tables = [*(family.TABLE for family in families), *CLAIMS, HEADLINES, GPU_TABLE]
     try:
         old = {document: (_ROOT / document).read_text() for document in _DOCUMENTS}
         new = regenerate(old, tables)

@@ -48,7 +48,10 @@ class VariantResult:
 
 @dataclass(frozen=True)
 class CaseResult:
-    """One case as measured. `ceiling` holds FLOP/s or bytes/s per round, by `ceiling_kind`."""
+    """One case as measured. `ceiling` holds FLOP/s or bytes/s per round, by `ceiling_kind`.
+
+    `timing` says how: on a GPU whether inputs were in the cache depends on it.
+    """
 
     name: str
     shape: str
@@ -61,6 +64,7 @@ class CaseResult:
     ceiling: list[float]
     baseline: str | None
     variants: dict[str, VariantResult]
+    timing: str = "wall clock"
 
     @property
     def opponents(self) -> list[str]:
@@ -161,10 +165,17 @@ def load(path: Path) -> FamilyResult:
         ) from error
 
 
-def stored(family: str, folder: Path = RESULTS) -> list[FamilyResult]:
-    """The family's results on every machine, in the order of the files' names."""
+def stored(family: str, folder: Path = RESULTS, device: str | None = None) -> list[FamilyResult]:
+    """The family's results on every machine, in the order of the files' names.
+
+    With `device`, "cpu" or "cuda", those measured there alone.
+    """
     results = [load(path) for path in sorted(folder.glob("*.json"))]
-    return [result for result in results if result.family == family]
+    return [
+        result
+        for result in results
+        if result.family == family and device in (None, result.environment["device"])
+    ]
 
 
 def _case(entry: dict[str, Any]) -> CaseResult:

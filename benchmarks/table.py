@@ -44,12 +44,14 @@ def _memory(case: CaseResult, variant: str) -> str:
 
 
 def _rate(case: CaseResult) -> str:
-    unit = "GB/s" if case.ceiling_kind == "copy" else "GFLOP/s"
-    return f"{case.rate(OURS).median / 1e9:.3g} {unit}"
+    unit = "B/s" if case.ceiling_kind == "copy" else "FLOP/s"
+    giga = case.rate(OURS).median / 1e9
+    return f"{giga:.3g} G{unit}" if giga < 1e3 else f"{giga / 1e3:.3g} T{unit}"
 
 
 # Heading -> how to fill it. Ratios are medians over rounds, with the quartiles in brackets.
 COLUMNS: dict[str, Cell] = {
+    "family": lambda family, case, opponent: f"`{family.family}`",
     "case": lambda family, case, opponent: case.name,
     "shape": lambda family, case, opponent: case.shape,
     "dtype": lambda family, case, opponent: case.dtype,

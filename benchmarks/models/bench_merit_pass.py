@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable
 from functools import partial
 
-import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -100,6 +99,5 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def bench_merit_pass(case: Case, compare: Callable[[Case], None]) -> None:
     compare(case)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -139,6 +138,5 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def bench_splitting(case: Case, compare: Callable[[Case], None]) -> None:
     compare(case)

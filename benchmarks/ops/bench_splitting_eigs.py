@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -102,6 +101,5 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def bench_splitting_eigs(case: Case, compare: Callable[[Case], None]) -> None:
     compare(case)

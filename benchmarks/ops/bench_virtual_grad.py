@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -167,6 +166,5 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def bench_virtual_grad(case: Case, compare: Callable[[Case], None]) -> None:
     compare(case)

@@ -32,8 +32,11 @@ def case_result() -> CaseResult:
     )
 
 
-def family_result(family: str = "toy", machine: str = "Some CPU, 2 threads") -> FamilyResult:
-    return FamilyResult(family, {"machine": machine, "torch": "2.13.0"}, [case_result()])
+def family_result(
+    family: str = "toy", machine: str = "Some CPU, 2 threads", device: str = "cpu"
+) -> FamilyResult:
+    environment = {"machine": machine, "device": device, "torch": "2.13.0"}
+    return FamilyResult(family, environment, [case_result()])
 
 
 def test_spread_is_the_median_with_quartiles() -> None:
@@ -65,6 +68,7 @@ def test_a_stored_family_reads_back_the_same(tmp_path: Path) -> None:
     assert path.name == "toy-some-cpu-2-threads.json"
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     assert load(path) == result
+    assert load(path).cases[0].timing == "wall clock"
     summary = json.loads(path.read_text())["cases"][0]["summary"]
     assert summary["eager"]["speedup_of_ours"]["median"] == 3.0
     assert summary["eager"]["peak_mib"] == 2.0
@@ -76,6 +80,14 @@ def test_a_second_run_replaces_the_family_of_that_machine_alone(tmp_path: Path) 
         family_result(family, machine).store(tmp_path)
     assert len(list(tmp_path.iterdir())) == 3
     assert [result.environment["machine"] for result in stored("toy", tmp_path)] == ["A", "B"]
+
+
+def test_results_can_be_asked_for_by_device(tmp_path: Path) -> None:
+    family_result(machine="A").store(tmp_path)
+    family_result(machine="G", device="cuda").store(tmp_path)
+    for device, machines in (("cpu", ["A"]), ("cuda", ["G"]), (None, ["A", "G"])):
+        found = [result.environment["machine"] for result in stored("toy", tmp_path, device)]
+        assert found == machines
 
 
 @pytest.mark.parametrize("damage", ["schema", "rounds", "field", "text"])

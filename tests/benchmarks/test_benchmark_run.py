@@ -14,13 +14,12 @@ import torch
 
 from benchmarks.__main__ import main
 from benchmarks.environment import describe, disturbance, machine_slug
-from benchmarks.families import family_files, load_family
+from benchmarks.families import cases_on, family_files, load_family
 from benchmarks.peak_memory import measure_in_subprocess
-from benchmarks.results import RESULTS
+from benchmarks.results import RESULTS, load
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 TOY_FAMILY = """
-import pytest
 import torch
 from benchmarks.case import OURS, Case, Workload
 from benchmarks.table import Table
@@ -41,7 +40,6 @@ def build(device):
 CASES = [Case("sum", "[64 Mi]", torch.float32, "contiguous", "forward", ("eager",), build)]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def bench_toy(case, compare):
     compare(case)
 """
@@ -62,26 +60,46 @@ def test_peak_memory_counts_the_largest_moment_of_each_variant(
     import bench_toy_family
 
     (case,) = bench_toy_family.CASES
-    peaks = measure_in_subprocess("bench_toy_family", case, torch.device("cpu"))
+    peaks = measure_in_subprocess("bench_toy_family", case)
     assert peaks["eager"] == pytest.approx(64 * 2**20, abs=2**20)
     assert peaks["growkernels"] is not None
     assert peaks["growkernels"] < 2**20
 
 
-def test_a_quick_run_prints_the_table_and_stores_nothing(toy: Path) -> None:
-    before = set(RESULTS.glob("*"))
+def _run(toy: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     config = CHECKOUT / "benchmarks" / "pytest.ini"
-    finished = subprocess.run(
+    return subprocess.run(
         [
             *(sys.executable, "-m", "pytest", str(toy), "-c", str(config)),
             *("-p", "benchmarks.conftest", "-p", "no:cacheprovider"),
-            *("--rootdir", str(toy.parent), "--benchmark-only", "--quick"),
+            *("--rootdir", str(toy.parent), "--benchmark-only", *arguments),
         ],
         capture_output=True,
         text=True,
         cwd=toy.parent,
         check=False,
     )
+
+
+def test_what_ran_before_a_failure_is_stored_in_the_folder_asked_for(toy: Path) -> None:
+    broken = (
+        TOY_FAMILY
+        + """
+CASES.append(Case("broken", "", torch.float32, "contiguous", "forward", (), lambda device: 1 / 0))
+"""
+    )
+    toy.write_text(broken)
+    folder = toy.parent / "results"
+    finished = _run(toy, "--quick", "--results", str(folder))
+    assert finished.returncode == 1
+    (path,) = folder.iterdir()
+    assert [case.name for case in load(path).cases] == ["sum"]
+    assert f"Stored 1 of 2 cases in {path}" in finished.stdout
+
+
+def test_a_quick_run_prints_the_table_and_stores_nothing(toy: Path) -> None:
+    before = set(RESULTS.glob("*"))
+    finished = _run(toy, "--quick")
     assert finished.returncode == 0, finished.stdout + finished.stderr
     (row,) = [line for line in finished.stdout.splitlines() if line.startswith("sum ")]
     assert "[64 Mi]" in row
@@ -104,8 +122,30 @@ def test_every_family_declares_its_name_cases_and_table() -> None:
     for name, path in files.items():
         family = load_family(path)
         assert name == family.FAMILY == family.TABLE.family
-        names = [case.name for case in family.CASES]
-        assert len(set(names)) == len(names) > 0
+        assert family.CASES
+        for device in ("cpu", "cuda"):
+            names = [case.name for case in cases_on(device, family)]
+            assert len(set(names)) == len(names)
+
+
+def test_cases_are_listed_without_running(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["virtual_grad", "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    family = load_family(family_files()["virtual_grad"])
+    assert len(lines) == len(family.CASES)
+    assert lines[0].startswith(f"virtual_grad: {family.CASES[0].name} (")
+    assert main(["virtual_grad", "--list", "--device", "cuda"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(cases_on("cuda", family))
+
+
+def test_a_family_without_cases_for_a_gpu_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = load_family(family_files()["merit_pass"])
+    monkeypatch.setattr(family, "GPU_CASES", [], raising=False)
+    assert main(["merit_pass", "--device", "cuda"]) == 2
+    assert "merit_pass has no cases for cuda" in capsys.readouterr().err
 
 
 def test_the_environment_is_json_and_names_the_machine() -> None:

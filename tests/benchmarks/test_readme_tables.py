@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 from test_benchmark_results import family_result
 
+from benchmarks.case import OURS
 from benchmarks.claims_table import ClaimsTable
+from benchmarks.families import cases_on, family_files, load_family
+from benchmarks.gpu_table import GPU_TABLE, GpuTable
 from benchmarks.headlines import Headline, HeadlineTable
 from benchmarks.readme_tables import regenerate
 from benchmarks.table import COLUMNS, Table
@@ -67,6 +70,38 @@ def test_headlines_are_geometric_means_over_cases(tmp_path: Path) -> None:
         HeadlineTable("speed", (lacking,)).markdown(tmp_path)
     with pytest.raises(FileNotFoundError, match="run 'growkernels bench other' first"):
         HeadlineTable("speed", (replace(both, family="other"),)).markdown(tmp_path)
+
+
+def test_headlines_are_of_cpus_alone(tmp_path: Path) -> None:
+    family_result().store(tmp_path)
+    family_result(machine="Some GPU", device="cuda").store(tmp_path)
+    table = HeadlineTable("speed", (Headline("sum", "one", "toy", ("toy",), ("eager",)),))
+    assert "Some GPU" not in table.markdown(tmp_path)
+
+
+def test_the_gpu_table_has_one_row_per_case_against_its_best_opponent(tmp_path: Path) -> None:
+    family_result().store(tmp_path)
+    table = GpuTable("gpu", {"toy": ("toy", "not measured yet")})
+    assert table.markdown(tmp_path) == "No result from a GPU is stored yet."
+
+    family = family_result(machine="Some GPU", device="cuda")
+    (case,) = family.cases
+    eager = case.variants["eager"]
+    faster = replace(eager, seconds=[time / 2 for time in eager.seconds])
+    variants = {"eager": eager, "compiled": faster, OURS: case.variants[OURS]}
+    other = replace(case, name="of no interest")
+    replace(family, cases=[other, replace(case, variants=variants)]).store(tmp_path)
+    (row,) = table.markdown(tmp_path).splitlines()[2:]
+    assert row.startswith("| `toy` | toy | 2 × [8, 4] |")
+    assert " | compiled | 1.50× (1.25 to 1.50) | " in row
+    assert row.endswith("| Some GPU |")
+
+
+def test_the_gpu_table_names_cases_that_exist() -> None:
+    files = family_files()
+    for family, names in GPU_TABLE.cases.items():
+        declared = {case.name for case in cases_on("cuda", load_family(files[family]))}
+        assert set(names) <= declared
 
 
 @pytest.mark.parametrize(
