@@ -13,7 +13,7 @@ from growkernels.growth.grown import grow
 from growkernels.growth.merit_norms import NORMS
 from growkernels.growth.merits import Merits
 from growkernels.growth.positions import KINDS, Position, find_positions, named_positions
-from growkernels.growth.recorder import Recorder
+from growkernels.growth.recorder import Recorder, one_batch
 from growkernels.growth.same_function import check_same_output, outputs_in_eval_mode
 from growkernels.growth.surgery import refuse_wrappers
 from growkernels.nn import ResidualBlock
@@ -102,16 +102,8 @@ class LayerInsertion:
             RuntimeError: at the end of the block: a position got no gradient or several, or its
                 output was changed in place. The batch is not counted.
         """
-        if self._recorder.recording:
-            raise RuntimeError("recording() is already open; close it before the next batch.")
-        if not loss_scale > 0:
-            raise ValueError(f"loss_scale is {loss_scale}; it must be positive.")
-        self._recorder.begin()
-        try:
+        with one_batch(self._recorder, loss_scale):
             yield
-            self._recorder.finish(loss_scale)
-        finally:
-            self._recorder.end()
 
     def merits(self) -> Merits:
         """The merits over all batches recorded since the last insertion or ``reset``.

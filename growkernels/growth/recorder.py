@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -28,6 +29,36 @@ class Watcher(Protocol):
 
     def forward_ran(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """A forward pass of a watched module that records gradients has run."""
+
+
+class BatchRecorder(Protocol):
+    """What records the backward passes of one batch after the other."""
+
+    recording: bool
+
+    def begin(self) -> None:
+        """Begin a batch."""
+
+    def finish(self, loss_scale: float) -> None:
+        """Count the batch, or say why it cannot be counted."""
+
+    def end(self) -> None:
+        """Leave the batch behind, counted or not."""
+
+
+@contextmanager
+def one_batch(recorder: BatchRecorder, loss_scale: float) -> Iterator[None]:
+    """A batch that counts if the block and what follows from it succeed."""
+    if recorder.recording:
+        raise RuntimeError("recording() is already open; close it before the next batch.")
+    if not loss_scale > 0:
+        raise ValueError(f"loss_scale is {loss_scale}; it must be positive.")
+    recorder.begin()
+    try:
+        yield
+        recorder.finish(loss_scale)
+    finally:
+        recorder.end()
 
 
 class Tap:

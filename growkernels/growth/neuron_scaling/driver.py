@@ -18,6 +18,7 @@ from growkernels.growth.neuron_scaling.criteria import CRITERIA, RECORDED, Score
 from growkernels.growth.neuron_scaling.initial_values import initial_values
 from growkernels.growth.neuron_scaling.samples import SampleRecorder
 from growkernels.growth.neuron_scaling.selection import Selection
+from growkernels.growth.recorder import one_batch
 from growkernels.growth.same_function import check_same_output, outputs_in_eval_mode
 from growkernels.growth.surgery import refuse_wrappers
 from growkernels.nn.grown_linear import FORMS
@@ -166,16 +167,8 @@ class NeuronScaling:
             RuntimeError: at the end of the block: a layer got no gradient, or its input was
                 changed in place. The batch is not counted.
         """
-        if self._recorder.recording:
-            raise RuntimeError("recording() is already open; close it before the next batch.")
-        if not loss_scale > 0:
-            raise ValueError(f"loss_scale is {loss_scale}; it must be positive.")
-        self._recorder.begin()
-        try:
+        with one_batch(self._recorder, loss_scale):
             yield
-            self._recorder.finish(loss_scale)
-        finally:
-            self._recorder.end()
 
     def scores(self, *, tol: float = 1e-3, iters: int | None = None) -> Scores:
         """Every candidate neuron's score over all batches recorded since the last growth.
