@@ -18,6 +18,12 @@ void check_matrices(const at::Tensor& a) {
                    a.scalar_type(), "; pass float32 or float64");
 }
 
+std::tuple<at::Tensor, at::Tensor> eigs_by_torch(const at::Tensor& a) {
+  check_matrices(a);
+  const auto [values, columns] = at::linalg_eigh(a);
+  return {values, columns.mT().contiguous()};
+}
+
 namespace {
 
 std::tuple<at::Tensor, at::Tensor> shapes(const at::Tensor& a) {
@@ -26,16 +32,10 @@ std::tuple<at::Tensor, at::Tensor> shapes(const at::Tensor& a) {
           at::empty_symint(a.sym_sizes(), a.options(), at::MemoryFormat::Contiguous)};
 }
 
-std::tuple<at::Tensor, at::Tensor> by_torch(const at::Tensor& a) {
-  check_matrices(a);
-  const auto [values, columns] = at::linalg_eigh(a);
-  return {values, columns.mT().contiguous()};
-}
-
 }  // namespace
 
 TORCH_LIBRARY_IMPL(growkernels, Meta, m) { m.impl("symmetric_eigs", &shapes); }
-TORCH_LIBRARY_IMPL(growkernels, CompositeExplicitAutograd, m) { m.impl("symmetric_eigs", &by_torch); }
+TORCH_LIBRARY_IMPL(growkernels, CompositeExplicitAutograd, m) { m.impl("symmetric_eigs", &eigs_by_torch); }
 TORCH_LIBRARY_IMPL(growkernels, Autograd, m) {
   m.impl("symmetric_eigs", torch::autograd::autogradNotImplementedFallback());
 }

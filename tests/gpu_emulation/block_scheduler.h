@@ -18,6 +18,7 @@
 #include <functional>
 #include <source_location>
 #include <string>
+#include <utility>
 #include <vector>
 
 struct uint3 {
@@ -63,6 +64,8 @@ struct Machine {
   unsigned count = 0, running = 0;
   // Of the current block: threads at the barrier, one of them, threads that have left, one of them.
   unsigned at_barrier = 0, someone_there = 0, left = 0, someone_gone = 0;
+  // What threads bring to the barrier they are at, ored together, and what was brought to the last.
+  unsigned brought = 0, taken = 0;
   size_t dynamic_bytes = 0, static_bytes = 0;
   char* static_begin = nullptr;
   // A missing barrier mostly shows as a difference between the two orders.
@@ -107,7 +110,8 @@ inline bool same(const Where& a, const Where& b) {
   std::abort();
 }
 
-inline void meet_block(const Where& where) {
+// Returns what all threads have brought, ored together.
+inline unsigned meet_block(unsigned bring, const Where& where) {
   const Thread& there = machine.threads[machine.someone_there];
   if (machine.at_barrier > 0 && !same(there.where, where)) {
     fail("__syncthreads() while thread " + text(there.index) + " waits at another one, " + text(there.where), where);
@@ -118,17 +122,20 @@ inline void meet_block(const Where& where) {
          where);
   }
   machine.someone_there = machine.running;
+  machine.brought |= bring;
   if (++machine.at_barrier < machine.count) {
     Thread& self = machine.threads[machine.running];
     self.state = Thread::State::at_barrier;
     self.where = where;
     self.fiber.give_way();
-    return;
+    return machine.taken;
   }
+  machine.taken = std::exchange(machine.brought, 0);
   machine.at_barrier = 0;
   for (unsigned i = 0; i < machine.count; ++i) {
     machine.threads[i].state = Thread::State::ready;
   }
+  return machine.taken;
 }
 
 inline unsigned lane_of(unsigned thread) { return thread % warpSize; }
@@ -265,7 +272,7 @@ inline void run_block() {
     thread.index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / (blockDim.x * blockDim.y)};
     thread.fiber.start(&run_thread);
   }
-  machine.at_barrier = machine.left = 0;
+  machine.at_barrier = machine.left = machine.brought = 0;
   const unsigned warps = (machine.count + warpSize - 1) / warpSize;
   for (bool any = true; any && machine.error.empty();) {
     any = false;

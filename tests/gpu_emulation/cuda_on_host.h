@@ -130,7 +130,11 @@ T* dynamic_shared() {
 }  // namespace growkernels
 
 inline void __syncthreads(cuda_on_host::Where where = cuda_on_host::Where::current()) {
-  cuda_on_host::meet_block(where);
+  cuda_on_host::meet_block(0, where);
+}
+
+inline int __syncthreads_or(int predicate, cuda_on_host::Where where = cuda_on_host::Where::current()) {
+  return cuda_on_host::meet_block(predicate != 0, where) != 0;
 }
 
 inline void __syncwarp(unsigned mask = 0xFFFFFFFF, cuda_on_host::Where where = cuda_on_host::Where::current()) {

@@ -101,6 +101,17 @@ CUDA_ON_HOST_EXPORT void count(int* total, float* sum, int* largest, int* last) 
   launch(4, 100, 0, &counts, total, sum, largest, last);
 }
 
+// out[step][thread]: whether thread `step` of the block exists.
+__global__ void block_votes(int* out, int steps) {
+  for (int step = 0; step < steps; ++step) {
+    out[step * blockDim.x + threadIdx.x] = __syncthreads_or(static_cast<int>(threadIdx.x) == step);
+  }
+}
+
+CUDA_ON_HOST_EXPORT void block_vote(int* out, int64_t threads, int64_t steps) {
+  launch(1, threads, 0, &block_votes, out, static_cast<int>(steps));
+}
+
 // Each thread reads its neighbour's word; without the barrier that is a race.
 __global__ void neighbours(int* out, bool barrier) {
   __shared__ int words[64];

@@ -61,6 +61,12 @@ def test_a_block_that_fills_no_warp_votes_with_the_lanes_it_has(shim: HostLibrar
     assert out[32:].tolist() == [0xFF + 11] * 8
 
 
+def test_votes_of_a_block(shim: HostLibrary) -> None:
+    out = torch.empty(90, 70, dtype=torch.int32)
+    shim.call("block_vote", out, 70, 90)
+    assert out.equal((torch.arange(90) < 70).int()[:, None].expand(90, 70))
+
+
 def test_indices_in_three_dimensions(shim: HostLibrary) -> None:
     out = torch.empty(2 * 3 * 2, 3 * 2 * 4, dtype=torch.int32)
     shim.call("index", out)
