@@ -11,10 +11,9 @@
 #include <torch/library.h>
 
 namespace growkernels::splitting {
-namespace {
 
-at::Tensor splitting_weight(const at::Tensor& grad, const at::Tensor& preact, c10::string_view activation,
-                            std::optional<double> beta) {
+at::Tensor composed_weight(const at::Tensor& grad, const at::Tensor& preact, c10::string_view activation,
+                           std::optional<double> beta) {
   const Curvature curvature = parse_activation(activation, beta);
   check_weight(grad, preact);
   const bool narrow = preact.element_size() == 2;
@@ -22,7 +21,7 @@ at::Tensor splitting_weight(const at::Tensor& grad, const at::Tensor& preact, c1
   return at::empty_like(preact).copy_(grad * second_derivative(z, curvature));
 }
 
-at::Tensor splitting_hvp(const at::Tensor& x, const at::Tensor& w, const at::Tensor& v) {
+at::Tensor composed_hvp(const at::Tensor& x, const at::Tensor& w, const at::Tensor& v) {
   check_hvp(x, w, v);
   const int64_t rows = x.size(0), neurons = v.size(0), k = v.dim() == 2 ? 1 : v.size(1);
   const at::Tensor vectors = v.dim() == 2 ? v : v.flatten(0, 1);
@@ -31,8 +30,8 @@ at::Tensor splitting_hvp(const at::Tensor& x, const at::Tensor& w, const at::Ten
   return at::mm(weighted.t(), x).view(v.sizes());
 }
 
-at::Tensor splitting_hvp_conv2d(const at::Tensor& x, const at::Tensor& w, const at::Tensor& v, at::IntArrayRef stride,
-                                at::IntArrayRef padding, at::IntArrayRef dilation) {
+at::Tensor composed_hvp_conv2d(const at::Tensor& x, const at::Tensor& w, const at::Tensor& v, at::IntArrayRef stride,
+                               at::IntArrayRef padding, at::IntArrayRef dilation) {
   check_hvp_conv2d(x, w, v, parse_sliding(stride, padding, dilation));
   const at::Tensor filters = v.dim() == 4 ? v : v.flatten(0, 1);
   const at::Tensor products = at::conv2d(x, filters, {}, stride, padding, dilation);
@@ -42,12 +41,10 @@ at::Tensor splitting_hvp_conv2d(const at::Tensor& x, const at::Tensor& w, const 
   return filter_grad.contiguous().view(v.sizes());
 }
 
-}  // namespace
-
 TORCH_LIBRARY_IMPL(growkernels, CompositeExplicitAutograd, m) {
-  m.impl("splitting_weight", &splitting_weight);
-  m.impl("splitting_hvp", &splitting_hvp);
-  m.impl("splitting_hvp_conv2d", &splitting_hvp_conv2d);
+  m.impl("splitting_weight", &composed_weight);
+  m.impl("splitting_hvp", &composed_hvp);
+  m.impl("splitting_hvp_conv2d", &composed_hvp_conv2d);
 }
 
 }  // namespace growkernels::splitting

@@ -5,6 +5,7 @@
 // convolutions, and sums over i are their input gradients. Of w = g act''(z):
 //   dL/dg = dL/dw act''(z)        dL/dz = dL/dw g act'''(z).
 
+#include "common/autograd_node.h"
 #include "splitting/dispatch.h"
 #include "splitting/splitting.h"
 
@@ -12,39 +13,14 @@
 #include <ATen/ops/conv2d.h>
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/matmul.h>
-#include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 namespace growkernels::splitting {
 namespace {
 
-using torch::autograd::AutogradContext;
-using torch::autograd::Variable;
-using torch::autograd::variable_list;
-
-struct Weight : torch::autograd::Function<Weight> {
-  static Variable forward(AutogradContext* ctx, const at::Tensor& grad, const at::Tensor& preact,
-                          std::string activation, std::optional<double> beta) {
-    const at::AutoDispatchBelowADInplaceOrView guard;
-    ctx->save_for_backward({grad, preact});
-    ctx->saved_data["activation"] = activation;
-    ctx->saved_data["beta"] = beta;
-    return call_splitting_weight(grad, preact, activation, beta);
-  }
-  static variable_list backward(AutogradContext* ctx, const variable_list& incoming) {
-    const variable_list saved = ctx->get_saved_variables();
-    const Curvature curvature =
-        parse_activation(ctx->saved_data["activation"].toStringRef(), ctx->saved_data["beta"].toOptional<double>());
-    Variable grad, preact;
-    if (ctx->needs_input_grad(0)) {
-      grad = incoming[0] * second_derivative(saved[1], curvature);
-    }
-    if (ctx->needs_input_grad(1)) {
-      preact = incoming[0] * saved[0] * third_derivative(saved[1], curvature);
-    }
-    return {grad, preact, Variable(), Variable()};
-  }
-};
+using torch::autograd::isFwGradDefined;
+using Tensors = CallNode::Tensors;
+using Wanted = CallNode::Wanted;
 
 // [n, d] or [n, k, d] -> [n k, d]; the same for filters.
 at::Tensor joined(const at::Tensor& v, int64_t neuron_dims) { return neuron_dims == 1 ? v : v.flatten(0, 1); }
@@ -59,15 +35,15 @@ at::Tensor by_neuron(const at::Tensor& products, const at::Tensor& w) {
 
 // What the two products have in common; Map applies vectors to x, and Adjoint maps products back to x.
 template <typename Map, typename Adjoint>
-variable_list backward_of_products(AutogradContext* ctx, const at::Tensor& w, const at::Tensor& v,
-                                   const at::Tensor& incoming, const Map& map, const Adjoint& adjoint) {
-  Variable x_grad, w_grad;
-  if (ctx->needs_input_grad(0) || ctx->needs_input_grad(1)) {
+Tensors gradients_of_x_and_w(const at::Tensor& w, const at::Tensor& v, const at::Tensor& incoming, const Wanted& wanted,
+                             const Map& map, const Adjoint& adjoint) {
+  at::Tensor x_grad, w_grad;
+  if (wanted(0) || wanted(1)) {
     const at::Tensor p = map(v), q = map(incoming);
-    if (ctx->needs_input_grad(1)) {
+    if (wanted(1)) {
       w_grad = by_neuron(p * q, w).sum(2);
     }
-    if (ctx->needs_input_grad(0)) {
+    if (wanted(0)) {
       const at::Tensor weights = w.unsqueeze(2);
       x_grad = adjoint((by_neuron(q, w) * weights).view_symint(q.sym_sizes()), v) +
                adjoint((by_neuron(p, w) * weights).view_symint(p.sym_sizes()), incoming);
@@ -76,85 +52,62 @@ variable_list backward_of_products(AutogradContext* ctx, const at::Tensor& w, co
   return {x_grad, w_grad};
 }
 
-struct Hvp : torch::autograd::Function<Hvp> {
-  static Variable forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& w, const at::Tensor& v) {
-    const at::AutoDispatchBelowADInplaceOrView guard;
-    ctx->save_for_backward({x, w, v});
-    return call_splitting_hvp(x, w, v);
-  }
-  static variable_list backward(AutogradContext* ctx, const variable_list& incoming) {
-    const variable_list saved = ctx->get_saved_variables();
-    const at::Tensor &x = saved[0], &w = saved[1], &v = saved[2], &y_grad = incoming[0];
-    const int64_t neuron_dims = v.dim() - 1;
-    variable_list out = backward_of_products(
-        ctx, w, joined(v, neuron_dims), joined(y_grad, neuron_dims),
-        [&](const at::Tensor& vectors) { return at::matmul(x, vectors.t()); },
-        [](const at::Tensor& products, const at::Tensor& vectors) { return at::matmul(products, vectors); });
-    out.push_back(ctx->needs_input_grad(2) ? call_splitting_hvp(x, w, y_grad) : Variable());
-    return out;
-  }
-};
-
-struct HvpConv2d : torch::autograd::Function<HvpConv2d> {
-  static Variable forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& w, const at::Tensor& v,
-                          std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation) {
-    const at::AutoDispatchBelowADInplaceOrView guard;
-    ctx->save_for_backward({x, w, v});
-    ctx->saved_data["stride"] = stride;
-    ctx->saved_data["padding"] = padding;
-    ctx->saved_data["dilation"] = dilation;
-    return call_splitting_hvp_conv2d(x, w, v, stride, padding, dilation);
-  }
-  static variable_list backward(AutogradContext* ctx, const variable_list& incoming) {
-    const variable_list saved = ctx->get_saved_variables();
-    const at::Tensor &x = saved[0], &w = saved[1], &v = saved[2], &y_grad = incoming[0];
-    const std::vector<int64_t> stride = ctx->saved_data["stride"].toIntVector(),
-                               padding = ctx->saved_data["padding"].toIntVector(),
-                               dilation = ctx->saved_data["dilation"].toIntVector();
-    const int64_t neuron_dims = v.dim() - 3;
-    variable_list out = backward_of_products(
-        ctx, w, joined(v, neuron_dims), joined(y_grad, neuron_dims),
-        [&](const at::Tensor& filters) { return at::conv2d(x, filters, {}, stride, padding, dilation); },
-        [&](const at::Tensor& products, const at::Tensor& filters) {
-          return std::get<0>(at::convolution_backward(products, x, filters, std::nullopt, stride, padding, dilation,
-                                                      false, {0, 0}, 1, {true, false, false}));
-        });
-    out.push_back(ctx->needs_input_grad(2) ? call_splitting_hvp_conv2d(x, w, y_grad, stride, padding, dilation)
-                                           : Variable());
-    out.resize(6);
-    return out;
-  }
-};
-
-bool needs_gradient(std::initializer_list<at::Tensor> tensors) {
-  return at::GradMode::is_enabled() &&
-         std::any_of(tensors.begin(), tensors.end(), [](const at::Tensor& x) { return x.requires_grad(); });
-}
-
 at::Tensor splitting_weight(const at::Tensor& grad, const at::Tensor& preact, c10::string_view activation,
                             std::optional<double> beta) {
-  if (needs_gradient({grad, preact})) {
-    return Weight::apply(grad, preact, std::string(activation), beta);
+  if (isFwGradDefined(grad) || isFwGradDefined(preact)) {
+    return composed_weight(grad, preact, activation, beta);
   }
-  const at::AutoDispatchBelowADInplaceOrView guard;
-  return call_splitting_weight(grad, preact, activation, beta);
+  const Curvature curvature = parse_activation(activation, beta);
+  return recorded(
+      "SplittingWeightBackward", {grad, preact}, [&] { return call_splitting_weight(grad, preact, activation, beta); },
+      [curvature](const Tensors& inputs, const Tensors& incoming, const Wanted& wanted) -> Tensors {
+        const at::Tensor &g = inputs[0], &z = inputs[1];
+        return {wanted(0) ? incoming[0] * second_derivative(z, curvature) : at::Tensor(),
+                wanted(1) ? incoming[0] * g * third_derivative(z, curvature) : at::Tensor()};
+      });
 }
 
 at::Tensor splitting_hvp(const at::Tensor& x, const at::Tensor& w, const at::Tensor& v) {
-  if (needs_gradient({x, w, v})) {
-    return Hvp::apply(x, w, v);
+  if (isFwGradDefined(x) || isFwGradDefined(w) || isFwGradDefined(v)) {
+    return composed_hvp(x, w, v);
   }
-  const at::AutoDispatchBelowADInplaceOrView guard;
-  return call_splitting_hvp(x, w, v);
+  return recorded(
+      "SplittingHvpBackward", {x, w, v}, [&] { return call_splitting_hvp(x, w, v); },
+      [](const Tensors& inputs, const Tensors& incoming, const Wanted& wanted) {
+        const at::Tensor &rows = inputs[0], &weights = inputs[1], &vectors = inputs[2], &y_grad = incoming[0];
+        const int64_t neuron_dims = vectors.dim() - 1;
+        Tensors out = gradients_of_x_and_w(
+            weights, joined(vectors, neuron_dims), joined(y_grad, neuron_dims), wanted,
+            [&](const at::Tensor& u) { return at::matmul(rows, u.t()); },
+            [](const at::Tensor& products, const at::Tensor& u) { return at::matmul(products, u); });
+        out.push_back(wanted(2) ? call_splitting_hvp(rows, weights, y_grad) : at::Tensor());
+        return out;
+      });
 }
 
 at::Tensor splitting_hvp_conv2d(const at::Tensor& x, const at::Tensor& w, const at::Tensor& v, at::IntArrayRef stride,
                                 at::IntArrayRef padding, at::IntArrayRef dilation) {
-  if (needs_gradient({x, w, v})) {
-    return HvpConv2d::apply(x, w, v, stride.vec(), padding.vec(), dilation.vec());
+  if (isFwGradDefined(x) || isFwGradDefined(w) || isFwGradDefined(v)) {
+    return composed_hvp_conv2d(x, w, v, stride, padding, dilation);
   }
-  const at::AutoDispatchBelowADInplaceOrView guard;
-  return call_splitting_hvp_conv2d(x, w, v, stride, padding, dilation);
+  return recorded(
+      "SplittingHvpConv2dBackward", {x, w, v},
+      [&] { return call_splitting_hvp_conv2d(x, w, v, stride, padding, dilation); },
+      [stride = stride.vec(), padding = padding.vec(), dilation = dilation.vec()](
+          const Tensors& inputs, const Tensors& incoming, const Wanted& wanted) {
+        const at::Tensor &images = inputs[0], &weights = inputs[1], &vectors = inputs[2], &y_grad = incoming[0];
+        const int64_t neuron_dims = vectors.dim() - 3;
+        Tensors out = gradients_of_x_and_w(
+            weights, joined(vectors, neuron_dims), joined(y_grad, neuron_dims), wanted,
+            [&](const at::Tensor& filters) { return at::conv2d(images, filters, {}, stride, padding, dilation); },
+            [&](const at::Tensor& products, const at::Tensor& filters) {
+              return std::get<0>(at::convolution_backward(products, images, filters, std::nullopt, stride, padding,
+                                                          dilation, false, {0, 0}, 1, {true, false, false}));
+            });
+        out.push_back(wanted(2) ? call_splitting_hvp_conv2d(images, weights, y_grad, stride, padding, dilation)
+                                : at::Tensor());
+        return out;
+      });
 }
 
 }  // namespace

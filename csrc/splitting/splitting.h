@@ -33,6 +33,13 @@ void check_weight(const at::Tensor& grad, const at::Tensor& preact);
 void check_hvp(const at::Tensor& x, const at::Tensor& w, const at::Tensor& v);
 void check_hvp_conv2d(const at::Tensor& x, const at::Tensor& w, const at::Tensor& v, const Sliding& sliding);
 
+// The family composed of ATen's ops, differentiable in every way that those are.
+at::Tensor composed_weight(const at::Tensor& grad, const at::Tensor& preact, c10::string_view activation,
+                           std::optional<double> beta);
+at::Tensor composed_hvp(const at::Tensor& x, const at::Tensor& w, const at::Tensor& v);
+at::Tensor composed_hvp_conv2d(const at::Tensor& x, const at::Tensor& w, const at::Tensor& v, at::IntArrayRef stride,
+                               at::IntArrayRef padding, at::IntArrayRef dilation);
+
 // act'' and act''' of ATen's differentiable ops.
 at::Tensor second_derivative(const at::Tensor& z, const Curvature& curvature);
 at::Tensor third_derivative(const at::Tensor& z, const Curvature& curvature);

@@ -5,6 +5,7 @@
 //   conv2d_relu  G = wgrad(h, g * [h>0])     dg = [h>0] * conv(h, dG)      dh = conv^T(g * [h>0], dG)
 // The mask [h>0] is constant almost everywhere and contributes nothing.
 
+#include "common/autograd_node.h"
 #include "virtual_grad/dispatch.h"
 #include "virtual_grad/virtual_grad.h"
 
@@ -16,15 +17,13 @@
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/tanh.h>
-#include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 namespace growkernels::virtual_grad {
 namespace {
 
-using torch::autograd::AutogradContext;
-using torch::autograd::Variable;
-using torch::autograd::variable_list;
+using torch::autograd::isFwGradDefinedTensorList;
+using Tensors = CallNode::Tensors;
 
 at::Tensor activation_derivative(const at::Tensor& x, const Kind& kind) {
   const at::Tensor scaled = x * kind.scale;
@@ -67,24 +66,10 @@ PositionGradients backward_at(const at::Tensor& h, const at::Tensor& g, const at
   return {at::conv_transpose2d(mask * g, dG, {}, 1, 1), mask * at::conv2d(h, dG, {}, 1, 1)};
 }
 
-// What a backward pass needs of the call: 2 L tensors (inputs, then grads) and the three parameters.
-void save_call(AutogradContext* ctx, at::TensorList inputs, at::TensorList grads, std::string layer,
-               std::string activation, double scale) {
-  variable_list saved(inputs.begin(), inputs.end());
-  saved.insert(saved.end(), grads.begin(), grads.end());
-  ctx->save_for_backward(std::move(saved));
-  ctx->saved_data["layer"] = std::move(layer);
-  ctx->saved_data["activation"] = std::move(activation);
-  ctx->saved_data["scale"] = scale;
-}
-
-// Gradients for the arguments of apply(): 2 L tensors, then count, layer, activation, scale.
-variable_list backward_of_gradients(AutogradContext* ctx, const variable_list& incoming) {
-  const variable_list saved = ctx->get_saved_variables();
+// Gradients of the 2 L tensors (inputs, then grads) from those of the L matrices G.
+Tensors backward_of_gradients(const Tensors& saved, const Tensors& incoming, const Kind& kind) {
   const size_t count = saved.size() / 2;
-  const Kind kind = parse_kind(ctx->saved_data["layer"].toStringRef(), ctx->saved_data["activation"].toStringRef(),
-                               ctx->saved_data["scale"].toDouble());
-  variable_list out(2 * count + 4);
+  Tensors out(2 * count);
   for (size_t l = 0; l < count; ++l) {
     if (incoming[l].defined()) {
       const PositionGradients gradients = backward_at(saved[l], saved[count + l], incoming[l], kind);
@@ -95,76 +80,47 @@ variable_list backward_of_gradients(AutogradContext* ctx, const variable_list& i
   return out;
 }
 
-struct Gradients : torch::autograd::Function<Gradients> {
-  static variable_list forward(AutogradContext* ctx, at::TensorList tensors, int64_t count, std::string layer,
-                               std::string activation, double scale) {
-    const at::AutoDispatchBelowADInplaceOrView guard;
-    const at::TensorList inputs = tensors.slice(0, count), grads = tensors.slice(count);
-    save_call(ctx, inputs, grads, layer, activation, scale);
-    return call_virtual_grads(inputs, grads, layer, activation, scale);
-  }
-  static variable_list backward(AutogradContext* ctx, const variable_list& incoming) {
-    return backward_of_gradients(ctx, incoming);
-  }
-};
-
-struct Norms : torch::autograd::Function<Norms> {
-  static Variable forward(AutogradContext* ctx, at::TensorList tensors, int64_t count, std::string layer,
-                          std::string activation, double scale) {
-    const at::AutoDispatchBelowADInplaceOrView guard;
-    const at::TensorList inputs = tensors.slice(0, count), grads = tensors.slice(count);
-    save_call(ctx, inputs, grads, layer, activation, scale);
-    return call_virtual_grad_norms(inputs, grads, layer, activation, scale);
-  }
-  static variable_list backward(AutogradContext* ctx, const variable_list& incoming) {
-    const variable_list saved = ctx->get_saved_variables();
-    const size_t count = saved.size() / 2;
-    const at::TensorList tensors(saved);
-    const std::vector<at::Tensor> gradients =
-        call_virtual_grads(tensors.slice(0, count), tensors.slice(count), ctx->saved_data["layer"].toStringRef(),
-                           ctx->saved_data["activation"].toStringRef(), ctx->saved_data["scale"].toDouble());
-    variable_list scaled;
-    for (size_t l = 0; l < count; ++l) {
-      scaled.push_back(2 * incoming[0][static_cast<int64_t>(l)] * gradients[l]);
-    }
-    return backward_of_gradients(ctx, scaled);
-  }
-};
-
-bool needs_gradient(at::TensorList inputs, at::TensorList grads) {
-  const auto requires_grad = [](const at::Tensor& x) { return x.requires_grad(); };
-  return at::GradMode::is_enabled() && (std::any_of(inputs.begin(), inputs.end(), requires_grad) ||
-                                        std::any_of(grads.begin(), grads.end(), requires_grad));
-}
-
-variable_list joined(at::TensorList inputs, at::TensorList grads) {
-  variable_list tensors(inputs.begin(), inputs.end());
+Tensors joined(at::TensorList inputs, at::TensorList grads) {
+  Tensors tensors(inputs.begin(), inputs.end());
   tensors.insert(tensors.end(), grads.begin(), grads.end());
   return tensors;
 }
 
 std::vector<at::Tensor> virtual_grads(at::TensorList inputs, at::TensorList grads, c10::string_view layer,
                                       c10::string_view activation, double scale) {
-  if (needs_gradient(inputs, grads)) {
-    check_positions("virtual_grads", inputs, grads, parse_kind(layer, activation, scale));
-    const variable_list tensors = joined(inputs, grads);
-    return Gradients::apply(at::TensorList(tensors), static_cast<int64_t>(inputs.size()), std::string(layer),
-                            std::string(activation), scale);
+  const Kind kind = parse_kind(layer, activation, scale);
+  if (isFwGradDefinedTensorList(inputs) || isFwGradDefinedTensorList(grads)) {
+    check_positions("virtual_grads", inputs, grads, kind);
+    return aten_gradients(inputs, grads, kind);
   }
-  const at::AutoDispatchBelowADInplaceOrView guard;
-  return call_virtual_grads(inputs, grads, layer, activation, scale);
+  return recorded(
+      "VirtualGradsBackward", joined(inputs, grads),
+      [&] { return call_virtual_grads(inputs, grads, layer, activation, scale); },
+      [kind](const Tensors& saved, const Tensors& incoming, const CallNode::Wanted&) {
+        return backward_of_gradients(saved, incoming, kind);
+      });
 }
 
 at::Tensor virtual_grad_norms(at::TensorList inputs, at::TensorList grads, c10::string_view layer,
                               c10::string_view activation, double scale) {
-  if (needs_gradient(inputs, grads)) {
-    check_positions("virtual_grad_norms", inputs, grads, parse_kind(layer, activation, scale));
-    const variable_list tensors = joined(inputs, grads);
-    return Norms::apply(at::TensorList(tensors), static_cast<int64_t>(inputs.size()), std::string(layer),
-                        std::string(activation), scale);
+  const Kind kind = parse_kind(layer, activation, scale);
+  if (isFwGradDefinedTensorList(inputs) || isFwGradDefinedTensorList(grads)) {
+    check_positions("virtual_grad_norms", inputs, grads, kind);
+    return aten_gradient_norms(inputs, grads, kind);
   }
-  const at::AutoDispatchBelowADInplaceOrView guard;
-  return call_virtual_grad_norms(inputs, grads, layer, activation, scale);
+  return recorded(
+      "VirtualGradNormsBackward", joined(inputs, grads),
+      [&] { return call_virtual_grad_norms(inputs, grads, layer, activation, scale); },
+      [kind, layer = std::string(layer), activation = std::string(activation), scale](
+          const Tensors& saved, const Tensors& incoming, const CallNode::Wanted&) {
+        const size_t count = saved.size() / 2;
+        const at::TensorList tensors(saved);
+        Tensors gradients = call_virtual_grads(tensors.slice(0, count), tensors.slice(count), layer, activation, scale);
+        for (size_t l = 0; l < count; ++l) {
+          gradients[l] = 2 * incoming[0][static_cast<int64_t>(l)] * gradients[l];
+        }
+        return backward_of_gradients(saved, gradients, kind);
+      });
 }
 
 // Accumulation is a measurement: never differentiable, whatever the inputs require.

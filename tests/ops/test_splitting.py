@@ -433,8 +433,34 @@ def calls() -> dict[str, tuple[Callable[..., Tensor], list[Tensor]]]:
 def test_gradients_of_gradients(name: str) -> None:
     function, tensors = calls()[name]
     tensors = [t.requires_grad_() for t in tensors]
-    assert torch.autograd.gradcheck(function, tensors)
+    assert torch.autograd.gradcheck(function, tensors, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(function, tensors)
+
+
+@pytest.mark.parametrize("name", calls())
+def test_functional_gradients(name: str) -> None:
+    function, tensors = calls()[name]
+
+    def loss(*inputs: Tensor) -> Tensor:
+        return function(*inputs).sin().sum()
+
+    wanted = [t.clone().requires_grad_() for t in tensors]
+    expected = torch.autograd.grad(loss(*wanted), wanted)
+    torch.testing.assert_close(torch.func.grad(loss, (0, 1, 2))(*tensors), expected)
+    vectors = torch.stack([tensors[2], 2 * tensors[2]])
+    each = torch.func.vmap(torch.func.grad(loss, 2), in_dims=(None, None, 0))
+    torch.testing.assert_close(each(*tensors[:2], vectors)[0], expected[2])
+
+
+def test_functional_gradients_of_the_weight() -> None:
+    grad, z = (randn(4, 3, dtype=torch.float64, seed=seed) for seed in (0, 1))
+
+    def loss(grad: Tensor, z: Tensor) -> Tensor:
+        return gk.splitting_weight(grad, z, "silu").sin().sum()
+
+    wanted = [t.clone().requires_grad_() for t in (grad, z)]
+    expected = torch.autograd.grad(loss(*wanted), wanted)
+    torch.testing.assert_close(torch.func.grad(loss, (0, 1))(grad, z), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)

@@ -274,8 +274,22 @@ def test_gradients_of_gradients(layer: str, activation: str, scale: float) -> No
         )
 
     for function in (norms, gradients):
-        assert torch.autograd.gradcheck(function, tensors)
+        assert torch.autograd.gradcheck(function, tensors, check_forward_ad=True)
         assert torch.autograd.gradgradcheck(function, tensors)
+
+
+@pytest.mark.parametrize("layer", ["linear_relu", "residual", "conv2d_relu"])
+def test_functional_gradients(layer: str) -> None:
+    inputs, grads = make(shapes_of(layer)[:2], torch.float64)
+
+    def loss(h: list[Tensor], g: list[Tensor]) -> Tensor:
+        squares = [G.square().sum() for G in gk.virtual_grads(h, g, layer)]
+        return gk.virtual_grad_norms(h, g, layer).sin().sum() + sum(squares)
+
+    wanted = [t.clone().requires_grad_() for t in inputs + grads]
+    expected = torch.autograd.grad(loss(wanted[:2], wanted[2:]), wanted)
+    of_inputs, of_grads = torch.func.grad(loss, (0, 1))(inputs, grads)
+    torch.testing.assert_close([*of_inputs, *of_grads], list(expected))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
