@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from growkernels.ops.splitting import flops, vmap
+from growkernels.ops.splitting import flops, gpu, vmap
 
 __all__ = ["splitting_hvp", "splitting_hvp_conv2d", "splitting_weight"]
 
@@ -26,6 +26,7 @@ _hvp = _ops.splitting_hvp.default
 _hvp_conv2d = _ops.splitting_hvp_conv2d.default
 flops.register()
 vmap.register()
+gpu.register()
 
 
 def splitting_weight(

@@ -1,0 +1,465 @@
+"""Products with splitting matrices on a GPU, in Triton.
+
+Y_i = sum_m w[m, i] (x_m . v_i) x_m is a matrix product, an elementwise product and a transposed
+matrix product, as in attention with x for both keys and values and w in place of the softmax.
+
+- `fused`: one kernel, where an output row and all of x_m fit into a tile. x is loaded once for both
+  products, P = (x v^T) * w never leaves the registers.
+- `projected`: two kernels for wider rows. The first multiplies by w while P is in registers and
+  writes it, some 2^28 bytes of samples at a time; the second is P^T x.
+
+Both split the samples among programs so as to fill the GPU. Partial sums are float32 and are added
+in a fixed order by a kernel of their own. The rows of a convolution are patches, which are
+addressed in the image where they lie (channels innermost) and never written to memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from growkernels.ops.splitting.gpu_plan import (
+    COMBINE,
+    FUSED,
+    PROJECT,
+    Patches,
+    Tile,
+    choose_splits,
+    rows_per_pass,
+)
+from growkernels.ops.triton_build import TritonBuild
+
+_REDUCE_BLOCK = 1024
+_WEIGHT_BLOCK = 2048
+
+
+@triton.jit
+def _load_rows(x, start, last, columns, width, stride, BLOCK_M: tl.constexpr, PATCH: tl.constexpr):
+    """Columns of the samples start..start + BLOCK_M; zero from `last` and from `width` on.
+
+    PATCH has the fields of `Patches`, of which Triton makes constants.
+    """
+    m = start + tl.arange(0, BLOCK_M)
+    inside = (m < last)[:, None] & (columns < width)[None, :]
+    if PATCH is None:
+        base = x + tl.cast(start, tl.int64) * stride
+        offsets = tl.arange(0, BLOCK_M)[:, None] * stride + columns[None, :]
+    else:
+        channels: tl.constexpr = PATCH[0]
+        height: tl.constexpr = PATCH[1]
+        image_width: tl.constexpr = PATCH[2]
+        taps_wide: tl.constexpr = PATCH[3]
+        out_height: tl.constexpr = PATCH[4]
+        out_width: tl.constexpr = PATCH[5]
+        pixel = m % (out_height * out_width)
+        top = (pixel // out_width) * PATCH[6] - PATCH[8]
+        left = (pixel % out_width) * PATCH[7] - PATCH[9]
+        tap = columns // channels
+        down = (tap // taps_wide) * PATCH[10]
+        right = (tap % taps_wide) * PATCH[11]
+        row = top[:, None] + down[None, :]
+        column = left[:, None] + right[None, :]
+        inside &= (row >= 0) & (row < height) & (column >= 0) & (column < image_width)
+        image = (m // (out_height * out_width)).to(tl.int64) * (height * image_width)
+        corner = (image + top * image_width + left) * channels
+        base = x
+        offsets = (
+            corner[:, None]
+            + ((down * image_width + right) * channels + columns % channels)[None, :]
+        )
+    return tl.load(base + offsets, mask=inside, other=0.0)
+
+
+@triton.jit
+def _load_weights(
+    w, start, last, first_neuron, neurons, stride_m, stride_n,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """[BLOCK_M, BLOCK_N] of w, zero from `last` and from `neurons` on."""
+    m = tl.arange(0, BLOCK_M)
+    n = tl.arange(0, BLOCK_N)
+    base = w + tl.cast(start, tl.int64) * stride_m + first_neuron.to(tl.int64) * stride_n
+    inside = (start + m < last)[:, None] & (first_neuron + n < neurons)[None, :]
+    return tl.load(base + (m[:, None] * stride_m + n[None, :] * stride_n), mask=inside, other=0.0)
+
+
+@triton.jit
+def fused_kernel(
+    x, w, v, out, rows, neurons, width, k, rows_per_split, stride_x, stride_wm, stride_wn,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, CHUNKS: tl.constexpr,
+    PRECISION: tl.constexpr, PATCH: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """out[split, i, vector] = sum over the split's samples; at most 3 chunks of columns.
+
+    P is computed transposed, so that its accumulator is the second product's left operand without
+    a detour through shared memory. Vectors of one neuron are programs of their own, next to each
+    other: they find their neuron's weights in the cache.
+    """
+    vector = tl.program_id(0) % k
+    first_neuron = tl.program_id(0) // k * BLOCK_N
+    split = tl.program_id(1)
+    first = split * rows_per_split
+    last = tl.minimum(first + rows_per_split, rows)
+    n = first_neuron + tl.arange(0, BLOCK_N)
+    d = tl.arange(0, BLOCK_D)
+    v_rows = v + ((n.to(tl.int64) * k + vector) * width)[:, None]
+    present = (n < neurons)[:, None]
+    v0 = tl.load(v_rows + d[None, :], mask=present & (d < width)[None, :], other=0.0)
+    sum0 = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    if CHUNKS > 1:
+        d1 = BLOCK_D + d
+        v1 = tl.load(v_rows + d1[None, :], mask=present & (d1 < width)[None, :], other=0.0)
+        sum1 = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    if CHUNKS > 2:
+        d2 = 2 * BLOCK_D + d
+        v2 = tl.load(v_rows + d2[None, :], mask=present & (d2 < width)[None, :], other=0.0)
+        sum2 = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    for start in tl.range(first, last, BLOCK_M, num_stages=STAGES):
+        x0 = _load_rows(x, start, last, d, width, stride_x, BLOCK_M, PATCH)
+        p = tl.dot(v0, tl.trans(x0), input_precision=PRECISION)
+        if CHUNKS > 1:
+            x1 = _load_rows(x, start, last, d1, width, stride_x, BLOCK_M, PATCH)
+            p = tl.dot(v1, tl.trans(x1), p, input_precision=PRECISION)
+        if CHUNKS > 2:
+            x2 = _load_rows(x, start, last, d2, width, stride_x, BLOCK_M, PATCH)
+            p = tl.dot(v2, tl.trans(x2), p, input_precision=PRECISION)
+        weights = _load_weights(
+            w, start, last, first_neuron, neurons, stride_wm, stride_wn, BLOCK_M, BLOCK_N
+        )
+        p = (p * tl.trans(weights)).to(x0.dtype)
+        sum0 = tl.dot(p, x0, sum0, input_precision=PRECISION)
+        if CHUNKS > 1:
+            sum1 = tl.dot(p, x1, sum1, input_precision=PRECISION)
+        if CHUNKS > 2:
+            sum2 = tl.dot(p, x2, sum2, input_precision=PRECISION)
+    out_rows = out + (((split.to(tl.int64) * neurons + n) * k + vector) * width)[:, None]
+    tl.store(out_rows + d[None, :], sum0, mask=present & (d < width)[None, :])
+    if CHUNKS > 1:
+        tl.store(out_rows + d1[None, :], sum1, mask=present & (d1 < width)[None, :])
+    if CHUNKS > 2:
+        tl.store(out_rows + d2[None, :], sum2, mask=present & (d2 < width)[None, :])
+
+
+@triton.jit
+def project_kernel(
+    x, w, v, p, first_row, rows, neurons, width, k, stride_x, stride_wm, stride_wn,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    PATCH: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """p[m, vector, i] = w[m, i] (x_m . v[i, vector]) for the samples from `first_row` to `rows`."""
+    columns = tl.cdiv(neurons, BLOCK_N) * k
+    vector = tl.program_id(0) % columns % k
+    first_neuron = tl.program_id(0) % columns // k * BLOCK_N
+    local = tl.program_id(0) // columns * BLOCK_M
+    start = first_row + local
+    n = first_neuron + tl.arange(0, BLOCK_N)
+    present = n < neurons
+    v_rows = v + ((n.to(tl.int64) * k + vector) * width)[None, :]
+    product = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for begin in tl.range(0, width, BLOCK_D, num_stages=STAGES):
+        d = begin + tl.arange(0, BLOCK_D)
+        tile = _load_rows(x, start, rows, d, width, stride_x, BLOCK_M, PATCH)
+        vectors = tl.load(
+            v_rows + d[:, None], mask=(d < width)[:, None] & present[None, :], other=0.0
+        )
+        product = tl.dot(tile, vectors, product)
+    weights = _load_weights(
+        w, start, rows, first_neuron, neurons, stride_wm, stride_wn, BLOCK_M, BLOCK_N
+    )
+    m = tl.arange(0, BLOCK_M)
+    p_rows = p + ((local.to(tl.int64) + m) * k + vector)[:, None] * neurons
+    tl.store(p_rows + n[None, :], product * weights, mask=(start + m < rows)[:, None] & present)
+
+
+@triton.jit
+def combine_kernel(
+    x, p, out, first_row, rows, neurons, width, k, rows_per_split, stride_x,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    PATCH: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """out[split, i, vector] = sum of p[m, vector, i] x_m over the split's samples."""
+    vector = tl.program_id(0) % k
+    first_neuron = tl.program_id(0) // k * BLOCK_N
+    d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    split = tl.program_id(2)
+    first = first_row + split * rows_per_split
+    last = tl.minimum(first + rows_per_split, rows)
+    n = first_neuron + tl.arange(0, BLOCK_N)
+    total = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    for start in tl.range(first, last, BLOCK_M, num_stages=STAGES):
+        projections = _load_weights(
+            p + vector.to(tl.int64) * neurons, start - first_row, last - first_row,
+            first_neuron, neurons, k * neurons, 1, BLOCK_M, BLOCK_N,
+        )  # fmt: skip
+        tile = _load_rows(x, start, last, d, width, stride_x, BLOCK_M, PATCH)
+        total = tl.dot(tl.trans(projections), tile, total)
+    out_rows = out + (((split.to(tl.int64) * neurons + n) * k + vector) * width)[:, None]
+    tl.store(out_rows + d[None, :], total, mask=(n < neurons)[:, None] & (d < width)[None, :])
+
+
+@triton.jit
+def reduce_kernel(
+    partial, out, splits, size, channels, taps, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Sums the partial results in order; the taps of a filter go from outside to inside."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < size
+    total = tl.zeros((BLOCK,), tl.float32)
+    for split in range(splits):
+        total += tl.load(partial + tl.cast(split, tl.int64) * size + at, mask=inside, other=0.0)
+    filter_size = channels * taps
+    element = at % filter_size
+    target = at - element + element % channels * taps + element // channels
+    tl.store(out + target, total, mask=inside)
+
+
+@triton.jit
+def _second_derivative(z, beta, ACTIVATION: tl.constexpr):
+    """act''(z) from exp(-|z|), so that nothing cancels in the tails; NaN comes through."""
+    if ACTIVATION == "gelu":
+        square = z * z
+        result = tl.exp(-0.5 * square) * 0.3989422804014327 * (2.0 - square)
+    elif ACTIVATION == "gelu_tanh":
+        # z (1 + t) / 2, t = tanh u: with q = 1 - t^2, f'' = q (u' + z (u'' - 2 t u'^2) / 2).
+        square = z * z
+        u = 0.7978845608028654 * z * (1.0 + 0.044715 * square)
+        decay = tl.exp(-2.0 * tl.abs(u))
+        t = tl.where(z < 0, decay - 1.0, 1.0 - decay) / (1.0 + decay)
+        first = 0.7978845608028654 * (1.0 + 0.134145 * square)
+        second = 0.21406191778115836 * z
+        q = 4.0 * decay / ((1.0 + decay) * (1.0 + decay))
+        result = q * (first + 0.5 * z * (second - 2.0 * t * first * first))
+    elif ACTIVATION == "tanh":
+        decay = tl.exp(-2.0 * tl.abs(z))
+        total = 1.0 + decay
+        size = 8.0 * decay * (1.0 - decay) / (total * total * total)
+        result = tl.where(z < 0, size, -size)
+    else:
+        # With s = sigmoid(u): bell = s (1 - s), tilt = 1 - 2 s.
+        u = z
+        if ACTIVATION == "softplus":
+            u = beta * z
+        decay = tl.exp(-tl.abs(u))
+        bell = decay / ((1.0 + decay) * (1.0 + decay))
+        tilt = tl.where(u < 0, 1.0 - decay, decay - 1.0) / (1.0 + decay)
+        if ACTIVATION == "silu":
+            result = bell * (2.0 + z * tilt)
+        elif ACTIVATION == "sigmoid":
+            result = bell * tilt
+        else:
+            result = beta * bell
+    return result
+
+
+@triton.jit
+def weight_kernel(
+    grad, preact, out, size, beta, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """out = grad * act''(preact) on flat memory, in float32."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < size
+    z = tl.load(preact + at, mask=inside, other=0.0).to(tl.float32)
+    g = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + at, g * _second_derivative(z, beta, ACTIVATION), mask=inside)
+
+
+def splitting_weight(
+    grad: Tensor, preact: Tensor, out: Tensor, activation: str, beta: float | None
+) -> None:
+    """Writes grad * act''(preact) into `out`, which is dense in some order of its dimensions."""
+    size = out.numel()
+    grad, preact = (
+        t if t.stride() == out.stride() else torch.empty_like(out).copy_(t) for t in (grad, preact)
+    )
+    weight_kernel[(triton.cdiv(size, _WEIGHT_BLOCK),)](
+        grad, preact, out, size, 1.0 if beta is None else beta,
+        ACTIVATION="softplus" if activation == "relu" else activation, BLOCK=_WEIGHT_BLOCK,
+    )  # fmt: skip
+
+
+class Product(NamedTuple):
+    """What the kernels are given, for matrices and for patches."""
+
+    x: Tensor  # [M, d] with adjacent columns, or dense images with channels innermost
+    w: Tensor  # [M, n]
+    v: Tensor  # [n, k, d], contiguous; taps before channels
+    patches: Patches | None
+    taps: int
+
+    @property
+    def row_stride(self) -> int:
+        return self.x.stride(0) if self.patches is None else 0
+
+
+def linear_product(x: Tensor, w: Tensor, v: Tensor) -> Product:
+    """The arguments of `splitting_hvp`."""
+    vectors = (v if v.dim() == 3 else v.unsqueeze(1)).contiguous()
+    x = x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
+    return Product(x, _with_a_unit_stride(w), vectors, None, 1)
+
+
+def patch_product(
+    x: Tensor, w: Tensor, v: Tensor, stride: list[int], padding: list[int], dilation: list[int]
+) -> Product:
+    """The arguments of `splitting_hvp_conv2d`."""
+    filters = v if v.dim() == 5 else v.unsqueeze(1)
+    n, k, channels, kh, kw = filters.shape
+    vectors = filters.permute(0, 1, 3, 4, 2).reshape(n, k, -1).contiguous()
+    images = x.permute(0, 2, 3, 1).contiguous()
+    weights = _with_a_unit_stride(w.permute(0, 2, 3, 1).reshape(-1, n))
+    if kh == kw == 1 and stride == [1, 1] and padding == [0, 0]:
+        return Product(images.view(-1, channels), weights, vectors, None, 1)
+    patches = Patches(
+        channels, x.shape[2], x.shape[3], kw, w.shape[2], w.shape[3], *stride, *padding, *dilation
+    )
+    return Product(images, weights, vectors, patches, kh * kw)
+
+
+def fused(product: Product, out: Tensor, tile: Tile, precision: str, programs: int) -> None:
+    """Writes y into the contiguous `out`; `programs` run on the GPU at a time."""
+    x, w, v, patches, taps = product
+    rows, (n, k, width) = len(w), v.shape
+    columns = k * triton.cdiv(n, tile.block_n)
+    splits, per_split = choose_splits(columns, rows, tile.block_m, programs)
+    direct = splits == 1 and taps == 1
+    partial = out if direct else out.new_empty((splits, *v.shape), dtype=torch.float32)
+    fused_kernel[(columns, splits)](
+        x, w, v, partial, rows, n, width, k, per_split, product.row_stride, *w.stride(),
+        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_D=tile.block_d, CHUNKS=tile.chunks,
+        PRECISION=precision, PATCH=_patch(patches), STAGES=tile.stages, num_warps=tile.warps,
+        num_stages=tile.stages,
+    )  # fmt: skip
+    if not direct:
+        _reduce(partial, out, taps)
+
+
+def projected(product: Product, out: Tensor, project: Tile, combine: Tile, sms: int) -> None:
+    """The same by two kernels, with P [samples of a pass, k, n] in memory between them."""
+    x, w, v, patches, taps = product
+    rows, (n, k, width) = len(w), v.shape
+    pass_rows = rows_per_pass(rows, n * k * x.element_size(), project.block_m)
+    p = x.new_empty(pass_rows, k, n)
+    blocks = k * triton.cdiv(n, combine.block_n), triton.cdiv(width, combine.block_d)
+    splits, per_split = choose_splits(
+        blocks[0] * blocks[1], pass_rows, combine.block_m, sms * combine.per_sm
+    )
+    grid = (*blocks, splits)
+    passes = range(0, rows, pass_rows)
+    partial = out.new_empty((len(passes), splits, *v.shape), dtype=torch.float32)
+    columns = k * triton.cdiv(n, project.block_n)
+    for first, sums in zip(passes, partial, strict=True):
+        last = min(first + pass_rows, rows)
+        project_kernel[(columns * triton.cdiv(last - first, project.block_m),)](
+            x, w, v, p, first, last, n, width, k, product.row_stride, *w.stride(),
+            BLOCK_M=project.block_m, BLOCK_N=project.block_n, BLOCK_D=project.block_d,
+            PATCH=_patch(patches), STAGES=project.stages, num_warps=project.warps,
+            num_stages=project.stages,
+        )  # fmt: skip
+        combine_kernel[grid](
+            x, p, sums, first, last, n, width, k, per_split, product.row_stride,
+            BLOCK_M=combine.block_m, BLOCK_N=combine.block_n, BLOCK_D=combine.block_d,
+            PATCH=_patch(patches), STAGES=combine.stages, num_warps=combine.warps,
+            num_stages=combine.stages,
+        )  # fmt: skip
+    _reduce(partial.flatten(0, 1), out, taps)
+
+
+def _reduce(partial: Tensor, out: Tensor, taps: int) -> None:
+    size = out.numel()
+    reduce_kernel[(triton.cdiv(size, _REDUCE_BLOCK),)](
+        partial, out, len(partial), size, partial.shape[-1] // taps, taps, BLOCK=_REDUCE_BLOCK
+    )
+
+
+def _with_a_unit_stride(w: Tensor) -> Tensor:
+    return w if 1 in w.stride() else w.contiguous()
+
+
+def _patch(patches: Patches | None) -> tuple[int, ...] | None:
+    return None if patches is None else tuple(patches)
+
+
+def builds() -> Iterator[TritonBuild]:
+    """Every kernel with every tile; convolutions for 3 x 3 filters on 32 x 32 images."""
+    for kind in ("16 bit", "tf32", "ieee"):
+        for tile, architectures in _tiles(kind).items():
+            constants = {"CHUNKS": tile.chunks, "PRECISION": kind if kind == "tf32" else "ieee"}
+            dtypes = {"bf16": "bf16", "fp16": "fp16"} if kind == "16 bit" else {kind: "fp32"}
+            for name, dtype in dtypes.items():
+                yield _build(
+                    f"fused {name}", fused_kernel, tile, dtype, architectures, None, constants
+                )
+            if kind == "16 bit":
+                yield _build(
+                    "fused bf16", fused_kernel, tile, "bf16", architectures,
+                    _example_patches(tile.width), constants,
+                )  # fmt: skip
+    for architecture in PROJECT:
+        pair = (
+            ("project", project_kernel, PROJECT[architecture]),
+            ("combine", combine_kernel, COMBINE[architecture]),
+        )
+        for name, kernel, tile in pair:
+            for patches in (None, _example_patches(9 * 64)):
+                yield _build(f"{name} bf16", kernel, tile, "bf16", (architecture,), patches, {})
+            yield _build(f"{name} fp16", kernel, tile, "fp16", (architecture,), None, {})
+    elements = {"size": "i32:16"}
+    yield TritonBuild(
+        "reduce", reduce_kernel,
+        {"partial": "*fp32:16", "out": "*bf16:16", "splits": "i32", **elements,
+         "channels": "i32:16"},
+        {"taps": 1, "BLOCK": _REDUCE_BLOCK}, 4, 3,
+    )  # fmt: skip
+    for activation in ("gelu", "gelu_tanh", "silu", "tanh", "sigmoid", "softplus"):
+        pointers = dict.fromkeys(("grad", "preact", "out"), "*bf16:16")
+        yield TritonBuild(
+            f"weight {activation}", weight_kernel, {**pointers, **elements, "beta": "fp32"},
+            {"ACTIVATION": activation, "BLOCK": _WEIGHT_BLOCK}, 4, 3,
+        )  # fmt: skip
+
+
+def _tiles(kind: str) -> dict[Tile, tuple[int, ...]]:
+    """The fused kernel's tiles, each with the architectures that list it."""
+    lists = {architecture: FUSED[architecture, kind] for architecture in PROJECT}
+    return {
+        tile: tuple(sorted(which for which, listed in lists.items() if tile in listed))
+        for tiles in lists.values()
+        for tile in tiles
+    }
+
+
+def _example_patches(width: int) -> Patches:
+    """Patches of at most `width` columns."""
+    return Patches(width // 9 // 8 * 8, 32, 32, 3, 32, 32, 1, 1, 1, 1, 1, 1)
+
+
+def _build(
+    name: str, kernel: Any, tile: Tile, dtype: str, architectures: tuple[int, ...],
+    patches: Patches | None,
+    constants: Mapping[str, object],
+) -> TritonBuild:  # fmt: skip
+    values = {
+        "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_D": tile.block_d,
+        "STAGES": tile.stages, "PATCH": _patch(patches), "stride_wn": 1, **constants,
+    }  # fmt: skip
+    types = dict.fromkeys(("x", "w", "v", "p"), f"*{dtype}:16")
+    types |= {"out": "*fp32:16", "rows": "i32", "first_row": "i32:16", "k": "i32"}
+    types |= dict.fromkeys(
+        ("neurons", "width", "rows_per_split", "stride_x", "stride_wm"), "i32:16"
+    )
+    names = kernel.arg_names
+    columns = f"{tile.chunks}x{tile.block_d}" if tile.chunks > 1 else str(tile.block_d)
+    return TritonBuild(
+        f"{name}{' patches' if patches else ''} {tile.block_m}x{tile.block_n}x{columns}",
+        kernel,
+        {argument: types[argument] for argument in names if argument in types},
+        {argument: value for argument, value in values.items() if argument in names},
+        tile.warps,
+        tile.stages,
+        architectures,
+    )

@@ -1,0 +1,339 @@
+"""The family's Triton kernels against its oracle, on CPU tensors under Triton's interpreter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import triton_interpreter  # noqa: F401
+from test_splitting import (
+    ACTIVATIONS,
+    bound,
+    layouts,
+    make,
+    make_conv,
+    plain_conv,
+    plain_torch,
+    randn,
+    relative,
+)
+from torch import Tensor
+
+from growkernels.ops.splitting import gpu, reference, triton_kernels
+from growkernels.ops.splitting.gpu_plan import (
+    COMBINE,
+    FUSED,
+    PROJECT,
+    Tile,
+    choose_splits,
+    fused_tile,
+    plan,
+    rows_per_pass,
+)
+
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="Triton compiles for the GPU here; see tests/gpu"
+)
+
+KINDS = {
+    "16 bit": (torch.bfloat16, torch.float16),
+    "tf32": (torch.float32,),
+    "ieee": (torch.float32,),
+}
+CONFIGURATIONS = [
+    (tile, dtype) for (_, kind), tiles in FUSED.items() for tile in tiles for dtype in KINDS[kind]
+]
+SMALL = Tile(16, 16, 16, 1, 4, 2, 1)
+CPU_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+
+# Odd everywhere: images, filters of every neuron, strides, padding, dilation.
+CONVOLUTION: Any = ((2, 3, 7, 6), (5, 2, 3, 2), (2, 1), (1, 2), (1, 2))
+
+
+def check(actual: Tensor, exact: Tensor, plain: Tensor) -> None:
+    """An error of at most twice plain torch's, and every element written."""
+    assert not actual.isnan().any()
+    assert relative(actual, exact) <= bound(relative(plain, exact), actual.dtype)
+
+
+def fused(product: triton_kernels.Product, v: Tensor, tile: Tile, programs: int = 2) -> Tensor:
+    out = torch.empty_like(v, memory_format=torch.contiguous_format)
+    triton_kernels.fused(product, out, tile, "ieee", programs)
+    return out
+
+
+def projected(product: triton_kernels.Product, v: Tensor, project: Tile, combine: Tile) -> Tensor:
+    out = torch.empty_like(v, memory_format=torch.contiguous_format)
+    triton_kernels.projected(product, out, project, combine, 1)
+    return out
+
+
+def exact_product(x: Tensor, w: Tensor, v: Tensor) -> Tensor:
+    return reference.splitting_hvp(x.double(), w.double(), v.double())
+
+
+@pytest.mark.parametrize(("tile", "dtype"), CONFIGURATIONS, ids=str)
+def test_every_tile_of_the_fused_kernel(tile: Tile, dtype: torch.dtype) -> None:
+    x, w, v = make((tile.block_m + 5, 7, 1, tile.width - 3), dtype)
+    actual = fused(triton_kernels.linear_product(x, w, v), v, tile)
+    check(actual, exact_product(x, w, v), plain_torch(x, w, v))
+
+
+@pytest.mark.parametrize("generation", [80, 90])
+@pytest.mark.parametrize("dtype", KINDS["16 bit"], ids=str)
+def test_every_tile_of_the_two_kernels(generation: int, dtype: torch.dtype) -> None:
+    project, combine = PROJECT[generation], COMBINE[generation]
+    x, w, v = make((project.block_m + 5, 7, 2, combine.block_d + 3), dtype)
+    actual = projected(triton_kernels.linear_product(x, w, v), v, project, combine)
+    check(actual, exact_product(x, w, v), plain_torch(x, w, v))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (37, 20, 3, 16), (50, 17, 1, 33)], ids=str)
+def test_blocks_of_samples_neurons_and_columns(
+    shape: tuple[int, int, int, int], dtype: torch.dtype
+) -> None:
+    x, w, v = make(shape, dtype)
+    product = triton_kernels.linear_product(x, w, v)
+    exact, plain = exact_product(x, w, v), plain_torch(x, w, v)
+    three_chunks = Tile(16, 16, 16, 3, 4, 2, 1)
+    check(fused(product, v, three_chunks), exact, plain)
+    check(projected(product, v, SMALL, SMALL), exact, plain)
+
+
+def test_passes_over_the_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, w, v = make((70, 18, 1, 20), torch.float16)
+    monkeypatch.setattr("growkernels.ops.splitting.gpu_plan._PASS_BYTES", 18 * 2 * 30)
+    assert rows_per_pass(70, 18 * 2, 16) == 32
+    actual = projected(triton_kernels.linear_product(x, w, v), v, SMALL, SMALL)
+    check(actual, exact_product(x, w, v), plain_torch(x, w, v))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("vectors", [1, 2])
+def test_convolutions(vectors: int, dtype: torch.dtype) -> None:
+    shape, filters, *sliding = CONVOLUTION
+    filters = (filters[0], vectors, *filters[2:])
+    x, w, v, params = make_conv((shape, filters, *sliding), dtype)
+    exact = reference.splitting_hvp_conv2d(x.double(), w.double(), v.double(), *params)
+    plain = plain_conv(x, w, v, params)
+    product = triton_kernels.patch_product(x, w, v, *map(list, params))
+    check(fused(product, v, Tile(16, 16, 16, 2, 4, 2, 1)), exact, plain)
+    check(projected(product, v, SMALL, SMALL), exact, plain)
+    images = x.contiguous(memory_format=torch.channels_last)
+    same = triton_kernels.patch_product(images, w, v, *map(list, params))
+    assert same.x.data_ptr() == images.data_ptr()
+    assert fused(same, v, SMALL._replace(block_d=32)).equal(
+        fused(product, v, SMALL._replace(block_d=32))
+    )
+
+
+def test_filters_of_one_tap_are_matrices() -> None:
+    x, w, v, params = make_conv(((2, 5, 3, 4), (6, 2, 1, 1), (1, 1), (0, 0), (1, 1)), torch.float32)
+    product = triton_kernels.patch_product(x, w, v, *map(list, params))
+    assert product.patches is None
+    exact = reference.splitting_hvp_conv2d(x.double(), w.double(), v.double(), *params)
+    check(fused(product, v, SMALL), exact, plain_conv(x, w, v, params))
+
+
+@pytest.mark.parametrize("layout", layouts())
+def test_strides_do_not_matter(layout: str) -> None:
+    x, w, v = (layouts()[layout](t) for t in make((40, 9, 2, 11), torch.float32))
+    plain = [t.clone(memory_format=torch.contiguous_format) for t in (x, w, v)]
+    actual = fused(triton_kernels.linear_product(x, w, v), v, SMALL)
+    assert actual.equal(fused(triton_kernels.linear_product(*plain), plain[2], SMALL))
+
+
+def test_w_is_read_where_it_lies() -> None:
+    x, w, v = make((40, 9, 1, 11), torch.float32)
+    turned = w.t().contiguous().t()
+    product = triton_kernels.linear_product(x, turned, v)
+    assert product.w.data_ptr() == turned.data_ptr()
+    assert fused(product, v, SMALL).equal(fused(triton_kernels.linear_product(x, w, v), v, SMALL))
+
+
+def test_the_same_call_gives_the_same_bits_and_nan_comes_through() -> None:
+    x, w, v = make((70, 20, 1, 12), torch.float32)
+    product = triton_kernels.linear_product(x, w, v)
+    first = fused(product, v, SMALL, programs=8)
+    assert first.equal(fused(product, v, SMALL, programs=8))
+    w[3, 7] = float("nan")
+    y = fused(triton_kernels.linear_product(x, w, v), v, SMALL)
+    assert y[7].isnan().all()
+    assert not y[:7].isnan().any()
+    assert not y[8:].isnan().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_weights(name: str, dtype: torch.dtype) -> None:
+    activation, beta, _ = ACTIVATIONS[name]
+    grad, z = randn(23, 129, dtype=dtype), 3 * randn(23, 129, dtype=dtype, seed=1)
+    out = torch.empty_like(z)
+    triton_kernels.splitting_weight(grad, z, out, activation, beta)
+    exact = reference.splitting_weight(grad.double(), z.double(), activation, beta=beta)
+    check(out, exact, reference.splitting_weight(grad, z, activation, beta=beta))
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_weights_in_the_tails(name: str) -> None:
+    activation, beta, _ = ACTIVATIONS[name]
+    z = torch.tensor([-1e4, -200.0, -40.0, -9.0, 9.0, 40.0, 200.0, 1e4, float("nan")])
+    out = torch.empty_like(z)
+    triton_kernels.splitting_weight(torch.ones(9), z, out, activation, beta)
+    torch.testing.assert_close(
+        out,
+        torch.ops.growkernels.splitting_weight(torch.ones(9), z, activation, beta),
+        rtol=1e-4,
+        atol=1e-37,
+        equal_nan=True,
+    )
+
+
+# --- what is registered for CUDA tensors, called on others
+
+
+@pytest.fixture
+def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the machine's CPU pass for a small GPU."""
+    monkeypatch.setattr(gpu, "_capability", lambda device: (9, 0))
+    monkeypatch.setattr(gpu, "_multiprocessors", lambda device: 2)
+
+
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize("width", [24, 400])
+def test_the_registered_products(width: int) -> None:
+    x, w, v = make((70, 5, 1, width), torch.bfloat16)
+    actual = gpu.splitting_hvp(CPU_KEYS, x, w, v)
+    assert actual.shape == v.shape
+    check(actual, exact_product(x, w, v), plain_torch(x, w, v))
+
+
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_the_registered_convolution(dtype: torch.dtype) -> None:
+    x, w, v, params = make_conv(CONVOLUTION, dtype)
+    actual = gpu.splitting_hvp_conv2d(CPU_KEYS, x, w, v, *map(list, params))
+    exact = reference.splitting_hvp_conv2d(x.double(), w.double(), v.double(), *params)
+    check(actual, exact, plain_conv(x, w, v, params))
+
+
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_the_registered_weights_keep_layout_and_take_any_strides(dtype: torch.dtype) -> None:
+    z = randn(2, 5, 3, 4, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    grad = randn(2, 5, 4, 3, dtype=dtype, seed=1).transpose(2, 3)
+    rows, expanded = randn(7, 6, dtype=dtype)[:, ::2], randn(1, 3, dtype=dtype).expand(7, 3)
+    for g, preact in ((grad, z), (expanded, rows)):
+        actual = gpu.splitting_weight(CPU_KEYS, g, preact, "gelu", None)
+        assert actual.stride() == torch.empty_like(preact).stride()
+        exact = reference.splitting_weight(g.double(), preact.double(), "gelu")
+        check(actual, exact, reference.splitting_weight(g, preact, "gelu"))
+
+
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize("sizes", [(0, 4, 3), (5, 0, 3), (5, 4, 0)])
+def test_zero_sizes(sizes: tuple[int, int, int]) -> None:
+    rows, width, n = sizes
+    x, w, v = torch.ones(rows, width), torch.ones(rows, n), torch.ones(n, width)
+    y = gpu.splitting_hvp(CPU_KEYS, x, w, v)
+    assert y.shape == v.shape
+    assert y.eq(0).all()
+    assert gpu.splitting_weight(CPU_KEYS, w[:0], w[:0], "gelu", None).shape == (0, n)
+
+
+@pytest.mark.usefixtures("hopper")
+def test_bad_input_is_refused_in_the_words_of_the_other_backends() -> None:
+    x, w, v = torch.ones(5, 4), torch.ones(5, 3), torch.ones(3, 4)
+    calls: list[tuple[str, Callable[[], object]]] = [
+        (r"splitting_hvp: v holds", lambda: gpu.splitting_hvp(CPU_KEYS, x, w, v[:, 1:])),
+        (r"unknown activation", lambda: gpu.splitting_weight(CPU_KEYS, w, w, "no", None)),
+        (r"x has shape", lambda: gpu.splitting_hvp_conv2d(CPU_KEYS, x, w, v, *([[1, 1]] * 3))),
+    ]
+    for message, call in calls:
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_without_triton_it_is_aten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "triton_obstacle", lambda: "Triton is not installed")
+    x, w, v = make((20, 5, 1, 8), torch.bfloat16)
+    chosen = gpu.plan_here(x, 20, 8)
+    assert chosen.backend == "aten"
+    assert dict(chosen.refused)["fused"] == "Triton is not installed"
+    check(gpu.splitting_hvp(CPU_KEYS, x, w, v), exact_product(x, w, v), plain_torch(x, w, v))
+    assert gpu.splitting_weight(CPU_KEYS, w, w, "gelu", None).dtype == torch.bfloat16
+
+
+# --- which kernels run
+
+CHOICES: list[tuple[dict[str, Any], str, str | None]] = [
+    ({}, "fused", None),
+    ({"dtype": torch.float16}, "fused", None),
+    ({"width": 385}, "projected", "385 columns do not fit into registers; 384 do"),
+    ({"width": 300, "capability": (8, 0)}, "projected", "256 do"),
+    ({"dtype": torch.float32, "width": 64}, "fused", None),
+    ({"dtype": torch.float32, "width": 65}, "aten", "64 do"),
+    ({"dtype": torch.float32, "tf32": True, "width": 128}, "fused", None),
+    ({"dtype": torch.float32, "tf32": True, "width": 129}, "aten", "128 do"),
+    ({"dtype": torch.float32, "patches": True, "width": 9}, "aten", "setting of TF32"),
+    ({"dtype": torch.float64}, "aten", "float64 is left"),
+    ({"capability": (7, 5)}, "aten", "is 7.5; 8.0 is needed"),
+    ({"rows": 2**31}, "aten", "counted in 32 bits"),
+    ({"patches": True, "width": 576}, "projected", "576 columns"),
+]
+
+
+@pytest.mark.parametrize(("change", "backend", "reason"), CHOICES, ids=str)
+def test_the_choice_and_its_reasons(
+    change: dict[str, Any], backend: str, reason: str | None
+) -> None:
+    request = {
+        "rows": 50432, "width": 384, "dtype": torch.bfloat16, "capability": (9, 0), "tf32": False,
+    }  # fmt: skip
+    chosen = plan(**{**request, **change})
+    assert chosen.backend == backend
+    assert (chosen.tile is not None) == (backend == "fused")
+    if reason is None:
+        assert chosen.refused == ()
+    else:
+        assert any(reason in why for _, why in chosen.refused)
+        assert backend not in dict(chosen.refused)
+
+
+def test_float32_follows_torchs_setting_of_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "_capability", lambda device: (9, 0))
+    before = torch.backends.cuda.matmul.fp32_precision
+    try:
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        assert gpu.plan_here(torch.ones(1), 100, 64).precision == "tf32"
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
+        assert gpu.plan_here(torch.ones(1), 100, 64).precision == "ieee"
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
+def test_tiles_are_listed_from_narrow_to_wide() -> None:
+    for (generation, kind), tiles in FUSED.items():
+        widths = [tile.width for tile in tiles]
+        assert widths == sorted(set(widths))
+        for width in range(1, widths[-1] + 1):
+            tile = fused_tile((generation // 10, generation % 10), kind, width)
+            assert tile is not None
+            assert tile.width >= width
+
+
+@pytest.mark.parametrize("columns", [1, 12, 48, 131, 133, 1000])
+@pytest.mark.parametrize("rows", [1, 63, 64, 6304, 50432])
+def test_splits_cover_the_samples_and_fill_the_gpu(columns: int, rows: int) -> None:
+    splits, per_split = choose_splits(columns, rows, 64, 132)
+    assert per_split % 64 == 0
+    assert (splits - 1) * per_split < rows <= splits * per_split
+    if rows == 50432 and columns <= 132:
+        assert columns * splits > 100
+
+
+def test_deit_fills_an_h100_in_one_wave() -> None:
+    assert choose_splits(1536 // 128, 50432, 32, 132)[0] == 11
