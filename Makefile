@@ -14,7 +14,7 @@ TORCH_VERSION_FILE = $(wildcard $(VENV)/lib/python*/site-packages/torch/version.
 
 .SECONDEXPANSION:
 .DEFAULT_GOAL := help
-.PHONY: help setup test reproduce bench readme-tables gpu-kernels lint format clean
+.PHONY: help setup test reproduce bench readme-tables gpu-kernels gpu-suite lint format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -55,6 +55,11 @@ readme-tables: setup  ## write the README's tables anew from the stored benchmar
 
 gpu-kernels: setup  ## docs/gpu_kernels.md anew, without a GPU; LIBRARY=… for the CUDA C++ kernels in it
 	$(BIN)/python tools/gpu_kernels.py --write $(if $(LIBRARY),--library $(LIBRARY))
+
+# With the Python and the packages that the machine has: no environment is made.
+gpu-suite:  ## on a GPU: build, test, measure within 10 minutes; ONLY=tests|bench|FAMILY OUT=… DRY_RUN=1
+	$(PYTHON) tools/gpu_suite.py $(if $(ONLY),--only $(ONLY)) $(if $(OUT),--out $(OUT)) \
+	  $(if $(MINUTES),--minutes $(MINUTES)) $(if $(DRY_RUN),--dry-run)
 
 lint: setup  ## ruff, mypy, clang-format, and a build with warnings as errors
 	$(BIN)/ruff check .

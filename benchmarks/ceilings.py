@@ -1,7 +1,13 @@
-"""The rates this machine reaches at best, measured in the same run as the variants."""
+"""The rates this machine reaches at best, measured in the same run as the variants.
+
+`python -m benchmarks.ceilings cuda` prints them alone, as JSON.
+"""
 
 from __future__ import annotations
 
+import json
+import statistics
+import sys
 import time
 from collections.abc import Callable
 
@@ -68,3 +74,31 @@ def _copy(device: torch.device) -> Callable[[], float]:
 
     measure()  # touches the target's pages
     return measure
+
+
+def measure_all(device: torch.device, rounds: int = 5) -> dict[str, float]:
+    """Medians over `rounds`: FLOP/s by dtype (on a GPU TF32 apart from float32), bytes/s of copies.
+
+    Sets torch to use TF32 or not, and leaves it at what it was.
+    """
+    kinds = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+    if device.type == "cpu":
+        del kinds["float16"]  # no tiles of its own
+    else:
+        kinds["tf32"] = torch.float32
+    precision = torch.get_float32_matmul_precision()
+    found = {}
+    try:
+        for name, dtype in kinds.items():
+            torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
+            probe = ceiling_probe("gemm", dtype, device)
+            found[name] = statistics.median(probe() for _ in range(rounds))
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    probe = ceiling_probe("copy", torch.float32, device)
+    found["copy"] = statistics.median(probe() for _ in range(rounds))
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure_all(torch.device(sys.argv[1]))))

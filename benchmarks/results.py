@@ -153,16 +153,20 @@ class FamilyResult:
 def load(path: Path) -> FamilyResult:
     """Read a stored family; ValueError says in one sentence what is wrong with the file."""
     try:
-        content = json.loads(path.read_text())
-        if content["schema"] != _SCHEMA:
-            raise ValueError(f"schema {content['schema']} instead of {_SCHEMA}")
-        cases = [_case(entry) for entry in content["cases"]]
-        return FamilyResult(content["family"], content["environment"], cases)
+        return parse(json.loads(path.read_text()))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is not a readable benchmark result ({type(error).__name__}: {error}); "
             "run the family again"
         ) from error
+
+
+def parse(content: dict[str, Any]) -> FamilyResult:
+    """The family in parsed JSON. Raises KeyError, TypeError or ValueError where it is none."""
+    if content["schema"] != _SCHEMA:
+        raise ValueError(f"schema {content['schema']} instead of {_SCHEMA}")
+    cases = [_case(entry) for entry in content["cases"]]
+    return FamilyResult(content["family"], content["environment"], cases)
 
 
 def stored(family: str, folder: Path = RESULTS, device: str | None = None) -> list[FamilyResult]:

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.case import OURS
 from benchmarks.results import CaseResult, FamilyResult, Spread, VariantResult, load, stored
+from benchmarks.store import store_suite
 
 
 def case_result() -> CaseResult:
@@ -103,3 +104,37 @@ def test_a_damaged_file_is_named_in_one_sentence(tmp_path: Path, damage: str) ->
     path.write_text("{" if damage == "text" else json.dumps(content))
     with pytest.raises(ValueError, match=rf"{path.name} is not a readable benchmark result"):
         load(path)
+
+
+def suite_of(folder: Path, *families: FamilyResult) -> Path:
+    """A file as `make gpu-suite` writes it."""
+    contents = {f.family: json.loads(f.store(folder / "scratch").read_text()) for f in families}
+    path = folder / "results.json"
+    path.write_text(json.dumps({"steps": [], "benchmarks": contents}))
+    return path
+
+
+def test_a_suites_families_are_stored_with_the_others(tmp_path: Path) -> None:
+    toy, other = (family_result(name, "G", "cuda") for name in ("toy", "other"))
+    lines = store_suite(suite_of(tmp_path, toy, other), tmp_path / "results")
+    assert [line.split(" stored in ")[0] for line in lines] == ["toy: 1 cases", "other: 1 cases"]
+    assert stored("toy", tmp_path / "results", "cuda") == [toy]
+
+
+def test_fewer_cases_do_not_replace_more(tmp_path: Path) -> None:
+    toy = family_result(machine="G", device="cuda")
+    whole = replace(toy, cases=[*toy.cases, replace(toy.cases[0], name="second")])
+    whole.store(tmp_path / "results")
+    (line,) = store_suite(suite_of(tmp_path, toy), tmp_path / "results")
+    assert line == "toy: left out, 1 cases where 2 are stored"
+    assert stored("toy", tmp_path / "results") == [whole]
+
+
+@pytest.mark.parametrize("text", ["{}", '{"benchmarks": {"toy": {"schema": 1}}}', "["])
+def test_a_file_that_is_no_suites_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="is not the result of a GPU suite"):
+        store_suite(path, tmp_path / "results")
+    with pytest.raises(ValueError, match="holds no benchmark results"):
+        store_suite(suite_of(tmp_path), tmp_path / "results")

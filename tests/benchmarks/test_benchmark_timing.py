@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks.case import OURS, Call, Case, Workload, check_agreement
+from benchmarks.ceilings import measure_all
 from benchmarks.interleave import RoundRobin, wall_timer
 
 CPU = torch.device("cpu")
@@ -108,3 +109,11 @@ def test_declared_and_built_variants_must_be_the_same() -> None:
     case = case_of({"eager": lambda: None, OURS: lambda: None}, opponents=("eager", "compiled"))
     with pytest.raises(ValueError, match="declares the variants"):
         case.prepare(CPU)
+
+
+def test_all_ceilings_are_measured_in_torchs_own_setting_afterwards() -> None:
+    before = torch.get_float32_matmul_precision()
+    ceilings = measure_all(CPU, rounds=1)
+    assert set(ceilings) == {"bfloat16", "float32", "copy"}
+    assert all(rate > 1e8 for rate in ceilings.values())
+    assert torch.get_float32_matmul_precision() == before

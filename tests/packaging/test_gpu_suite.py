@@ -1,0 +1,242 @@
+"""The GPU suite without a GPU: its plan, its time limits, what is on disk at any moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+
+import gpu_suite  # noqa: E402
+import timed_command  # noqa: E402
+from gpu_suite import Counts, Step, Suite, plan, scratch_folder  # noqa: E402
+from suite_table import render  # noqa: E402
+from timed_command import Log, run_timed  # noqa: E402
+
+ABOUT = {
+    "device": {"gpu": "Some GPU", "torch": "2.11.0", "cuda": "13.0"},
+    "started": "2026-01-01T00:00:00+00:00",
+}
+
+
+@pytest.fixture(autouse=True)
+def families(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_suite, "families", lambda: ["basis_conv", "merit_pass"])
+    monkeypatch.setattr(gpu_suite, "tested", lambda: ["basis_conv", "small_eigen"])
+    monkeypatch.setattr(gpu_suite.shutil, "which", lambda program: f"/bin/{program}")
+
+
+@pytest.mark.parametrize(
+    ("only", "names"),
+    [
+        (
+            None,
+            "build tests memcheck racecheck ceilings bench:basis_conv bench:merit_pass",
+        ),
+        ("tests", "build tests memcheck racecheck"),
+        ("bench", "build ceilings bench:basis_conv bench:merit_pass"),
+        ("basis_conv", "build tests ceilings bench:basis_conv"),
+        ("merit_pass", "build ceilings bench:merit_pass"),
+        ("small_eigen", "build tests"),
+    ],
+)
+def test_the_plan_has_the_steps_asked_for(only: str | None, names: str) -> None:
+    steps = plan(only, "9.0", Path("scratch"))
+    assert [step.name for step in steps] == [name.replace(":", " ") for name in names.split()]
+    assert steps[0].environment["TORCH_CUDA_ARCH_LIST"] == "9.0"
+    tests = [step.command for step in steps if step.name == "tests"]
+    if tests:
+        whole = only in (None, "tests")
+        assert ("tests/gpu" if whole else f"tests/gpu/test_{only}.py") in tests[0]
+
+
+def test_an_unknown_part_is_named_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"no 'basis'.*basis_conv, merit_pass, small_eigen"):
+        plan("basis", "9.0", Path())
+
+
+def test_without_the_sanitizer_its_steps_are_skipped_with_a_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gpu_suite.shutil, "which", lambda program: None)
+    skipped = [step for step in plan("tests", "9.0", Path()) if step.status == "skipped"]
+    assert [step.name for step in skipped] == ["memcheck", "racecheck"]
+    assert "not on PATH" in skipped[0].detail["reason"]
+
+
+def test_outcomes_are_counted_while_tests_run() -> None:
+    counts = Counts()
+    for line in (
+        "collected 3 items",
+        "tests/gpu/test_a.py::test_x[a b-1] PASSED [ 33%]",
+        "tests/gpu/test_a.py::test_y FAILED    [ 66%]",
+        "tests/gpu/test_a.py::test_z PASSED    [100%]",
+        "FAILED tests/gpu/test_a.py::test_y - assert 1 == 2",
+    ):
+        counts.read(line)
+    assert counts.summary() == {
+        "passed": 2,
+        "failed": 1,
+        "failed tests": ["tests/gpu/test_a.py::test_y"],
+    }
+
+
+def python(program: str) -> list[str]:
+    return [sys.executable, "-u", "-c", program]
+
+
+def timed(tmp_path: Path, program: str, seconds: float = 60.0) -> tuple[Any, list[str]]:
+    lines: list[str] = []
+    log = Log(tmp_path / "log.txt")
+    outcome = run_timed(
+        python(program), seconds, log, folder=tmp_path, environment={"WORD": "hello"},
+        on_line=lines.append,
+    )  # fmt: skip
+    return outcome, lines
+
+
+def test_a_command_ends_by_itself(tmp_path: Path) -> None:
+    outcome, lines = timed(tmp_path, "import os; print(os.environ['WORD']); print('no newline')")
+    assert (outcome.status, outcome.returncode, lines) == ("passed", 0, ["hello", "no newline"])
+    outcome, lines = timed(tmp_path, "import sys; print('x', file=sys.stderr); sys.exit(3)")
+    assert (outcome.status, outcome.returncode, lines) == ("failed", 3, ["x"])
+    assert "[failed, exit status 3" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_command_that_takes_too_long_is_interrupted_and_may_say_what_it_has(
+    tmp_path: Path,
+) -> None:
+    program = (
+        "import time\nprint('begun')\n"
+        "try:\n    time.sleep(600)\nexcept KeyboardInterrupt:\n    print('so far')"
+    )
+    outcome, lines = timed(tmp_path, program, seconds=2.0)
+    assert outcome.status == "out of time"
+    assert lines == ["begun", "so far"]
+
+
+def test_a_command_that_ignores_the_interrupt_dies_with_its_children(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timed_command, "_GRACE_SECONDS", 0.5)
+    child = "import time, signal; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(600)"
+    program = (
+        "import signal, subprocess, sys\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        f"child = subprocess.Popen([sys.executable, '-c', {child!r}])\n"
+        "print(child.pid)\nchild.wait()"
+    )
+    outcome, lines = timed(tmp_path, program, seconds=2.0)
+    assert outcome.status == "out of time"
+    assert outcome.returncode < 0
+    stat = Path(f"/proc/{lines[0]}/stat")
+    for _ in range(100):  # the orphan's new parent takes it away in its own time
+        if not stat.exists() or stat.read_text().split()[2] == "Z":
+            return
+        time.sleep(0.05)
+    raise AssertionError("the child is still there")
+
+
+def test_the_log_does_not_grow_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timed_command, "LOG_LIMIT", 1000)
+    timed(tmp_path, "print(*range(10000), sep='\\n')")
+    assert (tmp_path / "log.txt").stat().st_size <= 1000
+
+
+CASE = {
+    "name": "small", "ceiling_kind": "gemm",
+    "summary": {
+        "eager": {"seconds": {"median": 3e-4}, "speedup_of_ours": {"median": 3.0}},
+        "compiled": {"seconds": {"median": 2e-4}, "speedup_of_ours": {"median": 2.0}},
+        "growkernels": {
+            "seconds": {"median": 1e-4}, "speedup_of_ours": None, "giga_per_second": 5e5,
+            "share_of_ceiling": {"median": 0.7},
+        },
+    },
+}  # fmt: skip
+
+
+def test_what_was_measured_before_the_end_of_time_is_on_disk(tmp_path: Path) -> None:
+    out = tmp_path / "measured-in-part"
+    scratch = scratch_folder(out)
+    family = json.dumps({"family": "toy", "cases": [CASE]})
+    program = (
+        f"import pathlib, time\nfolder = pathlib.Path({str(scratch)!r})\n"
+        f"folder.mkdir(parents=True)\n(folder / 'toy.json').write_text({family!r})\n"
+        "time.sleep(600)"
+    )
+    steps = [
+        Step("build", python("print('built')"), 0.5),
+        Step("tests", python("print('tests/gpu/test_a.py::test_x FAILED'); exit(1)"), 0.5),
+        Step("memcheck", [], 0.0, status="skipped", detail={"reason": "no such program"}),
+        Step("bench toy", python(program), 0.05),
+        Step("bench rest", python("print('rest')"), 1.0),
+    ]
+    assert not Suite(out, steps, 60.0, ABOUT).run()
+    assert not scratch.exists()
+    assert sorted(path.name for path in out.iterdir()) == ["log.txt", "results.json", "table.txt"]
+    results = json.loads((out / "results.json").read_text())
+    assert [step["status"] for step in results["steps"]] == [
+        "passed", "failed", "skipped", "out of time", "passed",
+    ]  # fmt: skip
+    assert results["benchmarks"]["toy"]["cases"] == [CASE]
+    table = (out / "table.txt").read_text()
+    assert table == render(results) + "\n"
+    assert "1 failed" in table
+    assert "FAILED tests/gpu/test_a.py::test_x" in table
+    assert "no such program" in table
+    (row,) = (line for line in table.splitlines() if line.startswith("  small"))
+    assert row.split() == [
+        "small", "100.0", "us", "500", "TFLOP/s", "70.0", "%", "2.00x", "compiled",
+    ]  # fmt: skip
+
+
+def test_nothing_runs_after_a_failed_build_or_without_time(tmp_path: Path) -> None:
+    build = Step("build", python("exit(1)"), 0.5)
+    tests = Step("tests", python("print('ran')"), 0.5)
+    assert not Suite(tmp_path, [build, tests], 60.0, ABOUT).run()
+    assert (tests.status, tests.detail) == ("not started", {"reason": "the build did not pass"})
+    late = Step("bench toy", python("print('ran')"), 1.0)
+    assert not Suite(tmp_path, [late], 1.0, ABOUT).run()
+    assert (late.status, late.detail) == ("not started", {"reason": "no time was left"})
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    program = str(ROOT / "tools" / "gpu_suite.py")
+    return subprocess.run(
+        [sys.executable, program, *arguments],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_a_dry_run_rehearses_everything_but_the_build(tmp_path: Path) -> None:
+    finished = command("--dry-run", "--out", str(tmp_path))
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    rehearsed = {step["name"]: step for step in results["steps"]}
+    assert rehearsed["tests"]["detail"]["tests"] > 0
+    assert rehearsed["sanitized calls"]["status"] == "passed"
+    planned = {step["name"]: step for step in results["plan"]}
+    assert {"build", "tests", "memcheck", "racecheck"} <= set(planned)
+    measured = [name for name in planned if name.startswith("bench ")]
+    if measured:
+        assert rehearsed["list of cases"]["detail"]["cases"] >= len(measured)
+    assert "would run build: TORCH_CUDA_ARCH_LIST=9.0" in finished.stdout
+    assert max(path.stat().st_size for path in tmp_path.iterdir()) < 16 * 2**20
+
+
+def test_without_a_gpu_the_suite_says_what_to_do(tmp_path: Path) -> None:
+    finished = command("--out", str(tmp_path))
+    assert finished.returncode == 2
+    assert "sees no GPU" in finished.stderr
+    assert "--dry-run" in finished.stderr
+    assert not list(tmp_path.iterdir())

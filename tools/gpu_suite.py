@@ -1,0 +1,302 @@
+"""`make gpu-suite`: build for this GPU, test, check memory, measure; one JSON and a short table.
+
+Works with any Python that has torch, Triton, pytest, pytest-benchmark, cmake, ninja and pybind11;
+nothing is downloaded or installed. Every step has a share of the time, and what it found is on disk
+before the next one begins, so a run that is killed leaves what it knew. `--dry-run` rehearses on a
+machine without a GPU: it states the plan, collects the tests, lists the cases, builds nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from suite_table import render
+from timed_command import Log, run_timed
+
+ROOT = Path(__file__).resolve().parent.parent
+GPU_TESTS = ROOT / "tests" / "gpu"
+SANITIZED = "tests/gpu/sanitized_calls.py"
+REHEARSED = "9.0"  # the compute capability that a dry run plans for
+
+# Families in the order in which they are measured while there is time; others follow.
+FIRST = ("basis_conv", "splitting", "virtual_grad", "resnet18_step", "splitting_eigs")
+_OUTCOME = re.compile(r"^(tests/\S+::.+) (PASSED|FAILED|SKIPPED|ERROR)\b")
+_COLLECTED = re.compile(r"^(\d+) tests? collected")
+_MOST_NAMES = 50
+
+_DEVICE = """
+import json, torch
+found = torch.cuda.is_available()
+p = torch.cuda.get_device_properties(0) if found else None
+print(json.dumps({"torch": torch.__version__, "cuda": torch.version.cuda, "gpu": p and p.name,
+    "capability": p and f"{p.major}.{p.minor}", "multiprocessors": p and p.multi_processor_count,
+    "memory_bytes": p and p.total_memory, "cache_bytes": p and p.L2_cache_size}))
+"""
+
+
+@dataclass
+class Step:
+    """One command of the suite, the most seconds it may take, and what came of it."""
+
+    name: str
+    command: list[str]
+    share: float
+    environment: dict[str, str] = field(default_factory=dict)
+    status: str = "not started"
+    seconds: float = 0.0
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+def families() -> list[str]:
+    """The benchmark families that declare cases for a GPU, the most important ones first."""
+    files = sorted((ROOT / "benchmarks").glob("*/bench_*.py"), key=lambda path: path.name)
+    names = [p.stem.removeprefix("bench_") for p in files if "\nGPU_CASES" in p.read_text()]
+    return sorted(names, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
+
+
+def tested() -> list[str]:
+    """What `tests/gpu` has files for."""
+    return sorted(path.stem.removeprefix("test_") for path in GPU_TESTS.glob("test_*.py"))
+
+
+def plan(only: str | None, capability: str | None, scratch: Path) -> list[Step]:
+    """The steps in order; `only` is None, "tests", "bench" or a family's name.
+
+    `capability` None plans a rehearsal without a GPU. Raises ValueError for another `only`.
+    """
+    known = sorted({*families(), *tested()})
+    if only not in (None, "tests", "bench", *known):
+        raise ValueError(
+            f"there is no {only!r} to run alone; choose tests, bench or one of {', '.join(known)}"
+        )
+    rehearsal = capability is None
+    python = sys.executable
+    steps = [] if capability is None else [_build_step(capability)]
+    if only != "bench":
+        file = GPU_TESTS / f"test_{only}.py"
+        folder = file.relative_to(ROOT) if only in tested() else GPU_TESTS.relative_to(ROOT)
+        flags = ["--collect-only", "-q"] if rehearsal else ["-v", "-rf", "--color=no"]
+        if only in (None, "tests", *tested()):
+            command = [python, "-m", "pytest", str(folder), "-p", "no:cacheprovider", *flags]
+            steps.append(Step("tests", command, 0.35))
+    if only in (None, "tests"):
+        steps += _sanitizer_steps(rehearsal)
+    measured = [name for name in families() if only in (None, "bench", name)]
+    bench = [python, "-m", "benchmarks", "--device", "cuda"]
+    if not measured or only == "tests":
+        return steps
+    if rehearsal:
+        return [*steps, Step("list of cases", [*bench, "--list", *measured], 1.0)]
+    steps.append(Step("ceilings", [python, "-m", "benchmarks.ceilings", "cuda"], 0.1))
+    for left, name in zip(range(len(measured), 0, -1), measured, strict=True):
+        # A family may take time from those behind it, which may not need theirs.
+        command = [*bench, "--results", str(scratch), name]
+        steps.append(Step(f"bench {name}", command, min(1.0, 1.5 / left)))
+    return steps
+
+
+def _build_step(capability: str) -> Step:
+    wishes = {"TORCH_CUDA_ARCH_LIST": capability, "GROWKERNELS_CUDA": "1"}
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    sources = len(list((ROOT / "csrc").glob("*/cuda*.cu")))
+    return Step("build", command, 0.5, wishes, detail={"CUDA sources": sources})
+
+
+def _sanitizer_steps(rehearsal: bool) -> list[Step]:
+    calls = [sys.executable, SANITIZED]
+    if rehearsal:
+        return [Step("sanitized calls", [*calls, "cpu"], 1.0)]
+    # Without torch's own cache of memory every tensor is an allocation whose end is guarded.
+    tools = {"memcheck": {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, "racecheck": {}}
+    program = shutil.which("compute-sanitizer")
+    if program is None:
+        missing = {"reason": "compute-sanitizer is not on PATH"}
+        return [Step(tool, [], 0.0, status="skipped", detail=missing) for tool in tools]
+    return [
+        Step(tool, [program, "--tool", tool, "--error-exitcode", "86", *calls, "cuda"], 0.2, env)
+        for tool, env in tools.items()
+    ]
+
+
+class Suite:
+    """The steps of one run, and the files in `out` that say how far it is."""
+
+    def __init__(self, out: Path, steps: list[Step], seconds: float, about: Mapping[str, Any]):
+        out.mkdir(parents=True, exist_ok=True)
+        self.out = out
+        self.steps = steps
+        self.about = dict(about)
+        self.deadline = time.monotonic() + seconds
+        self.log = Log(out / "log.txt")
+        self.scratch = scratch_folder(out)
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        self._seen: dict[Path, float] = {}
+        self.benchmarks: dict[str, Any] = {}
+
+    def run(self) -> bool:
+        """Whether every step that ran passed."""
+        self.save()
+        done: list[Step] = []
+        for step in self.steps:
+            if step.status == "skipped":
+                continue
+            left = self.deadline - time.monotonic()
+            if any(earlier.name == "build" and earlier.status != "passed" for earlier in done):
+                step.detail["reason"] = "the build did not pass"
+            elif left < 5:
+                step.detail["reason"] = "no time was left"
+            else:
+                self._run(step, step.share * left)
+            done.append(step)
+            self.save()
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        return all(step.status in ("passed", "skipped") for step in self.steps)
+
+    def _run(self, step: Step, seconds: float) -> None:
+        print(f"{step.name} (at most {seconds:.0f} s) ...", flush=True)
+        counts = Counts()
+        lines: list[str] = []
+
+        def on_line(line: str) -> None:
+            counts.read(line)
+            lines.append(line)
+            del lines[:-2000]
+
+        outcome = run_timed(
+            step.command,
+            seconds,
+            self.log,
+            folder=ROOT,
+            environment={"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **step.environment},
+            on_line=on_line,
+            on_poll=self._collect,
+        )
+        step.status, step.seconds = outcome.status, round(outcome.seconds, 1)
+        step.detail |= counts.summary()
+        if step.name == "ceilings" and outcome.status == "passed":
+            self.about["ceilings"] = json.loads(lines[-1])
+        if outcome.status == "failed":
+            step.detail["last lines"] = lines[-15:]
+
+    def _collect(self) -> None:
+        """Takes in what the benchmarks have stored since the last look."""
+        changed = False
+        for path in self.scratch.glob("*.json"):
+            written = path.stat().st_mtime
+            if self._seen.get(path) != written:
+                content = json.loads(path.read_text())
+                self.benchmarks[content["family"]] = content
+                self._seen[path] = written
+                changed = True
+        if changed:
+            self.save()
+
+    def save(self) -> None:
+        """Write what is known so far, whole or not at all."""
+        steps = [asdict(step) for step in self.steps]
+        content = {**self.about, "steps": steps, "benchmarks": self.benchmarks}
+        _replace(self.out / "results.json", json.dumps(content, indent=1) + "\n")
+        _replace(self.out / "table.txt", render(content) + "\n")
+
+
+class Counts:
+    """Counts what steps print as they go, so a killed one is counted too.
+
+    Outcomes of tests with `pytest -v`, tests collected, benchmark cases listed.
+    """
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+        self._failed: list[str] = []
+
+    def read(self, line: str) -> None:
+        if found := _OUTCOME.match(line):
+            outcome = found[2].lower()
+            self._add(outcome, 1)
+            if outcome in ("failed", "error"):
+                self._failed.append(found[1])
+        elif found := _COLLECTED.match(line):
+            self._add("tests", int(found[1]))
+        elif "; against " in line:
+            self._add("cases", 1)
+
+    def _add(self, what: str, number: int) -> None:
+        self._counts[what] = self._counts.get(what, 0) + number
+
+    def summary(self) -> dict[str, Any]:
+        failed = {"failed tests": self._failed[:_MOST_NAMES]} if self._failed else {}
+        return {**self._counts, **failed}
+
+
+def scratch_folder(out: Path) -> Path:
+    """Where the benchmarks store their cases before they are taken into the one file."""
+    return ROOT / "build" / f"gpu-suite-{out.resolve().name}"
+
+
+def _replace(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text)
+    os.replace(part, path)
+
+
+def find_device() -> dict[str, Any]:
+    """What torch sees. Raises RuntimeError where there is no torch."""
+    finished = subprocess.run([sys.executable, "-c", _DEVICE], capture_output=True, text=True)
+    if finished.returncode:
+        last = finished.stderr.strip().splitlines()[-1:]
+        raise RuntimeError(f"{sys.executable} has no working torch ({' '.join(last)})")
+    device: dict[str, Any] = json.loads(finished.stdout.splitlines()[-1])
+    return device
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="gpu-suite", description=__doc__)
+    parser.add_argument("--only", help="tests, bench or a family's name")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "gpu-suite")
+    parser.add_argument("--minutes", type=float, default=9.3, help="for everything together")
+    parser.add_argument("--dry-run", action="store_true", help="rehearse without a GPU")
+    options = parser.parse_args(arguments)
+    try:
+        device = find_device()
+        if device["capability"] is None and not options.dry_run:
+            raise RuntimeError(
+                f"torch {device['torch']} sees no GPU; run this on a machine with one, or rehearse "
+                "it with --dry-run"
+            )
+        capability = None if options.dry_run else device["capability"]
+        steps = plan(options.only, capability, scratch_folder(options.out))
+    except (RuntimeError, ValueError) as error:
+        print(f"gpu-suite: {error}", file=sys.stderr)
+        return 2
+    about = {
+        "schema": 1,
+        "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "dry_run": options.dry_run,
+        "only": options.only,
+        "device": device,
+    }
+    if options.dry_run:
+        about["plan"] = [asdict(step) for step in plan(options.only, REHEARSED, Path("build"))]
+    # So that what runs in a step ends too.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    suite = Suite(options.out, steps, 60 * options.minutes, about)
+    passed = suite.run()
+    print((options.out / "table.txt").read_text())
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
