@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from growkernels.ops.basis_conv import flops, vmap
+from growkernels.ops.basis_conv import flops, gpu, vmap
 
 __all__ = ["basis_conv2d", "conv_algorithm", "set_conv_algorithm"]
 
@@ -27,6 +27,7 @@ _ops = torch.ops.growkernels
 _basis_conv2d = _ops.basis_conv2d.default
 flops.register()
 vmap.register()
+gpu.register()
 
 
 def basis_conv2d(

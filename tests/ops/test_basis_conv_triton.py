@@ -1,0 +1,377 @@
+"""The Triton kernels of basis_conv, run by Triton's interpreter on CPU tensors.
+
+With a GPU visible, tests/gpu/test_basis_conv.py runs them there instead.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+if torch.cuda.is_available():
+    pytest.skip("a GPU is visible: tests/gpu runs these kernels on it", allow_module_level=True)
+
+import triton_interpreter  # noqa: F401
+
+from growkernels.ops.basis_conv import gpu, reference
+from growkernels.ops.basis_conv import triton_kernels as kernels
+
+# 2^-9 is bfloat16's rounding error, 2^-12 float16's. Coefficients and maps are rounded before they
+# are multiplied, results after.
+ERROR = {torch.float32: 1e-6, torch.float16: 8e-4, torch.bfloat16: 6e-3}
+DTYPES = list(ERROR)
+FORWARD_TILES = [
+    (dtype, tile) for dtype in DTYPES for tile in kernels.FORWARD_TILES[dtype.itemsize]
+]
+BACKWARD_TILES = [
+    (dtype, tile) for dtype in DTYPES for tile in kernels.BACKWARD_TILES[dtype.itemsize]
+]
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+class Shape(NamedTuple):
+    """Sizes of one call."""
+
+    x: tuple[int, int, int, int]
+    filters: int
+    mixed: int
+    kernel: tuple[int, int] = (3, 3)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+
+    @property
+    def form(self) -> tuple[tuple[int, int], ...]:
+        return self.stride, self.padding, self.dilation
+
+
+SHAPES = [
+    Shape((2, 5, 7, 6), 6, 7),
+    Shape((1, 1, 1, 1), 1, 1, (1, 1), padding=(0, 0)),
+    Shape((3, 16, 8, 8), 16, 16),
+    Shape((2, 6, 9, 8), 4, 5, stride=(2, 2)),
+    Shape((2, 70, 5, 3), 20, 47, padding=(2, 2)),
+    Shape((2, 6, 9, 8), 4, 9, padding=(2, 3), dilation=(2, 3)),
+    Shape((2, 16, 8, 8), 8, 24, (1, 1), (2, 2), (0, 0)),
+    Shape((1, 3, 12, 10), 33, 2, (2, 3), (2, 1), (1, 0), (1, 2)),
+    Shape((2, 3, 6, 7), 3, 4, (5, 5), padding=(2, 2)),
+]
+
+
+class Call(NamedTuple):
+    """The tensors of one call, and the oracle's results for them in float64."""
+
+    x: Tensor
+    basis: Tensor
+    coeff: Tensor
+    bias: Tensor | None
+    y: Tensor
+    z: Tensor
+
+
+def make(
+    shape: Shape,
+    dtype: torch.dtype,
+    include_basis: bool,
+    bias: bool = True,
+    memory_format: torch.memory_format = torch.channels_last,
+) -> Call:
+    generator = torch.Generator().manual_seed(0)
+    outputs = shape.mixed + (shape.filters if include_basis else 0)
+    x = torch.randn(shape.x, generator=generator).to(dtype, memory_format=memory_format)
+    basis = torch.randn(shape.filters, shape.x[1], *shape.kernel, generator=generator).to(dtype)
+    coeff = torch.randn(shape.mixed, shape.filters, generator=generator).to(dtype)
+    offset = torch.randn(outputs, generator=generator).to(dtype) if bias else None
+    exact = [None if t is None else t.double() for t in (x, basis, coeff, offset)]
+    y = reference.basis_conv2d(*exact, *shape.form, include_basis)
+    z = torch.nn.functional.conv2d(exact[0], exact[1], None, *shape.form)
+    return Call(x, basis, coeff, offset, y, z)
+
+
+def unwritten(like: Tensor, dtype: torch.dtype, name: str = "channels_last") -> Tensor:
+    """NaN wherever nothing is written (see conftest's `repeatable`)."""
+    tensor = torch.empty(like.shape, dtype=dtype, memory_format=FORMATS[name])
+    assert tensor.isnan().all()
+    return tensor
+
+
+def assert_close(actual: Tensor | None, expected: Tensor, scale: float = 1.0) -> None:
+    assert actual is not None
+    assert actual.shape == expected.shape
+    error = (actual.double() - expected).norm() / expected.norm()
+    assert error <= scale * ERROR[actual.dtype], f"relative error {error:.1e}"
+
+
+class TestForward:
+    @pytest.mark.parametrize("include_basis", [True, False])
+    @pytest.mark.parametrize("shape", SHAPES, ids=str)
+    def test_shapes(self, shape: Shape, include_basis: bool) -> None:
+        call = make(shape, torch.float32, include_basis)
+        for algorithm in ("triton", "direct"):
+            y, z = unwritten(call.y, torch.float32), unwritten(call.z, torch.float32)
+            gpu.forward(algorithm, *call[:4], shape.form, y, z, 4)
+            assert_close(y, call.y)
+            assert_close(z, call.z)
+
+    @pytest.mark.parametrize(("dtype", "tile"), FORWARD_TILES)
+    def test_tiles(self, dtype: torch.dtype, tile: kernels.ForwardTile) -> None:
+        # Two programs, two steps over input channels and several over combinations, all ragged.
+        channels, mixed = tile.depth(dtype) + 3, tile.combinations + 5
+        shape = Shape((2, channels, 9, 11), tile.filters - 3, mixed, (1, 2), padding=(0, 0))
+        call = make(shape, dtype, include_basis=True)
+        y = unwritten(call.y, dtype)
+        kernels.convolve(*call[:4], *shape.form, y, None, 1, tile)
+        assert_close(y, call.y)
+        y = unwritten(call.y, dtype)
+        kernels.mix(call.z.to(dtype), call.coeff, call.bias, y, 1, tile)
+        assert_close(y, call.y)
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("bias", [True, False])
+    def test_maps_beside_mixed_channels(self, dtype: torch.dtype, bias: bool) -> None:
+        shape = SHAPES[4]
+        call = make(shape, dtype, include_basis=False, bias=bias)
+        for algorithm in ("triton", "direct"):
+            y, z = unwritten(call.y, dtype), unwritten(call.z, dtype)
+            gpu.forward(algorithm, *call[:4], shape.form, y, z, 4)
+            assert_close(y, call.y)
+            assert_close(z, call.z)
+
+    @pytest.mark.parametrize("of_outputs", FORMATS)
+    @pytest.mark.parametrize("of_images", [*FORMATS, "slice of channels"])
+    def test_layouts(self, of_images: str, of_outputs: str) -> None:
+        shape = SHAPES[0]
+        call = make(shape, torch.float32, include_basis=True)
+        if of_images in FORMATS:
+            x = call.x.contiguous(memory_format=FORMATS[of_images])
+        else:
+            x = torch.cat([call.x, call.x], 1)[:, shape.x[1] :]
+        for algorithm in ("triton", "direct"):
+            y = unwritten(call.y, torch.float32, of_outputs)
+            gpu.forward(algorithm, x, *call[1:4], shape.form, y, None, 4)
+            assert_close(y, call.y)
+            assert y.stride() == unwritten(call.y, torch.float32, of_outputs).stride()
+
+    @pytest.mark.filterwarnings("ignore:invalid value encountered in matmul")
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    def test_no_other_position_sees_what_is_not_finite(self, value: float) -> None:
+        """Nor do channels that only fill up the tile turn infinity into NaN."""
+        shape = Shape((1, 3, 6, 6), 3, 4)
+        call = make(shape, torch.float32, include_basis=True)
+        call.x[0, :, 0, 0] = value
+        finite = torch.ones(6, 6, dtype=torch.bool)
+        finite[:2, :2] = False
+        y = unwritten(call.y, torch.float32)
+        kernels.convolve(call.x, call.basis.abs(), call.coeff.abs(), None, *shape.form, y, None, 1)
+        assert y[..., finite].isfinite().all()
+        assert torch.equal(y.isnan(), (~finite).expand(y.shape) & math.isnan(value))
+
+
+class TestBackward:
+    def gradients(
+        self,
+        call: Call,
+        dtype: torch.dtype,
+        include_basis: bool,
+        tile: kernels.BackwardTile | None = None,
+        wanted: tuple[bool, bool, bool] = (True, True, True),
+        multiprocessors: int = 2,
+    ) -> tuple[list[Tensor | None], list[Tensor]]:
+        """Of z, coeff and bias: what the kernel writes, and what the definition says."""
+        filters = call.basis.shape[0]
+        generator = torch.Generator().manual_seed(1)
+        grad = torch.randn(call.y.shape, generator=generator).to(dtype)
+        z = (call.y[:, :filters] if include_basis else call.z).to(dtype)
+        z_bias = call.bias[:filters] if include_basis and call.bias is not None else None
+        targets = (call.z, call.coeff, torch.empty(call.y.shape[1]))
+        dz, dcoeff, dbias = (
+            (torch.empty(t.shape, dtype=dtype) if t.dim() < 4 else unwritten(t, dtype))
+            if w
+            else None
+            for t, w in zip(targets, wanted, strict=True)
+        )
+        kernels.coefficient_backward(
+            grad, z, z_bias, call.coeff, dz, dcoeff, dbias, multiprocessors, tile
+        )
+        g, maps = grad.double(), z.double()
+        if z_bias is not None:
+            maps = maps - z_bias.double()[:, None, None]
+        rest = g[:, g.shape[1] - len(call.coeff) :]
+        expected = torch.einsum("or,nohw->nrhw", call.coeff.double(), rest)
+        if include_basis:
+            expected = expected + g[:, :filters]
+        products = torch.einsum("nohw,nrhw->or", rest, maps)
+        return [dz, dcoeff, dbias], [expected, products, g.sum((0, 2, 3))]
+
+    @pytest.mark.parametrize("include_basis", [True, False])
+    @pytest.mark.parametrize(("dtype", "tile"), BACKWARD_TILES)
+    def test_tiles(
+        self, dtype: torch.dtype, tile: kernels.BackwardTile, include_basis: bool
+    ) -> None:
+        shape = Shape((2, 2, 9, 9), tile.filters - 3, tile.combinations - 5)
+        call = make(shape, dtype, include_basis)
+        actual, expected = self.gradients(call, dtype, include_basis, tile)
+        for ours, exact in zip(actual, expected, strict=True):
+            assert_close(ours, exact)
+
+    @pytest.mark.parametrize("index", [0, 1, 2])
+    def test_one_gradient_alone(self, index: int) -> None:
+        call = make(SHAPES[0], torch.float32, include_basis=True)
+        wanted = tuple(i == index for i in range(3))
+        actual, expected = self.gradients(call, torch.float32, True, wanted=wanted)
+        assert_close(actual[index], expected[index])
+        assert all(actual[i] is None for i in range(3) if i != index)
+
+    @pytest.mark.parametrize("multiprocessors", [1, 3, 1000])
+    def test_any_number_of_programs(self, multiprocessors: int) -> None:
+        call = make(Shape((3, 2, 13, 12), 6, 7), torch.float32, include_basis=True)
+        actual, expected = self.gradients(
+            call, torch.float32, True, multiprocessors=multiprocessors
+        )
+        again, _ = self.gradients(call, torch.float32, True, multiprocessors=multiprocessors)
+        for ours, same, exact in zip(actual, again, expected, strict=True):
+            assert_close(ours, exact)
+            assert ours is not None
+            assert same is not None
+            assert torch.equal(ours, same)
+
+    @pytest.mark.parametrize("bias", [True, False])
+    @pytest.mark.parametrize("include_basis", [True, False])
+    @pytest.mark.parametrize(
+        "shape", [SHAPES[0], SHAPES[3], Shape((1, 4, 5, 6), 129, 130)], ids=str
+    )
+    def test_all_gradients(self, shape: Shape, include_basis: bool, bias: bool) -> None:
+        """By the kernel, and by matrix products for the shape that no tile has room for."""
+        call = make(shape, torch.float32, include_basis, bias)
+        grad = torch.randn(call.y.shape)
+        leaves = [t.double().requires_grad_() for t in call[:4] if t is not None]
+        arguments = [*leaves, *([] if bias else [None])]
+        y = reference.basis_conv2d(*arguments, *shape.form, include_basis)
+        expected = torch.autograd.grad(y, leaves, grad.double())
+        saved = call.y[:, : shape.filters] if include_basis else call.z
+        z_bias = call.bias[: shape.filters] if include_basis and call.bias is not None else None
+        gradients = gpu.backward(
+            grad, call.x, call.basis, call.coeff, saved.float(), z_bias, shape.form,
+            torch.empty_like(call.coeff), torch.empty(len(grad[0])) if bias else None,
+            (True, True), 2,
+        )  # fmt: skip
+        for ours, exact in zip(gradients, expected, strict=False):
+            assert_close(ours, exact)
+        assert (gradients[3] is None) == (not bias)
+        assert gradients[0] is not None
+        assert gradients[1] is not None
+        assert gradients[0].stride() == call.x.stride()
+        assert gradients[1].stride() == call.basis.stride()
+
+    def test_nothing_that_is_not_wanted(self) -> None:
+        call = make(SHAPES[0], torch.float32, include_basis=True)
+        gradients = gpu.backward(
+            torch.randn(call.y.shape), *call[:3], call.z.float(), None, SHAPES[0].form,
+            None, None, (False, True), 2,
+        )  # fmt: skip
+        assert [gradient is None for gradient in gradients] == [True, False, True, True]
+
+
+H100 = gpu.Card((9, 0), 132)
+
+
+class TestDecision:
+    @staticmethod
+    def stage(number: int, images: int, fraction: float = 0.5) -> tuple[tuple[int, ...], ...]:
+        """Shapes of a 3x3 convolution in ResNet-18 on CIFAR."""
+        channels, size = 32 * 2**number, 64 // 2**number
+        filters = int(fraction * channels)
+        images_and_channels = (images, channels, size, size)
+        return images_and_channels, (filters, channels, 3, 3), (channels - filters, filters)
+
+    @pytest.mark.parametrize("images", [128, 512])
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+    def test_resnet(self, images: int, dtype: torch.dtype) -> None:
+        algorithms = [
+            gpu.decide(*self.stage(n, images), dtype, H100, padding=(1, 1)).algorithm
+            for n in (1, 2, 3, 4)
+        ]
+        assert algorithms == ["triton", "triton", "direct", "direct"]
+
+    def decision(self, **changes: object) -> gpu.Decision:
+        x, basis, coeff = self.stage(2, 128)
+        arguments = {
+            "x": x, "basis": basis, "coeff": coeff, "dtype": torch.bfloat16, "card": H100,
+            "padding": (1, 1),
+        }  # fmt: skip
+        return gpu.decide(**{**arguments, **changes})  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize(
+        ("changes", "algorithm", "reason"),
+        [
+            ({}, "triton", "64 of 128 filters"),
+            ({"dtype": torch.float64}, "two convolutions", "not float64"),
+            ({"dtype": torch.float32, "tf32": False}, "two convolutions", "TF32 is off"),
+            ({"card": gpu.Card((7, 5), 40)}, "two convolutions", "compute capability 7.5"),
+            ({"x": (0, 128, 16, 16)}, "two convolutions", "no images"),
+            ({"coeff": (0, 64)}, "two convolutions", "nothing to mix"),
+            ({"x": (4, 128, 16, 16)}, "direct", "1024 positions make 16 programs"),
+            (
+                {"basis": (120, 128, 3, 3), "coeff": (128, 120), "include_basis": False},
+                "reconstruct", "120 of 128",
+            ),
+            ({"basis": (112, 128, 3, 3), "coeff": (16, 112)}, "direct", "too little to save"),
+            ({"basis": (40, 128, 3, 3), "coeff": (88, 40)}, "direct", "64 columns"),
+            (
+                {"basis": (257, 128, 3, 3), "coeff": (900, 257)},
+                "two convolutions", "257 filters do not fit",
+            ),
+        ],
+    )  # fmt: skip
+    def test_reasons(self, changes: dict[str, object], algorithm: str, reason: str) -> None:
+        decision = self.decision(**changes)
+        assert decision.algorithm == algorithm
+        assert reason in decision.reason
+
+    def test_composed_algorithms_are_what_the_composed_op_chooses(self) -> None:
+        """Its C++ decides by the same counts of operations."""
+        seen = set()
+        for filters in range(104, 128, 4):
+            shapes = ((64, 128, 16, 16), (filters, 128, 3, 3), (128, filters))
+            ours = gpu.decide(
+                *shapes, torch.float64, H100, padding=(1, 1), include_basis=False
+            ).algorithm
+            tensors = [torch.empty(shape, dtype=torch.float64) for shape in shapes]
+            theirs = torch.ops.growkernels.basis_conv2d_algorithm(
+                *tensors, [1, 1], [1, 1], [1, 1], False
+            )
+            assert ours == theirs
+            seen.add(ours)
+        assert seen == {"two convolutions", "reconstruct"}
+
+    def test_every_choice_of_triton_has_a_tile(self) -> None:
+        for dtype in DTYPES:
+            for filters in range(1, kernels.MOST_FILTERS + 1):
+                tile = kernels.forward_tile(filters, 1000, dtype, 132)
+                assert tile.filters >= filters
+
+    def test_few_positions_get_small_programs(self) -> None:
+        many, few = (kernels.forward_tile(64, n, torch.bfloat16, 132) for n in (32768, 8192))
+        assert (many.positions, few.positions) == (128, 64)
+
+    def test_registered_for_gpus(self) -> None:
+        for op in ("", "_with_maps", "_backward", "_algorithm"):
+            assert torch._C._dispatch_has_kernel_for_dispatch_key(
+                f"growkernels::basis_conv2d{op}", "CUDA"
+            )
+
+
+def test_builds_name_every_tile_once() -> None:
+    names = [build.name for build in kernels.builds()]
+    assert len(set(names)) == len(names)
+    per_type = {"bf16": 2, "fp32": 4}
+    for name, itemsize in per_type.items():
+        for tile in kernels.FORWARD_TILES[itemsize]:
+            assert f"convolve {name} {tile.positions}x{tile.filters}" in names
+            assert f"mix {name} {tile.positions}x{tile.filters}" in names
+        for back in kernels.BACKWARD_TILES[itemsize]:
+            assert f"coefficient_backward {name} {back.filters}x{back.combinations}" in names
