@@ -6,7 +6,8 @@ With a GPU visible, tests/gpu/test_basis_conv.py runs them there instead.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -22,8 +23,8 @@ from growkernels.ops.basis_conv import triton_kernels as kernels
 
 # 2^-9 is bfloat16's rounding error, 2^-12 float16's. Coefficients and maps are rounded before they
 # are multiplied, results after.
-ERROR = {torch.float32: 1e-6, torch.float16: 8e-4, torch.bfloat16: 6e-3}
-DTYPES = list(ERROR)
+ERROR = {torch.float64: 1e-14, torch.float32: 1e-6, torch.float16: 8e-4, torch.bfloat16: 6e-3}
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 FORWARD_TILES = [
     (dtype, tile) for dtype in DTYPES for tile in kernels.FORWARD_TILES[dtype.itemsize]
 ]
@@ -375,3 +376,79 @@ def test_builds_name_every_tile_once() -> None:
             assert f"mix {name} {tile.positions}x{tile.filters}" in names
         for back in kernels.BACKWARD_TILES[itemsize]:
             assert f"coefficient_backward {name} {back.filters}x{back.combinations}" in names
+
+
+class TestRegistration:
+    """The functions that `register` hands to the dispatcher for GPUs, called with CPU tensors."""
+
+    @pytest.fixture
+    def ops(self, monkeypatch: pytest.MonkeyPatch) -> dict[str, Callable[..., Any]]:
+        captured: dict[str, Callable[..., Any]] = {}
+
+        def capture(name: str, key: str, function: Callable[..., Any]) -> None:
+            assert key == "CUDA"
+            captured[name.removeprefix("growkernels::")] = function
+
+        monkeypatch.setattr(torch.library, "impl", capture)
+        monkeypatch.setattr(gpu, "_card", lambda device: gpu.Card((9, 0), 2))
+        gpu.register()
+        return captured
+
+    @pytest.mark.parametrize("memory_format", FORMATS)
+    @pytest.mark.parametrize("include_basis", [True, False])
+    @pytest.mark.parametrize("algorithm", ["triton", "direct", "two convolutions"])
+    def test_forward_and_backward(
+        self,
+        ops: dict[str, Callable[..., Any]],
+        algorithm: str,
+        include_basis: bool,
+        memory_format: str,
+    ) -> None:
+        shape = Shape((2, 5, 16, 6), 14 if algorithm == "triton" else 9, 25)
+        dtype = torch.float64 if algorithm == "two convolutions" else torch.float32
+        call = make(shape, dtype, include_basis, memory_format=FORMATS[memory_format])
+        form = [list(pair) for pair in shape.form]
+        arguments = [*call[:4], *form, include_basis]
+        assert ops["basis_conv2d_algorithm"](*call[:3], *form, include_basis) == algorithm
+        assert_close(ops["basis_conv2d"](*arguments), call.y)
+        saved = call.y.to(dtype)[:, : shape.filters]
+        if not include_basis:
+            y, saved = ops["basis_conv2d_with_maps"](*arguments)
+            assert_close(y, call.y)
+            assert_close(saved, call.z)
+        z_bias = call.bias[: shape.filters] if include_basis and call.bias is not None else None
+        grad = torch.randn(call.y.shape).to(dtype)
+        meta, ours = (
+            op(grad, *call[:3], saved, z_bias, *form, include_basis, [True, True, True, True])
+            for op in (self.fake_backward, ops["basis_conv2d_backward"])
+        )
+        leaves = [t.double().requires_grad_() for t in call[:4] if t is not None]
+        y = reference.basis_conv2d(*leaves, *shape.form, include_basis)
+        for ours_, fake, exact in zip(
+            ours, meta, torch.autograd.grad(y, leaves, grad.double()), strict=True
+        ):
+            assert_close(ours_, exact)
+            assert ours_.stride() == fake.stride()
+
+    @staticmethod
+    def fake_backward(*arguments: Any) -> Any:
+        on_meta = [a.to("meta") if isinstance(a, Tensor) else a for a in arguments]
+        return torch.ops.growkernels.basis_conv2d_backward(*on_meta)
+
+    def test_gradients_that_are_not_wanted(self, ops: dict[str, Callable[..., Any]]) -> None:
+        shape = Shape((2, 5, 16, 6), 14, 25)
+        call = make(shape, torch.float32, True)
+        form = [list(pair) for pair in shape.form]
+        y = call.y.float()
+        gradients = ops["basis_conv2d_backward"](
+            y, *call[:3], y[:, :14], None, *form, True, [False, False, True, False]
+        )
+        assert [gradient is None for gradient in gradients] == [True, True, False, True]
+
+    def test_arguments_are_checked(self, ops: dict[str, Callable[..., Any]]) -> None:
+        call = make(SHAPES[0], torch.float32, True)
+        form = [list(pair) for pair in SHAPES[0].form]
+        for op in ("basis_conv2d", "basis_conv2d_algorithm"):
+            bias = [] if op.endswith("algorithm") else [None]
+            with pytest.raises(ValueError, match=r"basis has 4 input channels but x has 5"):
+                ops[op](call.x, call.basis[:, :4], call.coeff, *bias, *form, True)
