@@ -13,13 +13,6 @@ std::vector<Tile> run_kernel(std::vector<Position>& positions, const Kind& kind,
                                             : run_wide_kernel(positions, kind, store);
 }
 
-// [samples, width] with contiguous rows: a view where the strides allow it.
-at::Tensor as_rows(const at::Tensor& x) {
-  const at::Tensor rows = x.dim() == 2 ? x : x.flatten(0, -2);
-  const bool usable = (rows.size(1) <= 1 || rows.stride(1) == 1) && rows.stride(0) >= rows.size(1);
-  return usable ? rows : rows.contiguous();
-}
-
 std::vector<Position> positions_of(at::TensorList inputs, at::TensorList grads) {
   std::vector<Position> positions(inputs.size());
   for (size_t l = 0; l < inputs.size(); ++l) {
@@ -45,21 +38,6 @@ at::Tensor sum_over_tiles(const std::vector<Tile>& tiles, size_t positions, doub
     std::copy(sums.begin(), sums.end(), out.mutable_data_ptr<float>());
   }
   return out;
-}
-
-// Positions are added up side by side, so two of them must not share memory.
-void check_separate(at::TensorList sums) {
-  std::vector<std::pair<const char*, const char*>> ranges;
-  for (const at::Tensor& sum : sums) {
-    const char* begin = static_cast<const char*>(sum.const_data_ptr());
-    ranges.emplace_back(begin, begin + sum.nbytes());
-  }
-  std::sort(ranges.begin(), ranges.end());
-  for (size_t i = 1; i < ranges.size(); ++i) {
-    TORCH_CHECK_VALUE(ranges[i - 1].second <= ranges[i].first,
-                      "virtual_grads: two of the buffers to accumulate into share memory; pass one of its own "
-                      "for every position and add those of tied layers afterwards");
-  }
 }
 
 at::Tensor virtual_grad_norms(at::TensorList inputs, at::TensorList grads, c10::string_view layer,

@@ -1,14 +1,14 @@
 #pragma once
 // How the work of one call is cut into pieces that threads take from one queue.
 
+#include "virtual_grad/kind.h"
+
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
 #include <vector>
 
 namespace growkernels::virtual_grad {
-
-enum class Store { Nothing, Write, Accumulate };
 
 struct Position {
   at::Tensor h, g;  // [samples, width], rows contiguous

@@ -7,7 +7,10 @@
 #include <ATen/ops/silu.h>
 #include <ATen/ops/tanh.h>
 
+#include <algorithm>
 #include <cmath>
+#include <utility>
+#include <vector>
 
 namespace growkernels::virtual_grad {
 
@@ -99,6 +102,26 @@ void check_sums(at::TensorList inputs, at::TensorList sums, const std::optional<
     TORCH_CHECK_VALUE(second_moments->device() == inputs[0].device(), op, ": second_moments is on ",
                       second_moments->device(), " but the inputs are on ", inputs[0].device(), "; move it there");
   }
+}
+
+void check_separate(at::TensorList sums) {
+  std::vector<std::pair<const char*, const char*>> ranges;
+  for (const at::Tensor& sum : sums) {
+    const char* begin = static_cast<const char*>(sum.const_data_ptr());
+    ranges.emplace_back(begin, begin + sum.nbytes());
+  }
+  std::sort(ranges.begin(), ranges.end());
+  for (size_t i = 1; i < ranges.size(); ++i) {
+    TORCH_CHECK_VALUE(ranges[i - 1].second <= ranges[i].first,
+                      "virtual_grads: two of the buffers to accumulate into share memory; pass one of its own "
+                      "for every position and add those of tied layers afterwards");
+  }
+}
+
+at::Tensor as_rows(const at::Tensor& x) {
+  const at::Tensor rows = x.dim() == 2 ? x : x.flatten(0, -2);
+  const bool usable = (rows.size(1) <= 1 || rows.stride(1) == 1) && rows.stride(0) >= rows.size(1);
+  return usable ? rows : rows.contiguous();
 }
 
 at::ScalarType gradient_dtype(at::ScalarType input) { return input == at::kDouble ? at::kDouble : at::kFloat; }

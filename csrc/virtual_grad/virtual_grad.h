@@ -1,6 +1,8 @@
 #pragma once
 // What every implementation of the family shares: the kinds of virtual layers and the argument checks.
 
+#include "virtual_grad/kind.h"
+
 #include <ATen/core/Tensor.h>
 
 #include <optional>
@@ -9,15 +11,6 @@
 
 namespace growkernels::virtual_grad {
 
-enum class Layer { LinearRelu, Residual, Conv2dRelu };
-enum class Activation { Tanh, Relu, Gelu, Silu, Sigmoid };
-
-struct Kind {
-  Layer layer;
-  Activation activation;  // of Residual
-  double scale;           // of Residual
-};
-
 // Throws one sentence when a name is unknown.
 Kind parse_kind(std::string_view layer, std::string_view activation, double scale);
 
@@ -25,6 +18,12 @@ Kind parse_kind(std::string_view layer, std::string_view activation, double scal
 void check_positions(const char* op, at::TensorList inputs, at::TensorList grads, const Kind& kind);
 void check_sums(at::TensorList inputs, at::TensorList sums, const std::optional<at::Tensor>& second_moments,
                 const Kind& kind);
+
+// Throws one sentence when two of the buffers share memory: positions are added up side by side.
+void check_separate(at::TensorList sums);
+
+// [samples, width] with contiguous rows: a view where the strides allow it.
+at::Tensor as_rows(const at::Tensor& x);
 
 // dtype of G and of the norms: float32 for 16-bit inputs, else the inputs' own.
 at::ScalarType gradient_dtype(at::ScalarType input);
@@ -35,8 +34,8 @@ c10::SymDimVector gradient_shape(const at::Tensor& input, const Kind& kind);
 // sigma(scale * x), of ATen's own functions.
 at::Tensor activate(const at::Tensor& x, const Kind& kind);
 
-// The family composed of ATen's ops, one position after the other: for devices without a kernel of their
-// own, and for convolutions on the CPU, where the vendor's weight gradient already runs at the machine's
+// The family composed of ATen's ops, one position after the other: for devices and dtypes without a kernel of
+// their own, and for convolutions, where the vendor's weight gradient already runs at the machine's
 // peak and all that remains to save is building the virtual layers.
 std::vector<at::Tensor> aten_gradients(at::TensorList inputs, at::TensorList grads, const Kind& kind);
 at::Tensor aten_gradient_norms(at::TensorList inputs, at::TensorList grads, const Kind& kind);

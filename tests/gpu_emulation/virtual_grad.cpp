@@ -14,12 +14,10 @@ int64_t launches = 0;
 
 // Workspaces start as NaN.
 struct Host {
-  int multiprocessors;
+  int multiprocessors, shared_bytes;
   std::vector<std::vector<double>> workspaces;
 
-  void* workspace(size_t bytes) {
-    return workspaces.emplace_back(bytes / sizeof(double) + 2, std::nan("")).data();
-  }
+  void* workspace(size_t bytes) { return workspaces.emplace_back(bytes / sizeof(double) + 2, std::nan("")).data(); }
   void launch(void (*kernel)(Table), int blocks, int threads, int shared_bytes, const Table& table) {
     ++launches;
     cuda_on_host::launch(blocks, threads, shared_bytes, kernel, table);
@@ -55,7 +53,7 @@ CUDA_ON_HOST_EXPORT void virtual_grad(const int64_t* positions, int64_t count, i
     call.inputs.push_back({reinterpret_cast<const void*>(p[0]), reinterpret_cast<const void*>(p[1]),
                            reinterpret_cast<void*>(p[2]), p[3], p[4], p[5], static_cast<int>(p[6])});
   }
-  Host host{static_cast<int>(multiprocessors), {}};
+  Host host{static_cast<int>(multiprocessors), 227 << 10, {}};
   Run<Host> run(call, host);
   launches = 0;
   switch (dtype) {
@@ -72,7 +70,9 @@ CUDA_ON_HOST_EXPORT void virtual_grad(const int64_t* positions, int64_t count, i
 
 CUDA_ON_HOST_EXPORT void launches_of_last_call(int64_t* count) { *count = launches; }
 
-CUDA_ON_HOST_EXPORT void let_copies_arrive(int64_t late) { growkernels::cuda::emulation::copies_arrive_late = late != 0; }
+CUDA_ON_HOST_EXPORT void let_copies_arrive(int64_t late) {
+  growkernels::cuda::emulation::copies_arrive_late = late != 0;
+}
 
 // out[i] = the 16-bit number nearest to x[i].
 CUDA_ON_HOST_EXPORT void narrow_all(const float* x, uint16_t* bfloats, uint16_t* halves, int64_t count) {

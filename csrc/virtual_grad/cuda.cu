@@ -1,0 +1,113 @@
+// The ops on CUDA: arguments in, the kernels of the right dtype, results out. float64, and the vendor's
+// weight gradient for convolutions, stay with ATen.
+
+#include "virtual_grad/cuda_launch.cuh"
+#include "virtual_grad/virtual_grad.h"
+
+#include <ATen/Context.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <torch/library.h>
+
+#include <limits>
+
+namespace growkernels::virtual_grad {
+namespace {
+
+bool has_kernel(const at::Tensor& first, const Kind& kind) {
+  return kind.layer != Layer::Conv2dRelu && first.scalar_type() != at::kDouble;
+}
+
+bool tf32_allowed() {
+  return at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL) ==
+         at::Float32Precision::TF32;
+}
+
+// `gradients` is empty where nothing is stored. `norms` and `second_moments` may be undefined.
+void run(at::TensorList inputs, at::TensorList grads, const Kind& kind, Store store, at::TensorList gradients,
+         const at::Tensor& norms, const at::Tensor& second_moments) {
+  std::vector<at::Tensor> rows;  // keeps copies alive
+  cuda::Call call{{}, kind, store, nullptr, nullptr, 0};
+  for (size_t l = 0; l < inputs.size(); ++l) {
+    const at::Tensor h = as_rows(inputs[l]), g = as_rows(grads[l]);
+    TORCH_CHECK_VALUE(h.size(1) < std::numeric_limits<int>::max() / 2, "virtual_grad: inputs[", l, "] has ", h.size(1),
+                      " features; CUDA kernels take at most 2^30");
+    call.inputs.push_back({h.const_data_ptr(), g.const_data_ptr(),
+                           store == Store::Nothing ? nullptr : gradients[l].mutable_data_ptr(), h.stride(0),
+                           g.stride(0), h.size(0), static_cast<int>(h.size(1))});
+    rows.push_back(h);
+    rows.push_back(g);
+  }
+  if (norms.defined()) {
+    call.norms = norms.mutable_data_ptr<float>();
+  }
+  if (second_moments.defined()) {
+    call.second_moments = second_moments.mutable_data_ptr<float>();
+    call.second_moments_stride = second_moments.stride(0);
+  }
+  const c10::cuda::CUDAGuard guard(inputs[0].device());
+  cuda::TorchDevice device(inputs[0].device());
+  switch (inputs[0].scalar_type()) {
+    case at::kBFloat16:
+      return cuda::run_bfloat16(call, device);
+    case at::kHalf:
+      return cuda::run_float16(call, device);
+    default:
+      return tf32_allowed() ? cuda::run_tf32(call, device) : cuda::run_float32(call, device);
+  }
+}
+
+at::Tensor empty_norms(at::TensorList inputs) {
+  return at::empty({static_cast<int64_t>(inputs.size())}, inputs[0].options().dtype(at::kFloat));
+}
+
+at::Tensor virtual_grad_norms(at::TensorList inputs, at::TensorList grads, c10::string_view layer,
+                              c10::string_view activation, double scale) {
+  const Kind kind = parse_kind(layer, activation, scale);
+  check_positions("virtual_grad_norms", inputs, grads, kind);
+  if (!has_kernel(inputs[0], kind)) {
+    return aten_gradient_norms(inputs, grads, kind);
+  }
+  const at::Tensor norms = empty_norms(inputs);
+  run(inputs, grads, kind, Store::Nothing, {}, norms, {});
+  return norms;
+}
+
+std::vector<at::Tensor> virtual_grads(at::TensorList inputs, at::TensorList grads, c10::string_view layer,
+                                      c10::string_view activation, double scale) {
+  const Kind kind = parse_kind(layer, activation, scale);
+  check_positions("virtual_grads", inputs, grads, kind);
+  if (!has_kernel(inputs[0], kind)) {
+    return aten_gradients(inputs, grads, kind);
+  }
+  std::vector<at::Tensor> gradients;
+  for (const at::Tensor& h : inputs) {
+    gradients.push_back(at::empty({h.size(-1), h.size(-1)}, h.options().dtype(at::kFloat)));
+  }
+  run(inputs, grads, kind, Store::Write, gradients, {}, {});
+  return gradients;
+}
+
+at::Tensor accumulate_virtual_grads(at::TensorList inputs, at::TensorList grads, c10::string_view layer,
+                                    c10::string_view activation, double scale, at::TensorList sums,
+                                    const std::optional<at::Tensor>& second_moments) {
+  const Kind kind = parse_kind(layer, activation, scale);
+  check_positions("virtual_grads", inputs, grads, kind);
+  check_sums(inputs, sums, second_moments, kind);
+  if (!has_kernel(inputs[0], kind)) {
+    return aten_accumulate(inputs, grads, kind, sums, second_moments);
+  }
+  check_separate(sums);
+  const at::Tensor norms = empty_norms(inputs);
+  run(inputs, grads, kind, Store::Accumulate, sums, norms, second_moments.value_or(at::Tensor()));
+  return norms;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(growkernels, CUDA, m) {
+  m.impl("virtual_grads", &virtual_grads);
+  m.impl("virtual_grad_norms", &virtual_grad_norms);
+  m.impl("accumulate_virtual_grads", &accumulate_virtual_grads);
+}
+
+}  // namespace growkernels::virtual_grad

@@ -1,0 +1,71 @@
+#pragma once
+// What is applied to samples on their way to the product: the activation function.
+
+#include "common/cuda_element.cuh"
+#include "virtual_grad/kind.h"
+
+#ifndef __CUDACC__
+#include <cmath>
+#endif
+
+namespace growkernels::virtual_grad::cuda {
+
+// 16-bit results are rounded to 8 or 11 bits, which the hardware's approximations are finer than: exp and
+// 1 / x to 2^-21. tanh of bfloat16, whose small values keep their relative precision, has an instruction
+// of its own (2^-11); for float16 the difference 1 - 2 / (1 + e^2x) is exact to float16's smallest number.
+template <typename Element>
+__device__ float tanh_of(float x) {
+#ifdef __CUDACC__
+  if constexpr (std::is_same_v<Element, growkernels::cuda::BFloat16>) {
+    float out;
+    asm("tanh.approx.f32 %0, %1;" : "=f"(out) : "f"(x));
+    return out;
+  } else if constexpr (std::is_same_v<Element, growkernels::cuda::Half>) {
+    return 1.0f - __fdividef(2.0f, 1.0f + __expf(2.0f * x));
+  }
+#endif
+  return tanhf(x);
+}
+
+template <typename Element>
+__device__ float sigmoid_of(float x) {
+  if constexpr (std::is_same_v<Element, float>) {
+    return 1.0f / (1.0f + expf(-x));
+  } else {
+    return __fdividef(1.0f, 1.0f + __expf(-x));
+  }
+}
+
+template <typename Element, Activation activation>
+__device__ float activate(float x) {
+  if constexpr (activation == Activation::Tanh) {
+    return tanh_of<Element>(x);
+  } else if constexpr (activation == Activation::Relu) {
+    return x < 0.0f ? 0.0f : x;  // keeps NaN
+  } else if constexpr (activation == Activation::Gelu) {
+    return 0.5f * x * (1.0f + erff(x * 0.70710678118654752440f));
+  } else if constexpr (activation == Activation::Silu) {
+    return x * sigmoid_of<Element>(x);
+  } else {
+    return sigmoid_of<Element>(x);
+  }
+}
+
+// f.operator()<activation>()
+template <typename F>
+__device__ void with_activation(Activation activation, F f) {
+  switch (activation) {
+    case Activation::Tanh:
+      return f.template operator()<Activation::Tanh>();
+    case Activation::Relu:
+      return f.template operator()<Activation::Relu>();
+    case Activation::Gelu:
+      return f.template operator()<Activation::Gelu>();
+    case Activation::Silu:
+      return f.template operator()<Activation::Silu>();
+    case Activation::Sigmoid:
+      return f.template operator()<Activation::Sigmoid>();
+  }
+}
+
+}  // namespace growkernels::virtual_grad::cuda
