@@ -25,13 +25,15 @@ TABLE = Table(
     ),
 )  # fmt: skip
 
-_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 _DENSE = "eager dense"
 _TWO = "eager conv, 1x1, cat"
 _COMPILED = "torch.compile conv, 1x1, cat"
 _RECONSTRUCTED = "eager reconstructed kernel"
+_COMPILED_RECONSTRUCTED = "torch.compile reconstructed kernel"
 _ALL = (_DENSE, _TWO, _COMPILED, _RECONSTRUCTED)
 _EAGER = (_DENSE, _TWO, _RECONSTRUCTED)
+_GPU = (*_ALL, _COMPILED_RECONSTRUCTED)
 
 _FORWARD = "forward"
 _TRAINING = "forward + backward"
@@ -81,6 +83,9 @@ def _build(
             opponents.compiled(partial(opponents.two_convolutions, **options)), (x, basis, coeff),
         ),
         _RECONSTRUCTED: (partial(opponents.reconstructed, **options), (x, basis, coeff)),
+        _COMPILED_RECONSTRUCTED: (
+            opponents.compiled(partial(opponents.reconstructed, **options)), (x, basis, coeff),
+        ),
         OURS: (partial(gk.basis_conv2d, **options), (x, basis, coeff)),
     }  # fmt: skip
     grad = torch.randn(y.shape, generator=generator).to(device, dtype)
@@ -95,7 +100,8 @@ def _build(
         calls[name] = partial(_training_step, layer, leaves, grad)
     if training and _DENSE in calls:
         calls[_DENSE] = partial(_uncompared, calls[_DENSE])
-    return Workload(calls, flops, traffic, _TOLERANCE[dtype])
+    tf32 = dtype == torch.float32 and device.type == "cuda"
+    return Workload(calls, flops, traffic, 1e-2 if tf32 else _TOLERANCE[dtype])
 
 
 def _case(
@@ -155,6 +161,36 @@ CASES = [
     _case("contiguous", _STAGE_2, 64, _TRAINING, layout="contiguous"),
     _case("bfloat16", _STAGE_2, 64, _TRAINING, dtype=torch.bfloat16),
 ]  # fmt: skip
+
+
+def _gpu_case(name: str, image: tuple[int, int, int, int], filters: int, direction: str,
+              against: tuple[str, ...] = _GPU, **options: Any) -> Case:  # fmt: skip
+    options = {"dtype": torch.bfloat16, "seconds": None, **options}
+    return _case(name, image, filters, direction, against=against, **options)
+
+
+GPU_CASES = [
+    *(
+        _gpu_case(f"stage {stage}", (512, channels, size, size), channels // 2, direction)
+        for direction in (_FORWARD, _TRAINING)
+        for stage, (channels, size) in enumerate(_STAGES.items(), 1)
+    ),
+    *(
+        _gpu_case(
+            f"stage {stage}, 128 images", (128, channels, size, size), channels // 2, direction
+        )
+        for direction in (_FORWARD, _TRAINING)
+        for stage, (channels, size) in list(enumerate(_STAGES.items(), 1))[:2]
+    ),
+    *(
+        _gpu_case(f"R/Cout = {n}/8", (512, 128, 16, 16), 16 * n, _TRAINING, _EAGER)
+        for n in (1, 2, 6)
+    ),
+    _gpu_case("stride 2", (512, 64, 32, 32), 64, _TRAINING, _EAGER, outputs=128, stride=2),
+    _gpu_case("float16", (512, 128, 16, 16), 64, _TRAINING, _EAGER, dtype=torch.float16),
+    _gpu_case("float32", (512, 128, 16, 16), 64, _TRAINING, _EAGER, dtype=torch.float32),
+    _gpu_case("contiguous", (512, 128, 16, 16), 64, _TRAINING, _EAGER, layout="contiguous"),
+]
 
 
 def bench_basis_conv(case: Case, compare: Callable[[Case], None]) -> None:
