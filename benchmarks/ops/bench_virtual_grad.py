@@ -53,8 +53,11 @@ def _linear_relu_gradients(hs: Positions, gs: Positions) -> dict[str, Call]:
 
 
 def _linear_relu_accumulate(hs: Positions, gs: Positions) -> dict[str, Call]:
+    dtype = torch.promote_types(hs[0].dtype, torch.float32)
+
     def state() -> tuple[list[Tensor], Tensor]:
-        return [h.new_zeros(h.shape[1], h.shape[1]) for h in hs], hs[0].new_zeros(len(hs))
+        buffers = [h.new_zeros(h.shape[1], h.shape[1], dtype=dtype) for h in hs]
+        return buffers, hs[0].new_zeros(len(hs), dtype=dtype)
 
     theirs, compiled, (buffers, moments) = state(), state(), state()
     loop = opponents.linear_relu_accumulate
@@ -90,10 +93,12 @@ def _build(
     device: torch.device,
 ) -> Workload:  # fmt: skip
     """Normal activations (half of them masked by the ReLU) and gradients, from a fixed seed."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
 
     def draw() -> Positions:
-        tensors = [torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes]
+        tensors = [
+            torch.randn(shape, generator=generator, device=device).to(dtype) for shape in shapes
+        ]
         if layout == "channels_last":
             return [tensor.contiguous(memory_format=torch.channels_last) for tensor in tensors]
         return tensors
@@ -163,6 +168,28 @@ CASES = [
         for shape in _CONVOLUTIONS
         for layout in ("channels_last", "contiguous")
     ),
+]  # fmt: skip
+
+# DeiT-S at a batch for one GPU, 256 images x 197 tokens: before the 12 blocks and after each.
+_DEIT_S_BATCH: Sequence[tuple[int, ...]] = [(50432, 384)] * 13
+_WIDE: Sequence[tuple[int, ...]] = [(8192, width) for width in (768, 1024, 512)] * 2
+
+GPU_CASES = [
+    _case("linear_relu", _DEIT_S_BATCH, _linear_relu_norms, dtype=torch.bfloat16),
+    *(
+        _case(
+            f"linear_relu small {str(dtype).removeprefix('torch.')}", _SPIRALS, _linear_relu_norms,
+            dtype=dtype, ceiling=None,
+        )
+        for dtype in (torch.bfloat16, torch.float32)
+    ),
+    _case("residual tanh", _DEIT_S_BATCH, _residual_tanh_norms, dtype=torch.bfloat16),
+    _case(
+        "linear_relu accumulate", _DEIT_S_BATCH, _linear_relu_accumulate, dtype=torch.bfloat16,
+        direction="norms of sums, second moments",
+    ),
+    _case("linear_relu wide", _WIDE, _linear_relu_norms, dtype=torch.bfloat16),
+    _case("linear_relu float32", _DEIT_S, _linear_relu_norms),
 ]  # fmt: skip
 
 

@@ -111,8 +111,8 @@ def check(result: Result, expected: list[Tensor], error: float) -> None:
     torch.testing.assert_close(result.norms.double(), norms, rtol=1e-6, atol=0)
 
 
-# Samples beyond a ring of stages, widths beyond a tile and not multiples of a vector; rows of 16-byte
-# vectors and rows at any address.
+# Samples beyond a ring of stages, widths beyond a tile and not multiples of a vector; rows of
+# 16-byte vectors and rows at any address.
 @pytest.mark.parametrize("padding", [0, 7], ids=["aligned", "unaligned"])
 @pytest.mark.parametrize(("dtype", "tile"), TILES)
 def test_every_tile(kernels: HostLibrary, dtype: int, tile: int, padding: int) -> None:
@@ -172,7 +172,7 @@ def test_many_narrow_positions_are_one_launch(kernels: HostLibrary) -> None:
 
 
 def test_more_positions_than_a_table_holds(kernels: HostLibrary) -> None:
-    inputs, grads = draw([(3 + l, 1 + l % 7) for l in range(40)], FLOAT32)
+    inputs, grads = draw([(3 + i, 1 + i % 7) for i in range(40)], FLOAT32)
     result = run(kernels, inputs, grads, FLOAT32)
     check(result, exact(inputs, grads, "linear_relu", "tanh", 1), 1e-6)
     assert result.launches == 2
@@ -199,8 +199,8 @@ def test_nan_and_infinity(kernels: HostLibrary, dtype: int, width: int) -> None:
     assert close(actual[finite], expected[finite], ERRORS[dtype])
 
 
-# What a missing barrier, or a copy that is not waited for, would change: the order of threads, and when
-# copies arrive.
+# What a missing barrier, or a copy that is not waited for, would change: the order of threads, and
+# when copies arrive.
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT32])
 def test_same_bits_in_any_order(kernels: HostLibrary, dtype: int, layer: str) -> None:
