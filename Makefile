@@ -1,20 +1,33 @@
 # The one place that names torch; for another one: make setup TORCH=torch==2.14.1
 TORCH ?= torch==2.13.0
+# A CUDA build of torch, which also runs without a GPU, and the CUDA it is for. Its environment
+# takes 6 GB; `make test TORCH_CUDA=` leaves it out.
+TORCH_CUDA ?= torch==2.14.1
+CUDA_OF_TORCH ?= 13.0
 PYTHON ?= python3
 VENV ?= .venv
+VENV_CUDA ?= .venv-cuda
 
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+BIN_CUDA := $(VENV_CUDA)/bin
+# Modules are compiled when they are first imported; most never are.
+INSTALL := -m pip --disable-pip-version-check install --quiet --no-compile
+PIP := $(BIN)/python $(INSTALL)
+PIP_CUDA := $(BIN_CUDA)/python $(INSTALL)
 SOURCES := $(shell find csrc tools -type f -not -name '*.pyc') CMakeLists.txt setup.py pyproject.toml
+PYTHON_SOURCES := $(shell find growkernels -name '*.py')
 CPP_FILES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 # Another torch, asked for here or put into the environment by hand, starts a new build.
 TOOLS_STAMP := $(VENV)/.made-tools-$(shell printf %s '$(TORCH)' | tr -c 'A-Za-z0-9.' '-')
 PACKAGE_STAMP := $(VENV)/.made-package
+TOOLS_CUDA_STAMP := $(VENV_CUDA)/.made-tools-$(shell printf %s '$(TORCH_CUDA)' | tr -c 'A-Za-z0-9.' '-')
+PACKAGE_CUDA_STAMP := $(VENV_CUDA)/.made-package
 TORCH_VERSION_FILE = $(wildcard $(VENV)/lib/python*/site-packages/torch/version.py)
 
 .SECONDEXPANSION:
 .DEFAULT_GOAL := help
-.PHONY: help setup test reproduce bench readme-tables gpu-kernels gpu-suite lint format clean
+.PHONY: help setup setup-cuda test test-cpu test-cuda-build reproduce \
+  bench readme-tables gpu-kernels gpu-suite lint format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -39,8 +52,36 @@ $(PACKAGE_STAMP): $(TOOLS_STAMP) $(SOURCES) $$(TORCH_VERSION_FILE)
 	$(PIP) --no-build-isolation --editable ".[experiments]"
 	@touch $@
 
-test: setup  ## run the tests
+test: setup  ## run the tests, and test-cuda-build where a CUDA toolkit is found
+	@obstacle="$$($(BIN)/python tools/toolchain.py '$(TORCH_CUDA)' '$(CUDA_OF_TORCH)')"; cuda=0; \
+	if [ -z "$$obstacle" ]; then $(MAKE) --no-print-directory test-cuda-build || cuda=$$?; \
+	else echo "make test-cuda-build is left out: $$obstacle"; fi; \
+	$(MAKE) --no-print-directory test-cpu && exit $$cuda
+
+test-cpu: setup
 	$(BIN)/python -m pytest -q tests
+
+setup-cuda: $(PACKAGE_CUDA_STAMP)  ## make .venv-cuda: growkernels with its CUDA sources, timm, torchvision
+	@$(BIN_CUDA)/python -I -c "from growkernels import _build_info as b; \
+	  print(f'growkernels is ready in $(VENV_CUDA): torch {b.torch_version}, {b.cuda_note}')"
+
+$(BIN_CUDA)/python:
+	$(PYTHON) -m venv $(VENV_CUDA)
+	$(PIP_CUDA) --upgrade "pip>=25.1"
+
+$(TOOLS_CUDA_STAMP): pyproject.toml | $(BIN_CUDA)/python
+	$(PIP_CUDA) "$(TORCH_CUDA)" --group cuda
+	@rm -f $(VENV_CUDA)/.made-tools-*
+	@touch $@
+
+# Not editable: the library in the source tree is the one of the first environment.
+$(PACKAGE_CUDA_STAMP): $(TOOLS_CUDA_STAMP) $(SOURCES) $(PYTHON_SOURCES)
+	GROWKERNELS_CUDA=1 $(PIP_CUDA) --no-build-isolation ".[experiments]"
+	@touch $@
+
+# Started as a program: `python -m pytest` would import the package of the source tree.
+test-cuda-build: setup-cuda  ## compile the CUDA sources and test that build, without a GPU, and the drivers on timm and torchvision
+	$(BIN_CUDA)/pytest -q tests/cuda_build
 
 reproduce: setup  ## reproduce the papers' experiments in minutes; the reports land in runs/
 	$(BIN)/growkernels reproduce sensli --resume
@@ -74,5 +115,5 @@ format: setup  ## let ruff and clang-format rewrite the sources
 	$(BIN)/clang-format -i $(CPP_FILES)
 
 clean:  ## remove what was built, the environment too
-	rm -rf $(VENV) build dist *.egg-info growkernels/*.so .pytest_cache .mypy_cache .ruff_cache \
+	rm -rf $(VENV) $(VENV_CUDA) build dist *.egg-info growkernels/*.so .pytest_cache .mypy_cache .ruff_cache \
 	  .hypothesis .benchmarks

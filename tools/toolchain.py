@@ -135,14 +135,23 @@ def _usable_toolkit(torch: Torch, has_sources: bool) -> tuple[Path | None, str]:
         return None, f"torch {torch.version} is a CPU build"
     if not has_sources:
         return None, "this source tree has no CUDA sources"
+    return _toolkit_for(torch.cuda, f"torch {torch.version}")
+
+
+def _toolkit_for(cuda: str, torch: str) -> tuple[Path | None, str]:
     toolkit = find_cuda_toolkit()
     if toolkit is None:
         return None, "no CUDA toolkit (no CUDA_HOME and no nvcc on PATH)"
     # Within a major version the CUDA runtime that torch loads serves both.
     release = cuda_release(toolkit)
-    if release.split(".")[0] != torch.cuda.split(".")[0]:
-        return None, f"{toolkit} is CUDA {release}, but torch {torch.version} is for {torch.cuda}"
+    if release.split(".")[0] != cuda.split(".")[0]:
+        return None, f"{toolkit} is CUDA {release}, but {torch} is for {cuda}"
     return toolkit, ""
+
+
+def second_environment_obstacle(torch: str, cuda: str) -> str:
+    """Why `make test` does not build for the CUDA build of torch it knows; "" where it does."""
+    return _toolkit_for(cuda, torch)[1] if torch else "TORCH_CUDA is empty"
 
 
 def find_cuda_toolkit() -> Path | None:
@@ -201,3 +210,7 @@ def cuda_architectures(arch_list: str) -> str:
 
 def _dotted(version: tuple[int, int]) -> str:
     return f"{version[0]}.{version[1]}"
+
+
+if __name__ == "__main__":
+    print(second_environment_obstacle(*sys.argv[1:]))
