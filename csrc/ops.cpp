@@ -16,6 +16,11 @@ TORCH_LIBRARY(growkernels, m) {
   // All eigenpairs of small symmetric matrices [n, m, m], of which the lower triangles are read: values
   // [n, m] ascending, vectors [n, m, m] with eigenvector i in row i. Not differentiable.
   m.def("symmetric_eigs(Tensor a) -> (Tensor values, Tensor vectors)");
+  // On CUDA alone: a step of growkernels/solvers/search_space.py, extend and add, for k of 1 or 2. `product`,
+  // [n, k, d], is S applied to columns count to count + k of the bases. The rest is the solver's state.
+  m.def(
+      "search_space_step_(Tensor(a!) basis, Tensor(b!) images, Tensor(c!) projected, Tensor(d!) previous, "
+      "Tensor(e!) dead, Tensor(f!) norms, Tensor(g!) units, Tensor product, int count) -> ()");
 
   // basis_conv: convolutions whose filters are few trained ones and linear combinations of them.
   m.def(

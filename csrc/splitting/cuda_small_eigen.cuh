@@ -56,9 +56,9 @@ struct EigenWorkspace {
 
   int m, size, stride;
 
-  static __host__ __device__ int padded(int m) { return m + m % 2; }
+  static constexpr __host__ __device__ int padded(int m) { return m + m % 2; }
 
-  static __host__ __device__ size_t bytes(int m) {
+  static constexpr __host__ __device__ size_t bytes(int m) {
     const size_t size = padded(m), doubles = size * (2 * size + 1) + size / 2 * (sizeof(Rotation) / sizeof(double)) + 1;
     return sizeof(double) * (doubles + (size + 1) / 2);
   }
@@ -73,6 +73,9 @@ struct EigenWorkspace {
         stride(2 * padded(m) + 1) {}
 
   __device__ double* row(int i) const { return rows + i * stride; }
+  // Of the i-th smallest eigenvalue, once they are found.
+  __device__ double value(int i) const { return row(order[i])[order[i]]; }
+  __device__ const double* vector(int i) const { return row(order[i]) + size; }
 };
 
 // 2^exponent, of a biased exponent in 1 to 2046.
@@ -245,10 +248,10 @@ __global__ void symmetric_eigs_kernel(const T* __restrict__ a, T* __restrict__ v
     const double unit = small_eigenpairs<Group>(work, [&](int i, int j) { return a[first + i * m + j]; });
     const bool finite = unit == unit;
     for (int i = rank; i < m; i += threads) {
-      values[matrix * m + i] = static_cast<T>(finite ? work.row(work.order[i])[work.order[i]] * unit : unit);
+      values[matrix * m + i] = static_cast<T>(finite ? work.value(i) * unit : unit);
     }
     for (int e = rank; e < m * m; e += threads) {
-      vectors[first + e] = static_cast<T>(finite ? work.row(work.order[e / m])[work.size + e % m] : unit);
+      vectors[first + e] = static_cast<T>(finite ? work.vector(e / m)[e % m] : unit);
     }
     // The next matrix overwrites what is read here.
     Group::sync();

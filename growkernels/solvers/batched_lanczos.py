@@ -111,10 +111,10 @@ def solve(
     found = Solution(start.new_empty(n, k), torch.empty_like(start), start.new_empty(n, k))
     active = torch.arange(n, device=start.device)
     for step in range(1, steps + 1):
-        pairs = space.extend(matvec(space.direction))
         if not adaptive and step < steps:
-            space.add(pairs.residuals)
+            space.advance(matvec(space.direction))
             continue
+        pairs = space.extend(matvec(space.direction))
         values, vectors, residuals = pairs
         if adaptive:
             _check_finite(name, values, active)

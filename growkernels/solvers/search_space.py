@@ -51,7 +51,7 @@ class SearchSpace:
         self._projected = torch.zeros(n, columns, columns, dtype=torch.float64, device=start.device)
         self._dead = torch.zeros(n, columns, dtype=torch.bool, device=start.device)
         # The last Ritz vectors' coordinates in the basis, and all of the current ones'.
-        self._previous = self._projected[:, : self.k]
+        self._previous = torch.zeros_like(self._projected[:, : self.k]).contiguous()
         self._coordinates = self._projected
         self._values = self._projected[:, 0]
         self._orthonormalise(start, start.norm(dim=2).amax(1))
@@ -90,6 +90,26 @@ class SearchSpace:
             self._restart()
         self._previous = self._coordinates[:, : self.k]
         self._orthonormalise(residuals, self.norms)
+
+    def advance(self, images: Tensor) -> None:
+        """`extend`, then `add` of the residuals; in one kernel where there is one."""
+        if not _in_one_kernel(images):
+            self.add(self.extend(images).residuals)
+            return
+        torch.ops.growkernels.search_space_step_(
+            self._basis,
+            self._images,
+            self._projected,
+            self._previous,
+            self._dead,
+            self.norms,
+            self.unit,
+            images,
+            self.count,
+        )
+        self.count += self.k
+        if self.full:
+            self.count = 2 * self.k + 1
 
     def keep(self, neurons: Tensor) -> None:
         """Drops all neurons but those of the indices given."""
@@ -172,6 +192,16 @@ class SearchSpace:
             # From now on the rows have unit length.
             noise = torch.full_like(scale, 0.1)
         self._projected[:, new] = 0
+
+
+def _in_one_kernel(images: Tensor) -> bool:
+    """Whether some eighty small kernels can be one: registers hold the bases of k = 1 and 2."""
+    step = "growkernels::search_space_step_"
+    return (
+        images.device.type == "cuda"
+        and images.shape[1] <= 2
+        and torch._C._dispatch_has_kernel_for_dispatch_key(step, "CUDA")
+    )
 
 
 def _orthonormal_rows(rows: Tensor, noise: Tensor | float) -> Tensor:
