@@ -6,6 +6,7 @@ from growkernels.nn.convert import Conversion, ConvertedLayer, convert
 from growkernels.nn.grown_linear import GrownConv2d, GrownLinear
 from growkernels.nn.identity_layers import Conv2dReLU, LinearReLU, identity_layer
 from growkernels.nn.residual_block import ResidualBlock
+from growkernels.nn.separate_attention import Separation, separate_attention
 
 __all__ = [
     "Attention",
@@ -17,6 +18,8 @@ __all__ = [
     "GrownLinear",
     "LinearReLU",
     "ResidualBlock",
+    "Separation",
     "convert",
     "identity_layer",
+    "separate_attention",
 ]

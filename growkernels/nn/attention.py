@@ -37,11 +37,15 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, embed)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.attend(x)
+
+    def attend(self, x: Tensor, dropout: float = 0.0) -> Tensor:
+        """``forward(x)``, with ``dropout`` as the probability that a weight v is mixed by is 0."""
         q, k, v = (
             layer(x).unflatten(-1, (self.heads, -1)).transpose(-3, -2)
             for layer in (self.q, self.k, self.v)
         )
-        mixed = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=self.scale)
         out: Tensor = self.proj(mixed.transpose(-3, -2).flatten(-2))
         return out
 

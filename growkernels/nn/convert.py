@@ -21,9 +21,9 @@ from growkernels.nn.basis_conv2d import (
 from growkernels.nn.kernel_factors import kernel_matrix
 from growkernels.nn.momentum import to_factors, to_kernel
 from growkernels.nn.optimizer_surgery import (
+    check_holds_parameters,
     check_takes_parameters,
     exchange,
-    group_of_each,
     undone_on_error,
 )
 
@@ -113,12 +113,7 @@ def convert(
         raise ValueError(f"Unknown init {init!r}; choose 'svd' or 'select'.")
     if optimizer is not None:
         check_takes_parameters(optimizer)
-        held = group_of_each(optimizer)
-        if not any(id(p) in held for p in model.parameters()):
-            raise ValueError(
-                "The optimizer holds no parameter of the model; pass the optimizer of this model, "
-                "or None."
-            )
+        check_holds_parameters(model, optimizer)
     wanted, skipped = _read(model, plan, init)
     exchanged: dict[str, tuple[Layer, Layer]] = {}
     for path, filters in wanted.items():

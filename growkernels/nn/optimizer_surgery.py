@@ -26,6 +26,16 @@ def check_takes_parameters(optimizer: Optimizer) -> None:
         )
 
 
+def check_holds_parameters(model: nn.Module, optimizer: Optimizer) -> None:
+    """Raise ValueError unless the optimizer holds a parameter of the model."""
+    held = group_of_each(optimizer)
+    if not any(id(p) in held for p in model.parameters()):
+        raise ValueError(
+            "The optimizer holds no parameter of the model; pass the optimizer of this model, "
+            "or None."
+        )
+
+
 def group_of_each(optimizer: Optimizer) -> dict[int, ParamGroup]:
     """The parameter group of every parameter that the optimizer holds, by id."""
     return {id(p): group for group in optimizer.param_groups for p in group["params"]}

@@ -141,7 +141,8 @@ def find_candidates(
             raise ValueError(
                 f"No layer can be widened as {role!r}: 'fc1' needs a linear layer that only an "
                 "elementwise module separates from the next one in a Sequential (or named fc1, fc2 "
-                "in one module), 'v' and 'qk' need a growkernels.nn.Attention."
+                "in one module), 'v' and 'qk' need a growkernels.nn.Attention, which "
+                "growkernels.nn.separate_attention makes of torch's and timm's."
             )
     return candidates, left_out
 

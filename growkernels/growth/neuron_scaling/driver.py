@@ -74,18 +74,20 @@ class NeuronScaling:
 
     **Widening.** Layers whose roles are in ``widen`` also (or, with ``depth=False``, instead) get
     one more neuron for each chosen one: ``"fc1"``, the hidden layer of an MLP; ``"v"`` and
-    ``"qk"`` of a growkernels.nn.Attention. The function stays, because what reads the new
-    features starts at 0: fc2's and proj's new columns, and k's new rows for q's (q's for k's).
-    These zeros have a gradient at once, the new rows one step later. (The paper's pair with equal
-    columns c would not keep it: GELU(a)c + GELU(-a)c is not 0.) Every head gets the same number
-    of features, behind its own, so no feature changes its head, and the softmax scale stays.
+    ``"qk"`` of a growkernels.nn.Attention (``gk.nn.separate_attention`` makes those). The function
+    stays, because what reads the new features starts at 0: fc2's and proj's new columns, and k's
+    new rows for q's (q's for k's). These zeros have a gradient at once, the new rows one step
+    later. (The paper's pair with equal columns c would not keep it: GELU(a)c + GELU(-a)c is not 0.)
+    Every head gets the same number of features, behind its own, so no feature changes its head, and
+    the softmax scale stays.
 
     Gradients accumulate in ``.grad`` as usual: clear them as usual.
 
     Args:
-        model: any module. Not a wrapper: see Raises. Layers are found by type; timm's vision
-            transformers have all of them as modules, torchvision's keep q, k, v and the projection
-            in one module that cannot be grown, so there the MLPs are.
+        model: any module. Not a wrapper: see Raises. Layers are found by type. timm's vision
+            transformers have q, k and v in one linear layer, which can be grown but not widened;
+            torchvision's have all of attention in one module, so only the MLPs are found. After
+            ``gk.nn.separate_attention(model)`` both have q, k, v and proj as layers.
         criterion: one of the above.
         layers: paths of layers, or patterns with ``*`` such as ``"blocks.*"``; their branches come
             along. None: all of ``kinds`` but the last linear layer, the classifier.

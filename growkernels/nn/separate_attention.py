@@ -1,0 +1,245 @@
+"""Attention modules of torch, torchvision and timm with q, k, v and proj as linear layers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from growkernels.nn.attention import Attention
+from growkernels.nn.optimizer_surgery import (
+    check_holds_parameters,
+    check_takes_parameters,
+    exchange,
+    undone_on_error,
+)
+
+PROJECTIONS = ("q", "k", "v")
+
+
+@dataclass(frozen=True)
+class Separation:
+    """What :func:`separate_attention` did: the paths exchanged, and why others were not."""
+
+    exchanged: tuple[str, ...]
+    skipped: dict[str, str]
+
+
+class TorchAttention(Attention):
+    """Self-attention that is called like a ``batch_first`` nn.MultiheadAttention.
+
+    ``forward(x, x, x, need_weights=False)`` gives (y, None) for x [N, T, embed]. Masks, other keys
+    or values than x, and the weights of the attention raise ValueError.
+    """
+
+    dropout: float
+
+    def forward(  # type: ignore[override]
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, None]:
+        _refuse_masks(key_padding_mask, attn_mask, is_causal)
+        if query is not key or query is not value:
+            raise ValueError(
+                "Separated attention is self-attention: pass one tensor as query, key and value."
+            )
+        if need_weights:
+            raise ValueError(
+                "Separated attention does not return its weights; call it with need_weights=False."
+            )
+        return self.attend(query, self.dropout if self.training else 0.0), None
+
+
+class TimmAttention(Attention):
+    """Self-attention that is called like timm's Attention: forward(x) for x [N, T, embed].
+
+    Masks raise ValueError.
+    """
+
+    attn_drop: nn.Dropout
+    proj_drop: nn.Dropout
+
+    def forward(
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        _refuse_masks(attn_mask, is_causal)
+        out: Tensor = self.proj_drop(self.attend(x, self.attn_drop.p if self.training else 0.0))
+        return out
+
+
+def separate_attention(model: nn.Module, optimizer: Optimizer | None = None) -> Separation:
+    """Exchange a model's packed attention for modules with q, k, v and proj, in place.
+
+    torch's nn.MultiheadAttention (in torchvision's vision transformers) and timm's Attention keep
+    the weights of q, k and v in one matrix. Their places take modules that are called in the same
+    way and compute the same, with four nn.Linear ``q``, ``k``, ``v`` and ``proj``, which can grow
+    one by one (``gk.growth.NeuronScaling``). The output projection keeps its parameters; those of
+    q, k and v are cut from the packed ones and take their place in the optimizer, state included,
+    so that training goes on as it would have. Gradients (``.grad``) of packed parameters are
+    dropped. Call it on a newly built model before a checkpoint is loaded into it.
+
+    On any error model and optimizer are as before.
+
+    Returns:
+        The paths exchanged, and {path: reason} of attention modules that were left alone: those
+        with masks of their own, other keys than queries, or normalised heads.
+
+    Raises:
+        TypeError: an optimizer whose state can take no parameter, a wrapped model.
+        ValueError: nothing to exchange; an optimizer that holds no parameter of the model, or
+            whose state is not shaped like its parameter.
+    """
+    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        raise TypeError(
+            f"The model is wrapped in {type(model).__name__}, which would not know the new "
+            "parameters: pass model.module and wrap it again afterwards."
+        )
+    if optimizer is not None:
+        check_takes_parameters(optimizer)
+        check_holds_parameters(model, optimizer)
+    skipped: dict[str, str] = {}
+    found: dict[str, nn.Module] = {}
+    for path, module in model.named_modules():
+        if not _is_packed(module):
+            continue
+        if reason := _obstacle(model, path, module):
+            skipped[path] = reason
+        else:
+            found[path] = module
+    if not found:
+        reasons = "".join(f"; {path!r} is left alone: {reason}" for path, reason in skipped.items())
+        raise ValueError(
+            "The model has no attention to separate: it needs torch's nn.MultiheadAttention or "
+            f"timm's Attention as a submodule{reasons}."
+        )
+    with undone_on_error(model, optimizer):
+        for path, module in found.items():
+            parent, _, child = path.rpartition(".")
+            model.get_submodule(parent)._modules[child] = _separated(module, optimizer)
+    return Separation(tuple(found), skipped)
+
+
+def _is_packed(module: nn.Module) -> bool:
+    of_timm = type(module).__name__ == "Attention" and type(module).__module__.startswith("timm.")
+    return isinstance(module, nn.MultiheadAttention) or (of_timm and hasattr(module, "qkv"))
+
+
+def _obstacle(model: nn.Module, path: str, module: Any) -> str | None:
+    parent = model.get_submodule(path.rpartition(".")[0])
+    if module is model:
+        return "it is the model itself, which cannot be exchanged inside itself"
+    if isinstance(parent, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
+        return f"torch's {type(parent).__name__} reads its packed weights or calls it with masks"
+    uses = Counter(id(m) for _, m in model.named_modules(remove_duplicate=False))
+    uses.update(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    inner = [*module.modules(), *module.parameters()]
+    if any(uses[id(part)] > 1 for part in inner):
+        return "it, or a part of it, is used in several places"
+    if any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in module.modules()):
+        return "it carries hooks, which the new module would not have"
+    if isinstance(module, nn.MultiheadAttention):
+        if type(module) is not nn.MultiheadAttention:
+            return f"what the forward of a {type(module).__name__} does is not known"
+        if not module._qkv_same_embed_dim:
+            return "its keys and values have other widths than its queries"
+        if not module.batch_first:
+            return "it is not batch_first"
+        if module.bias_k is not None or module.add_zero_attn:
+            return "it adds keys of its own"
+        return None
+    for name in ("q_norm", "k_norm", "norm"):
+        if not isinstance(getattr(module, name, nn.Identity()), nn.Identity):
+            return f"it normalises its heads ({name})"
+    if getattr(module, "gate", None) is not None:
+        return "it has a gate"
+    if type(module.qkv) is not nn.Linear or type(module.proj) is not nn.Linear:
+        return "its projections are no plain linear layers"
+    embed, width = module.qkv.in_features, module.proj.in_features
+    if module.qkv.out_features != 3 * width or embed % module.num_heads:
+        return "its widths are no multiples of the number of heads"
+    return None
+
+
+def _separated(old: Any, optimizer: Optimizer | None) -> Attention:
+    of_torch = isinstance(old, nn.MultiheadAttention)
+    kind: type[Attention] = TorchAttention if of_torch else TimmAttention
+    heads = old.num_heads
+    projection = old.out_proj if of_torch else old.proj
+    with torch.device("meta"):  # the parameters come from the old module
+        new = kind(projection.out_features, heads, projection.in_features)
+    new.train(old.training)
+    weights = ("in_proj_weight", "in_proj_bias") if of_torch else ("qkv.weight", "qkv.bias")
+    packed = (old.in_proj_weight, old.in_proj_bias) if of_torch else (old.qkv.weight, old.qkv.bias)
+    for kind_of, name, parameter in zip(("weight", "bias"), weights, packed, strict=True):
+        parts: dict[str, nn.Parameter] = {}
+        for index, projected in enumerate(PROJECTIONS):
+            layer = getattr(new, projected)
+            if parameter is None:
+                layer.register_parameter(kind_of, None)
+                continue
+            value = parameter.detach().chunk(3)[index].clone()
+            parts[f"{projected}.{kind_of}"] = nn.Parameter(value, parameter.requires_grad)
+            layer.register_parameter(kind_of, parts[f"{projected}.{kind_of}"])
+        if optimizer is not None and parameter is not None:
+            _cut_state(optimizer, name, parameter, parts)
+    new.proj.weight, new.proj.bias = projection.weight, projection.bias
+    if isinstance(new, TorchAttention):
+        new.dropout = old.dropout
+        _rename(optimizer, new.proj, "out_proj.", "proj.")
+    elif isinstance(new, TimmAttention):
+        new.scale = old.scale
+        new.attn_drop, new.proj_drop = old.attn_drop, old.proj_drop
+    return new
+
+
+def _cut_state(
+    optimizer: Optimizer, name: str, packed: nn.Parameter, parts: dict[str, nn.Parameter]
+) -> None:
+    """Put the parts of a packed parameter in its place, each with its part of the state."""
+    state = optimizer.state.get(packed, {})
+    cut: list[dict[str, Any]] = [{} for _ in parts]
+    for key, value in state.items():
+        pieces: tuple[Any, ...] = (value,) * 3
+        if isinstance(value, Tensor) and value.dim():
+            if value.shape != packed.shape:
+                raise ValueError(
+                    f"{type(optimizer).__name__} keeps {key!r} of shape {tuple(value.shape)} for a "
+                    f"parameter of shape {tuple(packed.shape)}, which cannot be cut; pass "
+                    "optimizer=None and build a new optimizer afterwards."
+                )
+            pieces = value.chunk(3)
+        for piece, own in zip(pieces, cut, strict=True):
+            own[key] = piece.clone() if isinstance(piece, Tensor) else piece
+    exchange(optimizer, {name: packed}, parts)
+    for parameter, own in zip(parts.values(), cut, strict=True):
+        if own:
+            optimizer.state[parameter] = own
+
+
+def _rename(optimizer: Optimizer | None, layer: nn.Module, old: str, new: str) -> None:
+    """Where the optimizer keeps names, those of a layer's parameters."""
+    names = {id(p): name for name, p in layer.named_parameters()}
+    for group in () if optimizer is None else optimizer.param_groups:
+        if "param_names" in group:
+            group["param_names"] = [
+                full.removesuffix(old + names[id(p)]) + new + names[id(p)]
+                if id(p) in names
+                else full
+                for full, p in zip(group["param_names"], group["params"], strict=True)
+            ]
+
+
+def _refuse_masks(*masks: Tensor | bool | None) -> None:
+    if any(isinstance(mask, Tensor) or mask for mask in masks):
+        raise ValueError("Separated attention takes no masks; call it without.")
