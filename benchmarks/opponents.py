@@ -124,6 +124,15 @@ def explicit_smallest_eigenvalues(x: Tensor, w: Tensor) -> Tensor:
     return torch.stack([torch.linalg.eigh((x * weight[:, None]).T @ x)[0][0] for weight in w.T])
 
 
+def explicit_smallest_eigenvalues_batched(x: Tensor, w: Tensor, at_a_time: int = 64) -> Tensor:
+    """The same on a GPU, where several matrices at a time are formed and solved together, [n]."""
+    values = []
+    for weights in w.split(at_a_time, 1):
+        matrices = (x.T * weights.T[:, None]) @ x
+        values.append(torch.linalg.eigh(matrices)[0][:, 0])
+    return torch.cat(values)
+
+
 def authors_smallest_eigenvalues(x: Tensor, w: Tensor) -> Tensor:
     """The same as the code of Beyond Uniform Scaling does it: by a solver for any matrix, [n]."""
     return torch.stack(
@@ -136,6 +145,23 @@ def splitting_hvp(x: Tensor, w: Tensor, v: Tensor) -> Tensor:
     vectors = v.reshape(-1, x.shape[1])
     weights = w if v.dim() == 2 else w.repeat_interleave(v.shape[1], 1)
     return (((x @ vectors.T) * weights).T @ x).view(v.shape)
+
+
+def splitting_hvp_projected(x: Tensor, w: Tensor, v: Tensor) -> Tensor:
+    """The same on a GPU by our own two kernels: w multiplied in the first product's epilogue."""
+    from growkernels.ops.splitting import gpu_plan, triton_kernels
+
+    properties = torch.cuda.get_device_properties(x.device)
+    generation = gpu_plan.generation((properties.major, properties.minor))
+    out = torch.empty_like(v)
+    triton_kernels.projected(
+        triton_kernels.linear_product(x, w, v),
+        out,
+        gpu_plan.PROJECT[generation],
+        gpu_plan.COMBINE[generation],
+        properties.multi_processor_count,
+    )
+    return out
 
 
 def splitting_hvp_conv2d(x: Tensor, w: Tensor, v: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ TABLE = Table(
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2}
 _EAGER = "eager"
+_TWO_KERNELS = "product with epilogue + product"
 _COMPILED = "torch.compile"
 _DOUBLE_BACKWARD = "double backward per neuron"
 _FUNCTIONAL = "vmap of jvp of grad"
@@ -38,6 +39,10 @@ def _products(x: Tensor, w: Tensor, v: Tensor) -> dict[str, Call]:
         _COMPILED: partial(opponents.compiled(opponents.splitting_hvp), x, w, v),
         OURS: partial(gk.splitting_hvp, x, w, v),
     }
+
+
+def _products_on_a_gpu(x: Tensor, w: Tensor, v: Tensor) -> dict[str, Call]:
+    return {**_products(x, w, v), _TWO_KERNELS: partial(opponents.splitting_hvp_projected, x, w, v)}
 
 
 def _convolutions(x: Tensor, w: Tensor, v: Tensor) -> dict[str, Call]:
@@ -59,10 +64,10 @@ def _build(
     shapes: tuple[tuple[int, ...], ...], dtype: torch.dtype, calls: Calls, device: torch.device
 ) -> Workload:
     """Normal x, w and v from a fixed seed; images are channels_last."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
 
     def draw(shape: tuple[int, ...]) -> Tensor:
-        tensor = torch.randn(shape, generator=generator).to(device, dtype)
+        tensor = torch.randn(shape, generator=generator, device=device).to(dtype)
         return tensor.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else tensor
 
     x, w, v = map(draw, shapes)
@@ -106,22 +111,26 @@ def _linear(
     *,
     k: int = 1,
     dtype: torch.dtype = torch.float32,
+    calls: Calls = _products,
+    opponents: tuple[str, ...] = (_EAGER, _COMPILED),
     seconds: float = 6.0,
 ) -> Case:
     v = (neurons, width) if k == 1 else (neurons, k, width)
     shape = f"M={rows}, n={neurons}, d={width}" + (f", k={k}" if k > 1 else "")
     name = f"hvp {shape}, {str(dtype).removeprefix('torch.')}"
-    return _case(name, shape, ((rows, width), (rows, neurons), v), dtype=dtype, seconds=seconds)
+    shapes = ((rows, width), (rows, neurons), v)
+    return _case(name, shape, shapes, calls, opponents=opponents, dtype=dtype, seconds=seconds)
 
 
-def _conv(channels: int, size: int) -> Case:
-    image = (128, channels, size, size)
+def _conv(channels: int, size: int, images: int = 128, dtype: torch.dtype = torch.float32) -> Case:
+    image = (images, channels, size, size)
     return _case(
         f"conv2d {channels} at {size}x{size}",
         f"{list(image)}, {channels} filters 3×3",
         (image, image, (channels, channels, 3, 3)),
         _convolutions,
         opponents=(_EAGER,),
+        dtype=dtype,
     )
 
 
@@ -146,6 +155,23 @@ CASES = [
         opponents=(_DOUBLE_BACKWARD, _FUNCTIONAL),
         ceiling=None,
     ),
+]
+
+_bf16 = partial(
+    _linear,
+    dtype=torch.bfloat16,
+    calls=_products_on_a_gpu,
+    opponents=(_EAGER, _COMPILED, _TWO_KERNELS),
+)
+GPU_CASES = [
+    _bf16(50432, 1536, 384),  # DeiT-S' fc1 on 256 images
+    _bf16(50432, 1536, 64),
+    *(_conv(c, size, 512, torch.bfloat16) for c, size in ((64, 32), (128, 16), (256, 8))),
+    _bf16(50432, 1536, 384, k=4),
+    *(_bf16(50432, 1536, width) for width in (128, 192, 256)),
+    _bf16(6304, 1536, 384),
+    _linear(50432, 3072, 768, dtype=torch.bfloat16),  # too wide for the fused kernel
+    _linear(50432, 1536, 64),
 ]
 
 

@@ -28,9 +28,11 @@ TABLE = Table(
 _TOL = 1e-3
 _IMAGES = 32
 _EXPLICIT = "explicit eigh"
+_BATCHED = "explicit batched eigh"
 _AUTHORS = "authors' loop"
 _OPPONENTS = {
     _EXPLICIT: opponents.explicit_smallest_eigenvalues,
+    _BATCHED: opponents.explicit_smallest_eigenvalues_batched,
     _AUTHORS: opponents.authors_smallest_eigenvalues,
 }
 Data = Callable[[], tuple[Tensor, Tensor]]
@@ -67,28 +69,33 @@ def _deit() -> tuple[Tensor, Tensor]:
     return x, gk.splitting_weight(grad, preact)
 
 
-def _build(data: Data, neurons: int, opponent: str, device: torch.device) -> Workload:
+def _build(
+    data: Data, neurons: int, opponent: str, dtype: torch.dtype, device: torch.device
+) -> Workload:
     x, w = data()
-    x, w = x.to(device), w[:, :neurons].contiguous().to(device)
+    x, w = x.to(device, dtype), w[:, :neurons].contiguous().to(device, dtype)
     calls: dict[str, Call] = {
-        opponent: partial(_OPPONENTS[opponent], x, w),
+        opponent: partial(_OPPONENTS[opponent], x.float(), w.float()),
         OURS: lambda: gk.splitting_eigs(x, w, tol=_TOL)[0][:, 0],
     }
     # Of one product with S: how many a solve takes depends on the data.
     flops = 4.0 * len(x) * neurons * WIDTH
-    read = 4.0 * (x.numel() + w.numel())
+    read = float(x.element_size() * (x.numel() + w.numel()))
     return Workload(calls, flops, read, _TOL)
 
 
-def _case(name: str, data: Data, neurons: int, opponent: str) -> Case:
+def _case(
+    name: str, data: Data, neurons: int, opponent: str, dtype: torch.dtype = torch.float32
+) -> Case:
+    suffix = "" if dtype == torch.float32 else f", {str(dtype).removeprefix('torch.')}"
     return Case(
-        name=f"{name}, {neurons} neurons",
+        name=f"{name}, {neurons} neurons{suffix}",
         shape=f"x [{_IMAGES * TOKENS}, {WIDTH}], w [{_IMAGES * TOKENS}, {neurons}]",
-        dtype=torch.float32,
+        dtype=dtype,
         layout="contiguous",
         direction=f"smallest eigenvalue, tol {_TOL:g}",
         opponents=(opponent,),
-        build=partial(_build, data, neurons, opponent),
+        build=partial(_build, data, neurons, opponent, dtype),
     )
 
 
@@ -98,6 +105,12 @@ CASES = [
     _case("normal", _normal, 192, _EXPLICIT),
     _case("DeiT-S fc1", _deit, 48, _AUTHORS),
     _case("normal", _normal, 48, _AUTHORS),
+]
+
+GPU_CASES = [
+    _case("DeiT-S fc1", _deit, HIDDEN, _BATCHED, torch.bfloat16),
+    _case("normal", _normal, 192, _BATCHED, torch.bfloat16),
+    _case("normal", _normal, 192, _BATCHED),
 ]
 
 
