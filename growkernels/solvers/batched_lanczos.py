@@ -102,26 +102,33 @@ def solve(
     *,
     iters: int | None,
     tol: float,
+    adaptive: bool | None = None,
 ) -> Solution:
-    """The loop of `smallest_eigenpairs`, from `start` [n, k, d]."""
+    """The loop of `smallest_eigenpairs`, from `start` [n, k, d].
+
+    `adaptive` looks at convergence, to retire neurons and to stop, as the CPU does; without it the
+    host reads nothing, so the loop can be captured in a CUDA graph.
+    """
     n, k, _ = start.shape
-    adaptive = start.device.type == "cpu"
+    if adaptive is None:
+        adaptive = start.device.type == "cpu"
     steps = iters if iters is not None else ITERS_ON_CPU if adaptive else ITERS_ELSEWHERE
     space = SearchSpace(start)
+    if not adaptive:
+        for _ in range(steps - 1):
+            space.advance(matvec(space.direction))
+        values, vectors, residuals = space.extend(matvec(space.direction))
+        return Solution(values, vectors, _relative(residuals, space.norms))
     found = Solution(start.new_empty(n, k), torch.empty_like(start), start.new_empty(n, k))
     active = torch.arange(n, device=start.device)
     for step in range(1, steps + 1):
-        if not adaptive and step < steps:
-            space.advance(matvec(space.direction))
-            continue
         pairs = space.extend(matvec(space.direction))
         values, vectors, residuals = pairs
-        if adaptive:
-            _check_finite(name, values, active)
+        _check_finite(name, values, active)
         residuals = _relative(residuals, space.norms)
         best = Solution(values, vectors, residuals)
         converged = (residuals <= tol).all(1)
-        count = int(converged.sum()) if adaptive and step >= _FIRST_TEST else 0
+        count = int(converged.sum()) if step >= _FIRST_TEST else 0
         if step == steps or count == len(active):
             # Whoever is left comes back as it is.
             _store(found, active, best)
@@ -167,8 +174,11 @@ def check_request(name: str, n: int, d: int, k: int, iters: int | None, tol: flo
 
 
 def warn_unless_converged(name: str, residuals: Tensor, iters: int | None, tol: float) -> None:
-    """Warns of residuals above `tol`, with the numbers; the one look at them from the host."""
-    if residuals.numel() == 0:
+    """Warns of residuals above `tol`, with the numbers; the one look at them from the host.
+
+    None is taken while a CUDA graph is captured: whoever replays it has the residuals.
+    """
+    if residuals.numel() == 0 or _captured(residuals):
         return
     # A residual that is NaN has not converged either.
     missed = ~(residuals <= tol).all(1)
@@ -189,6 +199,10 @@ def warn_unless_converged(name: str, residuals: Tensor, iters: int | None, tol: 
         RuntimeWarning,
         stacklevel=3,
     )
+
+
+def _captured(tensor: Tensor) -> bool:
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _relative(residuals: Tensor, norms: Tensor) -> Tensor:

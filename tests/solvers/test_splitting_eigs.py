@@ -6,14 +6,16 @@ import math
 import warnings
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import growkernels as gk
-from growkernels.solvers import batched_lanczos, smallest_eigenpairs
+from growkernels.solvers import batched_lanczos, smallest_eigenpairs, splitting_matrices
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 # samples, neurons, features, eigenpairs, tolerance
@@ -228,6 +230,35 @@ def test_nothing_is_read_back_where_the_loop_is_fixed(k: int) -> None:
     found = batched_lanczos.solve("solve", start, product, None, iters=20, tol=1e-4)
     assert calls == [5] * 20
     assert found.vectors.shape == (5, k, 40)
+
+
+class NoHostReads(TorchDispatchMode):
+    """Raises where the host reads a tensor, or waits for a size that depends on one."""
+
+    def __torch_dispatch__(
+        self, op: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        read = ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "masked_select")
+        if op.name().removeprefix("aten::").split(".")[0] in read:
+            raise AssertionError(f"{op.name()} reads a tensor on the host")
+        return op(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_the_loop_without_host_reads_agrees_with_the_one_that_retires(k: int) -> None:
+    x, w = draw(300, 40, 24, torch.float64)
+    start = torch.randn(40, k, 24, dtype=torch.float64)
+    products = splitting_matrices._products(x, w)
+    with NoHostReads():
+        fixed = batched_lanczos.solve("", start, *products, iters=60, tol=1e-8, adaptive=False)
+    check(explicit(x, w), tuple(fixed), 1e-8)
+    retiring = batched_lanczos.solve("", start, *products, iters=200, tol=1e-8)
+    torch.testing.assert_close(fixed.values, retiring.values, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        (fixed.vectors * retiring.vectors).sum(2).abs(), torch.ones(40, k, dtype=torch.float64)
+    )
+    with NoHostReads(), pytest.raises(AssertionError, match="reads a tensor on the host"):
+        batched_lanczos.solve("", start, *products, iters=60, tol=1e-8)
 
 
 @pytest.mark.parametrize("which", ["x", "w"])
