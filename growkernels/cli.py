@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from growkernels import info as information
+from growkernels.experiments.time_limit import TimeLimitError, time_limit
 
 try:
     import typer
@@ -29,6 +30,8 @@ app = typer.Typer(
 )
 reproduce = typer.Typer(no_args_is_help=True, help="Reproduce a paper's experiments.")
 app.add_typer(reproduce, name="reproduce")
+
+STOPPED = 3  # the exit status of a run that reached its time limit
 
 # The commands below parse their arguments themselves, `--help` included.
 HAND_OVER = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -86,6 +89,15 @@ def bench(context: typer.Context) -> None:
     raise typer.Exit(importlib.import_module("benchmarks.__main__").main(context.args))
 
 
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Continue the run in --out, or start it there.")
+]
+Minutes = Annotated[
+    float | None,
+    typer.Option(help="Stop at a checkpoint after so long (exit status 3), to be resumed later."),
+]
+
+
 @reproduce.callback()
 def papers() -> None:
     """Reproduce a paper's experiments."""
@@ -111,14 +123,14 @@ def sensli(
     ] = "plain",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     out: Annotated[Path, typer.Option(help="A new folder for the results.")] = Path("runs/sensli"),
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in --out, or start it there.")
-    ] = False,
+    resume: Resume = False,
+    minutes: Minutes = None,
 ) -> None:
     """Layer insertion by virtual-layer gradients (SensLI, arXiv 2311.15995)."""
     from growkernels.experiments.sensli import run
 
-    run(preset, net, data, device, out, resume, optimizer)
+    with time_limit(minutes):
+        run(preset, net, data, device, out, resume, optimizer)
 
 
 @reproduce.command()
@@ -135,14 +147,14 @@ def basis(
     ] = False,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     out: Annotated[Path, typer.Option(help="A new folder for the results.")] = Path("runs/basis"),
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in --out, or start it there.")
-    ] = False,
+    resume: Resume = False,
+    minutes: Minutes = None,
 ) -> None:
     """Basis convolutions and the layer search (arXiv 2408.06024)."""
     from growkernels.experiments.basis import run
 
-    run(preset, data, device, out, resume, autocast)
+    with time_limit(minutes):
+        run(preset, data, device, out, resume, autocast)
 
 
 @reproduce.command()
@@ -156,20 +168,23 @@ def scaling(
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     out: Annotated[Path, typer.Option(help="A new folder for the results.")] = Path("runs/scaling"),
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in --out, or start it there.")
-    ] = False,
+    resume: Resume = False,
+    minutes: Minutes = None,
 ) -> None:
     """Growth where splitting matrices say so (Beyond Uniform Scaling, arXiv 2402.12418)."""
     from growkernels.experiments.scaling import run
 
-    run(preset, data, device, out, resume)
+    with time_limit(minutes):
+        run(preset, data, device, out, resume)
 
 
 def main() -> int:
     """Runs the command line; what a user got wrong is one sentence and a non-zero exit status."""
     try:
         return int(app(standalone_mode=True) or 0)
+    except TimeLimitError as error:
+        print(f"growkernels: {error}", file=sys.stderr)
+        return STOPPED
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         print(f"growkernels: {error}", file=sys.stderr)
         return 1

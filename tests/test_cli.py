@@ -65,3 +65,13 @@ def test_environment_is_plain_json() -> None:
 def test_commit_is_none_outside_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(info, "__file__", str(tmp_path / "site" / "growkernels" / "info.py"))
     assert info.git_commit() is None
+
+
+def test_a_time_limit_stops_a_run_that_can_be_resumed(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    finished = run("reproduce", "sensli", "--minutes", "0", "--out", str(out))
+    assert finished.returncode == 3
+    assert "Stopped at the time limit; continue with --resume." in finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert (out / "config.json").exists()
+    assert not (out / "summary.json").exists()

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from growkernels.data.upload import upload
+
 # Of CIFAR-10's training images, as the SensLI authors' data preparation has them.
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2023, 0.1994, 0.2010)
@@ -24,9 +26,9 @@ def random_crop_flip(images: Tensor, generator: torch.Generator, padding: int = 
     count, _, height, width = images.shape
     draws = torch.randint(2 * padding + 1, (2, count), generator=generator)
     flips = torch.randint(2, (count,), generator=generator).bool()
-    top, left = draws.to(images.device)
+    top, left = upload(draws, images.device)
     columns = torch.arange(width, device=images.device)
-    columns = torch.where(flips.to(images.device)[:, None], columns.flip(0), columns)
+    columns = torch.where(upload(flips, images.device)[:, None], columns.flip(0), columns)
     columns = columns + left[:, None]
     rows = torch.arange(height, device=images.device) + top[:, None]
     padded = F.pad(images, (padding, padding, padding, padding)).permute(0, 2, 3, 1)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from growkernels.data.upload import upload
+
 ATTEMPTS = 10  # to draw a rectangle that fits
 
 
@@ -52,8 +54,9 @@ def random_resized_crop_flip(
     mirror = 1 - 2.0 * torch.randint(2, (count,), generator=generator)
     zero = torch.zeros(count)
     rows = torch.stack((wide * mirror, zero, left, zero, tall, top), dim=1)
-    grid = F.affine_grid(rows.view(-1, 2, 3), [count, 1, size, size], align_corners=False)
-    return F.grid_sample(images, grid.to(images), padding_mode="border", align_corners=False)
+    maps = upload(rows.view(-1, 2, 3), images.device)
+    grid = F.affine_grid(maps, [count, 1, size, size], align_corners=False).to(images.dtype)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
 def random_erasing(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:
@@ -75,8 +78,8 @@ def random_erasing(images: Tensor, probability: float, generator: torch.Generato
     rows = torch.arange(height, device=images.device).view(1, -1, 1)
     columns = torch.arange(width, device=images.device).view(1, 1, -1)
     top, left, bottom, right = (
-        edge.round().to(images.device).view(-1, 1, 1)
-        for edge in (top, left, top + tall, left + wide)
+        edge.view(-1, 1, 1)
+        for edge in upload(torch.stack((top, left, top + tall, left + wide)).round(), images.device)
     )
     inside = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
     seed = int(torch.randint(2**62, (), generator=generator))

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from growkernels.data.upload import upload
+
 LEVEL, LEVEL_STD, MAX_LEVEL = 9.0, 0.5, 10.0
 LAYERS = 2  # operations drawn for every image, each applied with PROBABILITY
 PROBABILITY = 0.5
@@ -32,7 +34,7 @@ def rand_augment(images: Tensor, generator: torch.Generator, fill: tuple[float, 
         ``images``.
     """
     names = list(OPERATIONS)
-    colour = torch.tensor(fill, device=images.device, dtype=images.dtype).view(1, -1, 1, 1)
+    colour = _constant(fill, images)
     for _ in range(LAYERS):
         count = len(images)
         which = torch.randint(len(names), (count,), generator=generator)
@@ -40,13 +42,15 @@ def rand_augment(images: Tensor, generator: torch.Generator, fill: tuple[float, 
         levels = LEVEL + LEVEL_STD * torch.randn(count, generator=generator)
         levels = levels.clamp(0, MAX_LEVEL) / MAX_LEVEL
         signs = 2.0 * torch.randint(2, (count,), generator=generator) - 1
-        for number, name in enumerate(names):
-            index = ((which == number) & used).nonzero()[:, 0]
-            if len(index) == 0:
-                continue
-            there = index.to(images.device)
-            strength = levels[index].to(images), signs[index].to(images)
-            images[there] = OPERATIONS[name](images[there], *strength, colour)
+        groups = [((which == number) & used).nonzero()[:, 0] for number in range(len(names))]
+        sizes = [len(group) for group in groups]
+        index = torch.cat(groups)
+        strengths = torch.stack((levels[index], signs[index])).to(images.dtype)
+        there = upload(index, images.device).split(sizes)
+        strength = upload(strengths, images.device).split(sizes, dim=1)
+        for name, some, (level, sign) in zip(names, there, strength, strict=True):
+            if len(some):
+                images[some] = OPERATIONS[name](images[some], level, sign, colour)
     return images
 
 
@@ -54,13 +58,18 @@ def rand_augment(images: Tensor, generator: torch.Generator, fill: tuple[float, 
 Operation = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
+def _constant(values: tuple[float, ...], images: Tensor) -> Tensor:
+    """[1, channels, 1, 1], where and what the images are."""
+    return upload(torch.tensor(values, dtype=images.dtype), images.device).view(1, -1, 1, 1)
+
+
 def _per_image(values: Tensor) -> Tensor:
     return values.view(-1, 1, 1, 1)
 
 
 def _grey(images: Tensor) -> Tensor:
-    weights = images.new_tensor([0.299, 0.587, 0.114])  # ITU-R 601 luma
-    return (images * weights.view(1, 3, 1, 1)).sum(1, keepdim=True)
+    weights = _constant((0.299, 0.587, 0.114), images)  # ITU-R 601 luma
+    return (images * weights).sum(1, keepdim=True)
 
 
 def _blend(base: Tensor, images: Tensor, level: Tensor, sign: Tensor) -> Tensor:

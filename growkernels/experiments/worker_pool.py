@@ -15,7 +15,9 @@ from typing import Any, Literal
 
 import torch
 
-Report = Callable[[int], None]
+from growkernels.experiments.time_limit import Laps, TimeLimitError, end_of_time
+
+Report = Callable[[int], bool]
 Event = tuple[Literal["progress", "done"], int, Any]
 
 
@@ -29,17 +31,20 @@ def run_parts(
     """Calls ``work(part, report)`` for every part, in order, ``workers`` at a time.
 
     ``work``, the parts and what ``work`` returns travel by pickle; ``work`` calls ``report(n)``
-    often, n being how far it is. Yields ("progress", index of the part, n) and ("done", index, what
+    often, n being how far it is; where that returns True, the time is up: ``work`` then saves what
+    it has and returns. Yields ("progress", index of the part, n) and ("done", index, what
     work returned) as they come.
-    Raises RuntimeError with the worker's own message if a part fails, or if a worker dies.
+    Raises RuntimeError with the worker's own message if a part fails, or if a worker dies, and
+    TimeLimitError after all workers have stopped at a time limit.
     """
     queue = list(range(len(parts)))
     processes: dict[Connection, subprocess.Popen[bytes]] = {}
+    stopped = False
     try:
         for _ in range(min(workers, len(parts))):
             here, process = _start_worker()
             processes[here] = process
-            here.send(work)
+            here.send((work, end_of_time()))
             here.send((queue[0], parts[queue.pop(0)]))
         while processes:
             for connection in wait(list(processes)):
@@ -53,14 +58,17 @@ def run_parts(
                     ) from None
                 if kind == "error":
                     raise RuntimeError(value)
-                if kind == "done":
-                    if queue:
-                        connection.send((queue[0], parts[queue.pop(0)]))
-                    else:
-                        connection.send(None)
-                        processes.pop(connection).wait()
-                        connection.close()
-                yield kind, index, value
+                stopped |= kind == "stopped"
+                if kind == "done" and queue and not stopped:
+                    connection.send((queue[0], parts[queue.pop(0)]))
+                elif kind != "progress":
+                    connection.send(None)
+                    processes.pop(connection).wait()
+                    connection.close()
+                if kind != "stopped":
+                    yield kind, index, value
+        if stopped or queue:
+            raise TimeLimitError
     finally:
         for connection, process in processes.items():
             process.terminate()
@@ -90,12 +98,17 @@ def serve(descriptor: str) -> None:
     connection = Connection(int(descriptor))
     torch.set_num_threads(1)
     try:
-        work = connection.recv()
+        work, end = connection.recv()
+        laps = Laps(end)
         for index, part in iter(connection.recv, None):
 
-            def report(value: int, index: int = index) -> None:
+            def report(value: int, index: int = index) -> bool:
                 connection.send(("progress", index, value))
+                return laps.time_is_up()
 
+            if laps.time_is_up():
+                connection.send(("stopped", index, None))
+                continue
             try:
                 result = work(part, report)
             except (ConnectionError, KeyboardInterrupt):
@@ -104,6 +117,6 @@ def serve(descriptor: str) -> None:
                 sentence = str(error) if isinstance(error, RuntimeError) else repr(error)
                 connection.send(("error", index, sentence))
                 return
-            connection.send(("done", index, result))
+            connection.send(("stopped" if laps.over else "done", index, result))
     except (EOFError, ConnectionError, KeyboardInterrupt):
         return  # the parent is gone

@@ -29,6 +29,18 @@ def endless(part, report):
         time.sleep(0.01)
 
 
+CLOCK = [0.0]
+
+
+def ten_seconds_a_step(part, report):
+    """Works in the test's own process, on a clock that stands still in between."""
+    for step in range(part):
+        CLOCK[0] += 10
+        if report(step):
+            return "stopped here"
+    return "finished"
+
+
 if __name__ == "__main__":
     # Under its importable name, so that the worker finds it too.
     from pool_work import endless as work

@@ -51,7 +51,7 @@ def branch_name(task_name: str) -> str:
 
 
 def train(job: Job, report: Report) -> None:
-    """Train all tasks to their ends; a finished training's state is its last checkpoint."""
+    """Train all tasks to their ends, or while there is time; the last checkpoint is the result."""
     torch.backends.cudnn.deterministic = True  # on a GPU too, a resumed run repeats the same bits
     origins = {task.branch_of for task in job.tasks}
     behind = 0
@@ -61,9 +61,12 @@ def train(job: Job, report: Report) -> None:
         while not training.done:
             training.step()
             # Also finds out whether the parent is gone, before anything is written for it.
-            report(behind + training.epoch)
+            time_is_up = report(behind + training.epoch)
             if training.epoch == training.switch_epoch and task.name in origins:
                 job.states.save(branch_name(task.name), training.state_dict())
+            if time_is_up:
+                job.states.save(task.name, training.state_dict())
+                return
             if time.monotonic() - saved > job.save_seconds:
                 job.states.save(task.name, training.state_dict())
                 saved = time.monotonic()

@@ -95,18 +95,21 @@ class Training:
         self.schedule.switch(epoch, self.model, self.task.plan, self.optimizer)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything :meth:`load_state_dict` needs; loads with ``weights_only=True``."""
-        return {
-            "epoch": self.epoch,
-            "curves": asdict(self.curves),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
+        """Everything :meth:`load_state_dict` needs; loads with ``weights_only=True``.
+
+        A finished training keeps what it measured, not its weights.
+        """
+        state: dict[str, Any] = {"epoch": self.epoch, "curves": asdict(self.curves)}
+        if not self.done:
+            state["model"] = self.model.state_dict()
+            state["optimizer"] = self.optimizer.state_dict()
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where the state was taken: by this task, or by the one that it branches off."""
         self.epoch = state["epoch"]
         self.curves = Curves(**state["curves"])
-        self._take_form_of(max(0, self.epoch - 1))
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        if not self.done:
+            self._take_form_of(max(0, self.epoch - 1))
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])

@@ -20,6 +20,7 @@ from growkernels.data.mixing import (
     smoothed,
 )
 from growkernels.data.rand_augment import rand_augment
+from growkernels.data.upload import upload
 from growkernels.experiments.scaling.settings import Recipe
 
 # Of ImageNet's training images, the usual values.
@@ -76,7 +77,7 @@ class Batches:
         order = torch.randperm(len(self.data.train_labels), generator=generator)[:distinct]
         order = order.repeat_interleave(recipe.repeats)[:count]
         for index in order.split(min(recipe.batch, count)):
-            yield self._augmented(index.to(self.data.train_labels.device), generator)
+            yield self._augmented(upload(index, self.data.train_labels.device), generator)
 
     def _augmented(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         recipe, size = self.recipe, self.image_size

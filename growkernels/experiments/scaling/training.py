@@ -69,7 +69,7 @@ def images_on(path: Path, device: str) -> ImageData:
 
 
 def train(job: Job, report: Report) -> None:
-    """Train to the end; the finished run's state is the last checkpoint."""
+    """Train to the end, or while there is time; the last checkpoint is the result."""
     if torch.device(job.device).type == "cuda":
         # A resumed run repeats the same bits; cuBLAS reads the variable before its first product.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -81,10 +81,12 @@ def train(job: Job, report: Report) -> None:
             job.states.save(job.trunk, run.state_dict())
         run.step()
         # Also finds out whether the parent is gone, before anything is written for it.
-        report(run.epoch)
+        time_is_up = report(run.epoch)
         if time.monotonic() - saved > job.save_seconds:
             job.states.save(job.key, run.state_dict())
             saved = time.monotonic()
+        if time_is_up:
+            break
     job.states.save(job.key, run.state_dict())
 
 

@@ -50,17 +50,19 @@ class Job:
 
 
 def train(job: Job, report: Report) -> None:
-    """Train to the end; the finished run's state is the last checkpoint."""
+    """Train to the end, or while there is time; the last checkpoint is the result."""
     torch.backends.cudnn.deterministic = True  # on a GPU too, a resumed run repeats the same bits
     run = job.restore()
     saved = time.monotonic()
     while not run.done:
         run.step()
         # Also finds out whether the parent is gone, before anything is written for it.
-        report(run.progress)
+        time_is_up = report(run.progress)
         if time.monotonic() - saved > job.save_seconds:
             job.states.save(job.key, run.state_dict())
             saved = time.monotonic()
+        if time_is_up:
+            break
     job.states.save(job.key, run.state_dict())
 
 

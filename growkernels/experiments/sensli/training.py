@@ -36,14 +36,15 @@ def restore(job: Job) -> SettingRun:
 
 
 def train(job: Job, report: Report) -> None:
-    """Train to the end; the finished run's state is the last checkpoint."""
+    """Train to the end, or while there is time; the last checkpoint is the result."""
     run = restore(job)
     saved = reported = time.monotonic()
-    while not run.done:
+    time_is_up = False
+    while not run.done and not time_is_up:
         run.step()
         now = time.monotonic()
         if now - reported > REPORT_SECONDS:
-            report(run.epoch)
+            time_is_up = report(run.epoch)
             reported = now
         if now - saved > job.save_seconds and not run.done:
             job.states.save(job.setting.name, run.state_dict())
