@@ -89,6 +89,7 @@ __global__ void __launch_bounds__(Tile::threads) sum_splits(const __grid_constan
   const float* partial = table.partials + (static_cast<int64_t>(position.first_partial) + tile) * elements +
                          piece * count * Tile::threads + threadIdx.x;
   float sums[count] = {};
+#pragma unroll 8
   for (int split = 0; split < position.splits; ++split) {
 #pragma unroll
     for (int v = 0; v < count; ++v) {

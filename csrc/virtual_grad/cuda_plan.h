@@ -4,6 +4,7 @@
 #include "virtual_grad/cuda_table.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -64,9 +65,9 @@ inline void split(Position& p, const TileShape& shape, int longest) {
   p.splits = ceil_div(steps, p.steps);
 }
 
-// The time of all blocks, in steps of a multiprocessor that multiplies at rate 1: they run in waves as
-// long as the longest block. A block's start and end cost as much as some steps, and so does a tile of
-// partial sums that is written and read again.
+// The time of all blocks, in products of a multiprocessor that multiplies at rate 1: they run in waves as
+// long as the longest block, and those on one multiprocessor share it. A block's start and end cost as
+// much as some steps, and so does a tile of partial sums that is written and read again.
 inline double predicted_cost(const std::vector<Position>& positions, const TileShape& shape, int multiprocessors) {
   constexpr double begin_and_end = 6, partial = 10;
   double total = 0, longest = 0;
@@ -78,9 +79,10 @@ inline double predicted_cost(const std::vector<Position>& positions, const TileS
   if (total == 0) {
     return 0;
   }
-  const double waves = static_cast<double>(
-      ceil_div(static_cast<int64_t>(total / longest + 0.999), static_cast<int64_t>(multiprocessors) * shape.blocks));
-  return waves * longest * shape.blocks * shape.rows * shape.columns * shape.depth / shape.rate;
+  const double blocks = total / longest;  // of equal length
+  const double together = std::clamp(std::ceil(blocks / multiprocessors), 1.0, static_cast<double>(shape.blocks));
+  const double waves = std::ceil(blocks / (multiprocessors * together));
+  return waves * together * longest * shape.rows * shape.columns * shape.depth / shape.rate;
 }
 
 // Splits with the lowest predicted cost. Those of all positions are about equally long.

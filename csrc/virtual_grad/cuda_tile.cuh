@@ -22,7 +22,7 @@ struct HalfTile {
   static constexpr int threads = 32 * (Rows / WarpRows) * warps_across;
   static constexpr int blocks = Blocks;  // resident on a multiprocessor at a time
   static constexpr int values = WarpRows * WarpColumns / 32;
-  static constexpr int values_per_sum_block = 16;
+  static constexpr int values_per_sum_block = 4;
   static_assert(Rows % 64 == 0 && Columns % 64 == 0 && WarpRows % 16 == 0 && WarpColumns % 16 == 0);
 
   float sums[WarpRows / 16][WarpColumns / 8][4] = {};
@@ -77,7 +77,7 @@ struct Tf32Tile {
   static constexpr int threads = 32 * (Rows / WarpRows) * warps_across;
   static constexpr int blocks = Blocks;
   static constexpr int values = WarpRows * WarpColumns / 32;
-  static constexpr int values_per_sum_block = 16;
+  static constexpr int values_per_sum_block = 4;
   static_assert(Rows % 32 == 0 && Columns % 32 == 0 && WarpRows % 16 == 0 && WarpColumns % 8 == 0);
 
   float sums[WarpRows / 16][WarpColumns / 8][4] = {};
@@ -134,7 +134,7 @@ struct FloatTile {
   static constexpr int threads = 256;
   static constexpr int blocks = Blocks;
   static constexpr int values = Rows * Columns / threads;
-  static constexpr int values_per_sum_block = 16;
+  static constexpr int values_per_sum_block = 4;
   static_assert(Rows % 64 == 0 && Columns % 64 == 0);
 
   float sums[Rows / 16][Columns / 16] = {};
