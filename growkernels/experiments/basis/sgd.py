@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from growkernels.data.augment import Normalise, random_crop_flip
 from growkernels.data.images import ImageData
+from growkernels.data.upload import upload
 from growkernels.experiments.basis.settings import Recipe
 from growkernels.models.resnet import resnet18
 
@@ -57,7 +58,7 @@ class ImageTraining:
         ``epoch`` is counted from 0; it says where on its cosine the learning rate is.
         """
         images = random_crop_flip(self.data.train_images, generator, self.recipe.crop_padding)
-        order = torch.randperm(len(images), generator=generator).to(self.device)
+        order = upload(torch.randperm(len(images), generator=generator), self.device)
         model.train()
         total = torch.zeros((), device=self.device)
         for step in range(self.steps_per_epoch):

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from growkernels.data.augment import Normalise, random_crop_flip
 from growkernels.data.images import ImageData
+from growkernels.data.upload import upload
 from growkernels.experiments.devices import now
 from growkernels.experiments.seeds import seeded
 from growkernels.experiments.sensli.cnn_merits import (
@@ -222,7 +223,7 @@ class CnnRun:
         """The training images as this epoch crops and mirrors them, and their order."""
         generator = seeded(self.setting.seed, self.run, purpose, self.phase, self.epoch)
         images = random_crop_flip(self.data.train_images, generator)
-        return images, torch.randperm(len(images), generator=generator).to(self.device)
+        return images, upload(torch.randperm(len(images), generator=generator), self.device)
 
     def time_merit_passes(self, batches: int = 20) -> PassTimes:
         """Our merit pass and the authors' on the first network of the setting, untrained."""
