@@ -18,7 +18,7 @@ using growkernels::cuda::Chunk;
 using growkernels::cuda::read_chunk;
 using growkernels::cuda::write_chunk;
 
-// Bytes of a stage: the gradient's rows and the input's columns of G, and the mask where the input of the
+// A stage: the gradient's rows and the input's columns of G, and the mask where the input of the
 // gradient's rows is not among the columns.
 template <typename Tile>
 constexpr int stage_elements(bool mask_tile) {
