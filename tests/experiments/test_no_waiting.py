@@ -7,6 +7,7 @@ so are copies from the CPU that would wait, because they pass by here.
 from __future__ import annotations
 
 import contextlib
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -67,6 +68,13 @@ def test_the_watch_sees_what_waits() -> None:
             torch.zeros(3, device=META).nonzero()
 
 
+@pytest.fixture
+def no_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The meta device has none."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+
+
+@pytest.mark.usefixtures("no_autocast")
 def test_an_epoch_of_the_basis_study_reads_one_number() -> None:
     recipe = BasisRecipe(4, 8, 0.1, 0.9, 5e-4, crop_padding=1)
     training = ImageTraining(recipe, 2, images(16), META)
@@ -93,12 +101,12 @@ def test_an_epoch_of_the_cnn_study_reads_one_number() -> None:
     assert watch.reads == 3  # the training loss, the test's loss and errors
 
 
+@pytest.mark.usefixtures("no_autocast")
 def test_an_epoch_of_the_scaling_study_reads_one_number(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = "growkernels.experiments.scaling.engine."
     monkeypatch.setattr(  # the fused AdamW refuses the meta device
         engine + "build_optimizer", lambda recipe, model: torch.optim.SGD(model.parameters(), 0.1)
     )
-    monkeypatch.setattr(ScalingRun, "_autocast", lambda self: contextlib.nullcontext())
     setting = preset_setting("paper", 64)
     small = vars(setting.recipe) | {"batch": 8, "erasing": 0.0}  # noise needs a generator there
     setting = type(setting)(
