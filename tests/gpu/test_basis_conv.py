@@ -13,6 +13,7 @@ from torch import Tensor
 
 import growkernels as gk
 from growkernels.ops.basis_conv import gpu, reference
+from growkernels.ops.basis_conv.triton_tiles import BACKWARD_TILES, FORWARD_TILES, ROW_TILES
 
 pytestmark = pytest.mark.gpu
 
@@ -133,9 +134,9 @@ def test_triton_is_chosen_where_the_tests_mean_it(shape: Shape) -> None:
 
 @pytest.mark.parametrize("dtype", LOW, ids=str)
 def test_every_forward_tile(dtype: torch.dtype) -> None:
-    from growkernels.ops.basis_conv import triton_kernels as kernels
+    from growkernels.ops.basis_conv import triton_launch as launch
 
-    for tile in kernels.FORWARD_TILES[dtype.itemsize]:
+    for tile in FORWARD_TILES[dtype.itemsize] + ROW_TILES.get(dtype.itemsize, ()):
         mixed = tile.combinations + 5
         for filters, channels in (
             (tile.filters, 2 * tile.depth(dtype)),
@@ -145,18 +146,18 @@ def test_every_forward_tile(dtype: torch.dtype) -> None:
             tensors = make(shape, dtype)
             expected = oracle(exact(tensors), shape)
             y, z = (unwritten((3, n, 9, 16), dtype) for n in (expected.shape[1], filters))
-            kernels.convolve(*tensors, *shape.form, y, z, 1, tile)
+            launch.convolve(*tensors, *shape.form, y, z, 1, tile)
             assert_close(y, expected)
             y = unwritten(y.shape, dtype)
-            kernels.mix(z, *tensors[2:], y, 1, tile)
+            launch.mix(z, *tensors[2:], y, 1, tile)
             assert_close(y, expected)
 
 
 @pytest.mark.parametrize("dtype", LOW, ids=str)
 def test_every_backward_tile(dtype: torch.dtype) -> None:
-    from growkernels.ops.basis_conv import triton_kernels as kernels
+    from growkernels.ops.basis_conv import triton_launch as launch
 
-    for tile in kernels.BACKWARD_TILES[dtype.itemsize]:
+    for tile in BACKWARD_TILES[dtype.itemsize]:
         for less in (0, 3):
             filters, mixed = tile.filters - less, tile.combinations - less
             grad, z = (
@@ -166,7 +167,7 @@ def test_every_backward_tile(dtype: torch.dtype) -> None:
             coeff = torch.randn(mixed, filters).to(DEVICE, dtype)
             dz, dcoeff = unwritten(z.shape, dtype), unwritten(coeff.shape, dtype)
             dbias = unwritten((filters + mixed,), dtype)
-            kernels.coefficient_backward(grad, z, None, coeff, dz, dcoeff, dbias, 4, tile)
+            launch.coefficient_backward(grad, z, None, coeff, dz, dcoeff, dbias, 4, tile)
             g, maps, factors = exact([grad, z, coeff])
             mixed_grad = torch.einsum("or,nohw->nrhw", factors, g[:, filters:])
             assert_close(dz, g[:, :filters] + mixed_grad)

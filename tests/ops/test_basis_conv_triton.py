@@ -18,18 +18,17 @@ if torch.cuda.is_available():
 
 import triton_interpreter  # noqa: F401
 
-from growkernels.ops.basis_conv import gpu, reference
-from growkernels.ops.basis_conv import triton_kernels as kernels
+from growkernels.ops.basis_conv import gpu, reference, triton_kernels
+from growkernels.ops.basis_conv import triton_launch as launch
+from growkernels.ops.basis_conv import triton_tiles as tiles
 
 # 2^-9 is bfloat16's rounding error, 2^-12 float16's. Coefficients and maps are rounded before they
 # are multiplied, results after.
 ERROR = {torch.float64: 1e-14, torch.float32: 1e-6, torch.float16: 8e-4, torch.bfloat16: 6e-3}
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-FORWARD_TILES = [
-    (dtype, tile) for dtype in DTYPES for tile in kernels.FORWARD_TILES[dtype.itemsize]
-]
+FORWARD_TILES = [(dtype, tile) for dtype in DTYPES for tile in tiles.FORWARD_TILES[dtype.itemsize]]
 BACKWARD_TILES = [
-    (dtype, tile) for dtype in DTYPES for tile in kernels.BACKWARD_TILES[dtype.itemsize]
+    (dtype, tile) for dtype in DTYPES for tile in tiles.BACKWARD_TILES[dtype.itemsize]
 ]
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -119,17 +118,48 @@ class TestForward:
             assert_close(z, call.z)
 
     @pytest.mark.parametrize(("dtype", "tile"), FORWARD_TILES)
-    def test_tiles(self, dtype: torch.dtype, tile: kernels.ForwardTile) -> None:
+    def test_tiles(self, dtype: torch.dtype, tile: tiles.ForwardTile) -> None:
         # Two programs, two steps over input channels and several over combinations, all ragged.
         channels, mixed = tile.depth(dtype) + 3, tile.combinations + 5
         shape = Shape((2, channels, 9, 11), tile.filters - 3, mixed, (1, 2), padding=(0, 0))
         call = make(shape, dtype, include_basis=True)
         y = unwritten(call.y, dtype)
-        kernels.convolve(*call[:4], *shape.form, y, None, 1, tile)
+        launch.convolve(*call[:4], *shape.form, y, None, 1, tile)
         assert_close(y, call.y)
         y = unwritten(call.y, dtype)
-        kernels.mix(call.z.to(dtype), call.coeff, call.bias, y, 1, tile)
+        launch.mix(call.z.to(dtype), call.coeff, call.bias, y, 1, tile)
         assert_close(y, call.y)
+
+    @pytest.mark.parametrize("tile", tiles.ROW_TILES[2])
+    @pytest.mark.parametrize(
+        ("size", "height", "padding", "dilation"),
+        [((9, 16), 3, 1, 1), ((8, 8), 3, 1, 1), ((6, 1), 2, 0, 2), ((7, 128), 1, 2, 1)],
+    )
+    def test_whole_rows(
+        self,
+        size: tuple[int, int],
+        height: int,
+        padding: int,
+        dilation: int,
+        tile: tiles.ForwardTile,
+    ) -> None:
+        dtype = torch.bfloat16
+        shape = Shape(
+            (3, tile.depth(dtype) + 3, *size), tile.filters - 3, tile.combinations + 5,
+            (height, 3), padding=(padding, 1), dilation=(dilation, 1),
+        )  # fmt: skip
+        call = make(shape, dtype, include_basis=True)
+        y, z = unwritten(call.y, dtype), unwritten(call.z, dtype)
+        launch.convolve(*call[:4], *shape.form, y, z, 1, tile)
+        assert_close(y, call.y)
+        assert_close(z, call.z)
+
+    def test_whole_rows_are_taken_where_they_fit(self) -> None:
+        for row, expected in ((16, True), (64, True), (28, False), (256, False), (None, False)):
+            tile = tiles.forward_tile(64, 2**20, torch.bfloat16, 132, row)
+            assert tile.whole_rows == expected
+        assert not tiles.forward_tile(64, 8192, torch.bfloat16, 132, 16).whole_rows
+        assert not tiles.forward_tile(64, 2**20, torch.float32, 132, 16).whole_rows
 
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("bias", [True, False])
@@ -167,7 +197,7 @@ class TestForward:
         finite = torch.ones(6, 6, dtype=torch.bool)
         finite[:2, :2] = False
         y = unwritten(call.y, torch.float32)
-        kernels.convolve(call.x, call.basis.abs(), call.coeff.abs(), None, *shape.form, y, None, 1)
+        launch.convolve(call.x, call.basis.abs(), call.coeff.abs(), None, *shape.form, y, None, 1)
         assert y[..., finite].isfinite().all()
         assert torch.equal(y.isnan(), (~finite).expand(y.shape) & math.isnan(value))
 
@@ -178,7 +208,7 @@ class TestBackward:
         call: Call,
         dtype: torch.dtype,
         include_basis: bool,
-        tile: kernels.BackwardTile | None = None,
+        tile: tiles.BackwardTile | None = None,
         wanted: tuple[bool, bool, bool] = (True, True, True),
         multiprocessors: int = 2,
     ) -> tuple[list[Tensor | None], list[Tensor]]:
@@ -195,7 +225,7 @@ class TestBackward:
             else None
             for t, w in zip(targets, wanted, strict=True)
         )
-        kernels.coefficient_backward(
+        launch.coefficient_backward(
             grad, z, z_bias, call.coeff, dz, dcoeff, dbias, multiprocessors, tile
         )
         g, maps = grad.double(), z.double()
@@ -208,11 +238,9 @@ class TestBackward:
         products = torch.einsum("nohw,nrhw->or", rest, maps)
         return [dz, dcoeff, dbias], [expected, products, g.sum((0, 2, 3))]
 
-    @pytest.mark.parametrize("include_basis", [True, False])
     @pytest.mark.parametrize(("dtype", "tile"), BACKWARD_TILES)
-    def test_tiles(
-        self, dtype: torch.dtype, tile: kernels.BackwardTile, include_basis: bool
-    ) -> None:
+    def test_tiles(self, dtype: torch.dtype, tile: tiles.BackwardTile) -> None:
+        include_basis = dtype != torch.float16
         shape = Shape((2, 2, 9, 9), tile.filters - 3, tile.combinations - 5)
         call = make(shape, dtype, include_basis)
         actual, expected = self.gradients(call, dtype, include_basis, tile)
@@ -351,12 +379,12 @@ class TestDecision:
 
     def test_every_choice_of_triton_has_a_tile(self) -> None:
         for dtype in DTYPES:
-            for filters in range(1, kernels.MOST_FILTERS + 1):
-                tile = kernels.forward_tile(filters, 1000, dtype, 132)
+            for filters in range(1, tiles.MOST_FILTERS + 1):
+                tile = tiles.forward_tile(filters, 1000, dtype, 132)
                 assert tile.filters >= filters
 
     def test_few_positions_get_small_programs(self) -> None:
-        many, few = (kernels.forward_tile(64, n, torch.bfloat16, 132) for n in (32768, 8192))
+        many, few = (tiles.forward_tile(64, n, torch.bfloat16, 132) for n in (32768, 8192))
         assert (many.positions, few.positions) == (128, 64)
 
     def test_registered_for_gpus(self) -> None:
@@ -367,14 +395,16 @@ class TestDecision:
 
 
 def test_builds_name_every_tile_once() -> None:
-    names = [build.name for build in kernels.builds()]
+    names = [build.name for build in triton_kernels.builds()]
     assert len(set(names)) == len(names)
     per_type = {"bf16": 2, "fp32": 4}
     for name, itemsize in per_type.items():
-        for tile in kernels.FORWARD_TILES[itemsize]:
+        for tile in tiles.FORWARD_TILES[itemsize]:
             assert f"convolve {name} {tile.positions}x{tile.filters}" in names
             assert f"mix {name} {tile.positions}x{tile.filters}" in names
-        for back in kernels.BACKWARD_TILES[itemsize]:
+        for tile in tiles.ROW_TILES.get(itemsize, ()):
+            assert f"convolve_rows {name} {tile.positions}x{tile.filters}" in names
+        for back in tiles.BACKWARD_TILES[itemsize]:
             assert f"coefficient_backward {name} {back.filters}x{back.combinations}" in names
 
 

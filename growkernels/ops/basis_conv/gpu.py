@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
+from growkernels.ops.basis_conv.triton_tiles import MOST_FILTERS, backward_tile
+
 if TYPE_CHECKING:
     from types import ModuleType
 
@@ -43,7 +45,6 @@ class Decision(NamedTuple):
     reason: str
 
 
-_MOST_FILTERS = 256
 # Fusing saves traffic of some Cout values per position, against sums over Cin kh kw products. On an
 # H100 the traffic matters in ResNet's first two stages; beyond, the vendor's convolution is faster
 # by more than that (a prediction from bytes and operations).
@@ -135,8 +136,8 @@ def _obstacle(
             f"the GPU has compute capability {card.capability[0]}.{card.capability[1]}; our "
             "kernels need 8.0"
         )
-    if filters > _MOST_FILTERS:
-        return f"{filters} filters do not fit into one program, {_MOST_FILTERS} do"
+    if filters > MOST_FILTERS:
+        return f"{filters} filters do not fit into one program, {MOST_FILTERS} do"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     return None
@@ -165,10 +166,10 @@ def decide_for(
     return decide(*shapes, x.dtype, _card(x.device), *form, include_basis, tf32)
 
 
-def _kernels() -> ModuleType:
-    from growkernels.ops.basis_conv import triton_kernels
+def _launch() -> ModuleType:
+    from growkernels.ops.basis_conv import triton_launch
 
-    return triton_kernels
+    return triton_launch
 
 
 _KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
@@ -271,14 +272,14 @@ def forward(
 
     `form` is stride, padding and dilation. The outputs are contiguous or channels_last.
     """
-    kernels = _kernels()
+    launch = _launch()
     y_rows = _channels_last(y)
     if algorithm == "triton":
         z_rows = None if z is None else _channels_last(z)
-        kernels.convolve(x, basis, coeff, bias, *form, y_rows, z_rows, multiprocessors)
+        launch.convolve(x, basis, coeff, bias, *form, y_rows, z_rows, multiprocessors)
     else:
         z_rows = torch.ops.aten.convolution(x, basis, None, *form, False, [0, 0], 1)
-        kernels.mix(z_rows, coeff, bias, y_rows, multiprocessors)
+        launch.mix(z_rows, coeff, bias, y_rows, multiprocessors)
     if y_rows is not y:
         y.copy_(y_rows)
     if z is not None and z_rows is not None and z_rows is not z:
@@ -299,10 +300,10 @@ def backward(
     multiprocessors: int,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of x and basis, as `wanted`, and dcoeff and dbias, written where given."""
-    kernels = _kernels()
+    launch = _launch()
     dz = torch.empty_like(z, memory_format=torch.channels_last) if any(wanted) else None
-    if kernels.backward_tile(coeff.shape[1], len(coeff), coeff.dtype) is not None:
-        kernels.coefficient_backward(grad, z, z_bias, coeff, dz, dcoeff, dbias, multiprocessors)
+    if backward_tile(coeff.shape[1], len(coeff), coeff.dtype) is not None:
+        launch.coefficient_backward(grad, z, z_bias, coeff, dz, dcoeff, dbias, multiprocessors)
     else:
         _matrix_products(grad, z, z_bias, coeff, dz, dcoeff, dbias)
     dx = dbasis = None
@@ -328,7 +329,7 @@ def _matrix_products(
     dbias: Tensor | None,
 ) -> None:
     """`coefficient_backward` by the vendor's matrix products, which read slices where they lie."""
-    as_rows = _kernels().as_rows
+    as_rows = _launch().as_rows
     combinations, filters = coeff.shape
     rows = as_rows(grad)
     rest = rows[:, -combinations:]

@@ -1,121 +1,34 @@
-"""Triton kernels of the family, and the functions that launch them.
+"""Triton kernels of the family.
 
 Images are rows of channels here: one row per position, [N * H * W, C], which is what a
 channels_last tensor is in memory. The rows of a slice of channels lie further apart than they are
 long.
 
-- `convolve`: the maps z as an implicit matrix product over taps and input channels. A program has
-  all R maps of its positions in registers, where it mixes them into the other channels; both are
-  written straight to y.
-- `mix`: the same for maps that exist already.
-- `coefficient_backward`: dz, dcoeff and dbias in one pass over the gradient. Every program sums
-  over its own positions, and a second kernel adds the programs' sums in a fixed order.
+- `convolve_kernel`: the maps z as an implicit matrix product over taps and input channels. A
+  program has all R maps of its positions in registers, where it mixes them into the other channels;
+  both are written straight to y.
+- `convolve_rows_kernel`: the same for kernels 3 wide, with a third of the loads.
+- `mix_kernel`: the combinations of maps that exist already.
+- `coefficient_backward_kernel`: dz, dcoeff and dbias in one pass over the gradient. Every program
+  sums over its own positions; `add_sums_kernel` adds the programs' sums in a fixed order.
 
-Sums are kept in float32. float32 factors are rounded to TF32, so `gpu.decide` leaves float32
-without TF32 to the vendor.
+Sums are kept in float32. float32 factors are rounded to TF32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
+from growkernels.ops.basis_conv.triton_tiles import BACKWARD_TILES, FORWARD_TILES, ROW_TILES
 from growkernels.ops.triton_build import TritonBuild
 
-
-class ForwardTile(NamedTuple):
-    """Positions of a program, maps it has room for, combinations it computes at a time."""
-
-    positions: int
-    filters: int
-    combinations: int
-    warps: int
-    stages: int
-
-    def depth(self, dtype: torch.dtype) -> int:
-        """Input channels of one step: 128 bytes of every position."""
-        return 128 // dtype.itemsize
-
-
-class BackwardTile(NamedTuple):
-    """Maps and combinations a program has room for, positions of one step."""
-
-    filters: int
-    combinations: int
-    positions: int
-    programs_per_multiprocessor: int
-    warps: int
-    stages: int
-
-
-# By bytes of an element. The first with room for the maps is taken, and of those with the same room
-# the second, of fewer positions, where the first would leave multiprocessors idle.
-FORWARD_TILES = {
-    2: (
-        ForwardTile(128, 16, 32, 4, 4),
-        ForwardTile(128, 32, 32, 4, 4),
-        ForwardTile(128, 64, 64, 8, 3),
-        ForwardTile(64, 64, 64, 4, 4),
-        ForwardTile(128, 128, 64, 8, 3),
-        ForwardTile(64, 128, 64, 8, 4),
-        ForwardTile(128, 256, 64, 8, 3),
-        ForwardTile(64, 256, 64, 8, 3),
-    ),
-    4: (
-        ForwardTile(128, 16, 32, 4, 4),
-        ForwardTile(128, 32, 32, 4, 4),
-        ForwardTile(128, 64, 64, 8, 3),
-        ForwardTile(64, 128, 64, 8, 3),
-        ForwardTile(64, 256, 32, 8, 2),
-    ),
-}
-BACKWARD_TILES = {
-    2: (
-        BackwardTile(32, 32, 128, 2, 4, 3),
-        BackwardTile(32, 128, 64, 2, 4, 3),
-        BackwardTile(64, 64, 64, 2, 4, 3),
-        BackwardTile(64, 256, 64, 1, 8, 2),
-        BackwardTile(128, 64, 64, 1, 8, 2),
-    ),
-    4: (
-        BackwardTile(32, 32, 64, 2, 4, 2),
-        BackwardTile(32, 128, 64, 2, 8, 2),
-        BackwardTile(64, 64, 64, 2, 8, 2),
-        BackwardTile(64, 128, 32, 1, 8, 2),
-    ),
-}
-MOST_FILTERS = 256
-_SUM_ELEMENTS, _SUM_PROGRAMS = 64, 32
-
-
-def forward_tile(
-    filters: int, positions: int, dtype: torch.dtype, multiprocessors: int
-) -> ForwardTile:
-    """The tile for so many maps and positions; `filters` is at most MOST_FILTERS."""
-    fitting = [tile for tile in FORWARD_TILES[dtype.itemsize] if tile.filters >= filters]
-    tile, *others = [tile for tile in fitting if tile.filters == fitting[0].filters]
-    if others and triton.cdiv(positions, tile.positions) < multiprocessors:
-        return others[0]
-    return tile
-
-
-def backward_tile(filters: int, combinations: int, dtype: torch.dtype) -> BackwardTile | None:
-    """The tile for so many maps and combinations, None where there is none."""
-    for tile in BACKWARD_TILES[dtype.itemsize]:
-        if tile.filters >= filters and tile.combinations >= combinations:
-            return tile
-    return None
-
-
-def as_rows(images: Tensor) -> Tensor:
-    """[N * H * W, C] with adjacent channels, a view where the layout allows it."""
-    rows = images.permute(0, 2, 3, 1).flatten(0, 2)
-    return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
+# Of `add_sums_kernel`: elements of a program, and programs' sums it reads at a time.
+SUM_ELEMENTS, SUM_PROGRAMS = 64, 32
 
 
 @triton.jit
@@ -204,6 +117,68 @@ def convolve_kernel(
             mask=f_inside[:, None] & c_inside[None, :], other=0.0,
         )  # fmt: skip
         maps = tl.dot(pixels, tl.trans(weights), maps, input_precision="tf32")
+    _write_outputs(
+        maps, first, inside, coeff, bias, y, z, filters, combinations,
+        KEEP_MAPS, POSITIONS, FILTERS, COMBINATIONS,
+    )  # fmt: skip
+
+
+@triton.jit
+def _shifted(values, by: tl.constexpr, POSITIONS: tl.constexpr, FILTERS: tl.constexpr):
+    """values[position + by] at every position; at the ends some other row."""
+    source = tl.minimum(tl.maximum(tl.arange(0, POSITIONS) + by, 0), POSITIONS - 1)
+    return tl.gather(values, source[:, None] + tl.zeros([POSITIONS, FILTERS], tl.int32), 0)
+
+
+@triton.jit
+def convolve_rows_kernel(
+    x, basis, coeff, bias, y, z,
+    positions, height, width, channels, x_pixel, filters, combinations, out_height,
+    kernel_height, padding_h, dilation_h,
+    KEEP_MAPS: tl.constexpr, POSITIONS: tl.constexpr, FILTERS: tl.constexpr, DEPTH: tl.constexpr,
+    COMBINATIONS: tl.constexpr,
+):  # fmt: skip
+    """`convolve_kernel` where a program has whole rows of images and kernels are 3 wide.
+
+    A pixel is loaded once for its three taps in a row; the sums are brought together at the end.
+    """
+    first = tl.program_id(0) * POSITIONS
+    local = tl.arange(0, POSITIONS)
+    position = first + local
+    inside = position < positions
+    column = position % width
+    row = (position // width) % out_height
+    top = row - padding_h
+    image = position // (width * out_height)
+    corner = x + ((image.to(tl.int64) * height + top) * width + column)[:, None] * x_pixel
+    f = tl.arange(0, FILTERS)
+    f_inside = f < filters
+    filter_rows = basis + f[:, None] * (3 * kernel_height * channels)
+    chunks = tl.cdiv(channels, DEPTH)
+    left = tl.zeros([POSITIONS, FILTERS], tl.float32)
+    middle = tl.zeros([POSITIONS, FILTERS], tl.float32)
+    right = tl.zeros([POSITIONS, FILTERS], tl.float32)
+    for step in range(0, kernel_height * chunks):
+        tap = step // chunks
+        c = (step % chunks) * DEPTH + tl.arange(0, DEPTH)
+        c_inside = c < channels
+        down = tap * dilation_h
+        in_image = inside & (top + down >= 0) & (top + down < height)
+        pixels = tl.load(
+            corner + (down * width * x_pixel + c)[None, :],
+            mask=in_image[:, None] & c_inside[None, :], other=0.0,
+        )  # fmt: skip
+        weights = filter_rows + (3 * tap * channels + c)[None, :]
+        exists = f_inside[:, None] & c_inside[None, :]
+        w0 = tl.load(weights, mask=exists, other=0.0)
+        w1 = tl.load(weights + channels, mask=exists, other=0.0)
+        w2 = tl.load(weights + 2 * channels, mask=exists, other=0.0)
+        left = tl.dot(pixels, tl.trans(w0), left, input_precision="tf32")
+        middle = tl.dot(pixels, tl.trans(w1), middle, input_precision="tf32")
+        right = tl.dot(pixels, tl.trans(w2), right, input_precision="tf32")
+    maps = middle
+    maps += tl.where(column[:, None] > 0, _shifted(left, -1, POSITIONS, FILTERS), 0.0)
+    maps += tl.where(column[:, None] < width - 1, _shifted(right, 1, POSITIONS, FILTERS), 0.0)
     _write_outputs(
         maps, first, inside, coeff, bias, y, z, filters, combinations,
         KEEP_MAPS, POSITIONS, FILTERS, COMBINATIONS,
@@ -317,103 +292,6 @@ def add_sums_kernel(
         tl.store(dbias + element - products, total, mask=(element >= products) & (element < length))
 
 
-def convolve(
-    x: Tensor,
-    basis: Tensor,
-    coeff: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    y: Tensor,
-    z: Tensor | None,
-    multiprocessors: int,
-    tile: ForwardTile | None = None,
-) -> None:
-    """Writes y, and z where it is given, both channels_last and not empty.
-
-    y has R + Cout channels where coeff has Cout rows, or Cout where the maps are not a part of y.
-    """
-    filters, channels, *kernel = basis.shape
-    combinations = len(coeff)
-    positions = y.numel() // y.shape[1]
-    tile = tile or forward_tile(filters, positions, y.dtype, multiprocessors)
-    rows = as_rows(x)
-    convolve_kernel[(triton.cdiv(positions, tile.positions),)](
-        rows, basis.permute(0, 2, 3, 1).contiguous(), coeff.contiguous(), _dense(bias), y, z,
-        positions, *x.shape[2:], channels, rows.stride(0), filters, combinations, *y.shape[2:],
-        *kernel, *stride, *padding, *dilation,
-        KEEP_MAPS=y.shape[1] > combinations, POSITIONS=tile.positions, FILTERS=tile.filters,
-        DEPTH=tile.depth(x.dtype), COMBINATIONS=tile.combinations,
-        num_warps=tile.warps, num_stages=tile.stages,
-    )  # fmt: skip
-
-
-def mix(
-    maps: Tensor,
-    coeff: Tensor,
-    bias: Tensor | None,
-    y: Tensor,
-    multiprocessors: int,
-    tile: ForwardTile | None = None,
-) -> None:
-    """Writes y, channels_last and not empty, out of the maps; its channels as in `convolve`."""
-    filters, combinations = maps.shape[1], len(coeff)
-    positions = y.numel() // y.shape[1]
-    tile = tile or forward_tile(filters, positions, y.dtype, multiprocessors)
-    rows = as_rows(maps)
-    mix_kernel[(triton.cdiv(positions, tile.positions),)](
-        rows, coeff.contiguous(), _dense(bias), y, positions, rows.stride(0), filters, combinations,
-        KEEP_MAPS=y.shape[1] > combinations, POSITIONS=tile.positions, FILTERS=tile.filters,
-        COMBINATIONS=tile.combinations, num_warps=tile.warps, num_stages=2,
-    )  # fmt: skip
-
-
-def coefficient_backward(
-    grad: Tensor,
-    maps: Tensor,
-    maps_bias: Tensor | None,
-    coeff: Tensor,
-    dmaps: Tensor | None,
-    dcoeff: Tensor | None,
-    dbias: Tensor | None,
-    multiprocessors: int,
-    tile: BackwardTile | None = None,
-) -> None:
-    """Writes the gradients that are given, of z (channels_last), coeff and bias, for that of y.
-
-    `maps` contains `maps_bias` where that is given. No argument is empty.
-    """
-    combinations, filters = coeff.shape
-    tile = tile or backward_tile(filters, combinations, grad.dtype)
-    assert tile is not None, "the caller asks backward_tile first"
-    grad_rows, maps_rows = as_rows(grad), as_rows(maps)
-    positions = len(grad_rows)
-    programs = min(
-        triton.cdiv(positions, tile.positions), multiprocessors * tile.programs_per_multiprocessor
-    )
-    products = 0 if dcoeff is None else dcoeff.numel()
-    channels = 0 if dbias is None else dbias.numel()
-    sums = grad.new_empty(programs, products + channels, dtype=torch.float32)
-    coefficient_backward_kernel[(programs,)](
-        grad_rows, maps_rows, _dense(maps_bias), coeff.contiguous(), dmaps, sums,
-        positions, grad_rows.stride(0), maps_rows.stride(0), filters, combinations,
-        KEEP_MAPS=grad.shape[1] > combinations, DMAPS=dmaps is not None,
-        DCOEFF=dcoeff is not None, DBIAS=dbias is not None,
-        POSITIONS=tile.positions, FILTERS=tile.filters, COMBINATIONS=tile.combinations,
-        num_warps=tile.warps, num_stages=tile.stages,
-    )  # fmt: skip
-    if products + channels:
-        add_sums_kernel[(triton.cdiv(products + channels, _SUM_ELEMENTS),)](
-            sums, dcoeff, dbias, programs, products, channels,
-            ELEMENTS=_SUM_ELEMENTS, PROGRAMS=_SUM_PROGRAMS, num_warps=4,
-        )  # fmt: skip
-
-
-def _dense(vector: Tensor | None) -> Tensor | None:
-    return None if vector is None else vector.contiguous()
-
-
 _TYPES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 
@@ -429,25 +307,33 @@ def builds() -> Iterator[TritonBuild]:
     )
     for dtype in (torch.bfloat16, torch.float32):
         pointer = f"*{_TYPES[dtype]}:16"
-        for tile in FORWARD_TILES[dtype.itemsize]:
+        for tile in FORWARD_TILES[dtype.itemsize] + ROW_TILES.get(dtype.itemsize, ()):
             shape = {
                 "KEEP_MAPS": True, "POSITIONS": tile.positions, "FILTERS": tile.filters,
                 "COMBINATIONS": tile.combinations,
             }  # fmt: skip
             label = f"{_TYPES[dtype]} {tile.positions}x{tile.filters}"
+            convolution = {"bias": None, "z": None, **shape, "DEPTH": tile.depth(dtype)}
+            pointers = dict.fromkeys(("x", "basis", "coeff", "y"), pointer)
+            if tile.whole_rows:
+                yield TritonBuild(
+                    f"convolve_rows {label}", convolve_rows_kernel,
+                    pointers | dict.fromkeys((*sizes, "out_height"), "i32:16")
+                    | {"kernel_height": "i32"},
+                    {**convolution, "padding_h": 1, "dilation_h": 1}, tile.warps, tile.stages,
+                )  # fmt: skip
+                continue
             yield TritonBuild(
                 f"convolve {label}", convolve_kernel,
-                dict.fromkeys(("x", "basis", "coeff", "y"), pointer)
-                | dict.fromkeys(sizes, "i32:16") | form,
-                {"bias": None, "z": None, **ones, **shape, "DEPTH": tile.depth(dtype)},
+                pointers | dict.fromkeys(sizes, "i32:16") | form, {**convolution, **ones},
                 tile.warps, tile.stages,
             )  # fmt: skip
             yield TritonBuild(
                 f"mix {label}", mix_kernel,
-                    dict.fromkeys(("maps", "coeff", "y"), pointer)
-                    | dict.fromkeys(("positions", "maps_row", "filters", "combinations"), "i32:16"),
-                    {"bias": None, **shape}, tile.warps, 2,
-                )  # fmt: skip
+                dict.fromkeys(("maps", "coeff", "y"), pointer)
+                | dict.fromkeys(("positions", "maps_row", "filters", "combinations"), "i32:16"),
+                {"bias": None, **shape}, tile.warps, 2,
+            )  # fmt: skip
         for back in BACKWARD_TILES[dtype.itemsize]:
             yield TritonBuild(
                 f"coefficient_backward {_TYPES[dtype]} {back.filters}x{back.combinations}",
@@ -468,5 +354,5 @@ def builds() -> Iterator[TritonBuild]:
         "add_sums bf16", add_sums_kernel,
         {"sums": "*fp32:16", "dcoeff": "*bf16:16"}
         | dict.fromkeys(("programs", "products"), "i32:16"),
-        {"dbias": None, "channels": 0, "ELEMENTS": _SUM_ELEMENTS, "PROGRAMS": _SUM_PROGRAMS}, 4, 3,
+        {"dbias": None, "channels": 0, "ELEMENTS": SUM_ELEMENTS, "PROGRAMS": SUM_PROGRAMS}, 4, 3,
     )  # fmt: skip
