@@ -27,7 +27,7 @@ TORCH_VERSION_FILE = $(wildcard $(VENV)/lib/python*/site-packages/torch/version.
 .SECONDEXPANSION:
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-cuda test test-cpu test-cuda-build reproduce \
-  bench readme-tables gpu-kernels gpu-suite lint format clean
+  bench readme-tables gpu-kernels gpu-suite gpu-reproduce lint format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -101,6 +101,10 @@ gpu-kernels: setup  ## docs/gpu_kernels.md anew, without a GPU; LIBRARY=… for 
 gpu-suite:  ## on a GPU: build, test, measure within 10 minutes; ONLY=tests|bench|FAMILY OUT=… DRY_RUN=1
 	$(PYTHON) tools/gpu_suite.py $(if $(ONLY),--only $(ONLY)) $(if $(OUT),--out $(OUT)) \
 	  $(if $(MINUTES),--minutes $(MINUTES)) $(if $(DRY_RUN),--dry-run)
+
+gpu-reproduce:  ## a piece of PAPER=sensli|sensli-cnn|basis|scaling on a GPU; DATA=… MINUTES=9 FROM=… OUT=…
+	$(PYTHON) tools/gpu_reproduce.py $(PAPER) $(if $(DATA),--data $(DATA)) \
+	  $(if $(MINUTES),--minutes $(MINUTES)) $(if $(FROM),--from $(FROM)) $(if $(OUT),--out $(OUT))
 
 lint: setup  ## ruff, mypy, clang-format, and a build with warnings as errors
 	$(BIN)/ruff check .

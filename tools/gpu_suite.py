@@ -84,7 +84,7 @@ def plan(only: str | None, capability: str | None, scratch: Path) -> list[Step]:
         )
     rehearsal = capability is None
     python = sys.executable
-    steps = [] if capability is None else [_build_step(capability)]
+    steps = [] if capability is None else [build_step(capability)]
     if only != "bench":
         file = GPU_TESTS / f"test_{only}.py"
         folder = file.relative_to(ROOT) if only in tested() else GPU_TESTS.relative_to(ROOT)
@@ -108,7 +108,8 @@ def plan(only: str | None, capability: str | None, scratch: Path) -> list[Step]:
     return steps
 
 
-def _build_step(capability: str) -> Step:
+def build_step(capability: str) -> Step:
+    """Builds the op library in place, for GPUs of this compute capability alone."""
     wishes = {"TORCH_CUDA_ARCH_LIST": capability, "GROWKERNELS_CUDA": "1"}
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]
     sources = len(list((ROOT / "csrc").glob("*/cuda*.cu")))
