@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from growkernels.ops import splitting_hvp
+from growkernels.ops.splitting.gpu import wide_product
 from growkernels.solvers.batched_lanczos import (
     Matvec,
     Select,
@@ -18,6 +19,8 @@ from growkernels.solvers.batched_lanczos import (
 )
 
 _NAME = "splitting_eigs"
+# Products to 2^-16 of |S| are good enough on a GPU from here on.
+_WIDE_TOL = 1e-4
 
 
 def splitting_eigs(
@@ -61,7 +64,9 @@ def splitting_eigs(
     rows, weights = (t.float() if t.dtype.itemsize == 2 else t for t in (x, w))
     with torch.no_grad():
         start = random_start(w.shape[1], k, x.shape[1], generator, x.device, rows.dtype)
-        solution = solve(_NAME, start, *_products(rows, weights), iters=iters, tol=tol)
+        wide = wide_product(x, w) if tol >= _WIDE_TOL else None
+        products = (wide, None) if wide else _products(rows, weights)
+        solution = solve(_NAME, start, *products, iters=iters, tol=tol)
     warn_unless_converged(_NAME, solution.residuals, iters, tol)
     values, vectors, residuals = solution
     if torch.is_grad_enabled() and (x.requires_grad or w.requires_grad):

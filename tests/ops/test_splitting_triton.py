@@ -21,7 +21,7 @@ from test_splitting import (
 )
 from torch import Tensor
 
-from growkernels.ops.splitting import gpu, reference, triton_kernels
+from growkernels.ops.splitting import gpu, reference, triton_launch
 from growkernels.ops.splitting.gpu_plan import (
     COMBINE,
     FUSED,
@@ -58,15 +58,15 @@ def check(actual: Tensor, exact: Tensor, plain: Tensor) -> None:
     assert relative(actual, exact) <= bound(relative(plain, exact), actual.dtype)
 
 
-def fused(product: triton_kernels.Product, v: Tensor, tile: Tile, programs: int = 2) -> Tensor:
+def fused(product: triton_launch.Product, v: Tensor, tile: Tile, programs: int = 2) -> Tensor:
     out = torch.empty_like(v, memory_format=torch.contiguous_format)
-    triton_kernels.fused(product, out, tile, "ieee", programs)
+    triton_launch.fused(product, out, tile, "ieee", programs)
     return out
 
 
-def projected(product: triton_kernels.Product, v: Tensor, project: Tile, combine: Tile) -> Tensor:
+def projected(product: triton_launch.Product, v: Tensor, project: Tile, combine: Tile) -> Tensor:
     out = torch.empty_like(v, memory_format=torch.contiguous_format)
-    triton_kernels.projected(product, out, project, combine, 1)
+    triton_launch.projected(product, out, project, combine, 1)
     return out
 
 
@@ -77,7 +77,7 @@ def exact_product(x: Tensor, w: Tensor, v: Tensor) -> Tensor:
 @pytest.mark.parametrize(("tile", "dtype"), CONFIGURATIONS, ids=str)
 def test_every_tile_of_the_fused_kernel(tile: Tile, dtype: torch.dtype) -> None:
     x, w, v = make((tile.block_m + 5, 7, 1, tile.width - 3), dtype)
-    actual = fused(triton_kernels.linear_product(x, w, v), v, tile)
+    actual = fused(triton_launch.linear_product(x, w, v), v, tile)
     check(actual, exact_product(x, w, v), plain_torch(x, w, v))
 
 
@@ -86,7 +86,7 @@ def test_every_tile_of_the_fused_kernel(tile: Tile, dtype: torch.dtype) -> None:
 def test_every_tile_of_the_two_kernels(generation: int, dtype: torch.dtype) -> None:
     project, combine = PROJECT[generation], COMBINE[generation]
     x, w, v = make((project.block_m + 5, 7, 2, combine.block_d + 3), dtype)
-    actual = projected(triton_kernels.linear_product(x, w, v), v, project, combine)
+    actual = projected(triton_launch.linear_product(x, w, v), v, project, combine)
     check(actual, exact_product(x, w, v), plain_torch(x, w, v))
 
 
@@ -96,7 +96,7 @@ def test_blocks_of_samples_neurons_and_columns(
     shape: tuple[int, int, int, int], dtype: torch.dtype
 ) -> None:
     x, w, v = make(shape, dtype)
-    product = triton_kernels.linear_product(x, w, v)
+    product = triton_launch.linear_product(x, w, v)
     exact, plain = exact_product(x, w, v), plain_torch(x, w, v)
     three_chunks = Tile(16, 16, 16, 3, 4, 2, 1)
     check(fused(product, v, three_chunks), exact, plain)
@@ -107,8 +107,18 @@ def test_passes_over_the_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     x, w, v = make((70, 18, 1, 20), torch.float16)
     monkeypatch.setattr("growkernels.ops.splitting.gpu_plan._PASS_BYTES", 18 * 2 * 30)
     assert rows_per_pass(70, 18 * 2, 16) == 32
-    actual = projected(triton_kernels.linear_product(x, w, v), v, SMALL, SMALL)
+    actual = projected(triton_launch.linear_product(x, w, v), v, SMALL, SMALL)
     check(actual, exact_product(x, w, v), plain_torch(x, w, v))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("vectors", [1, 2])
+def test_wide_products_keep_16_bits(vectors: int, dtype: torch.dtype) -> None:
+    x, w = randn(41, 11, dtype=dtype), randn(41, 18, dtype=dtype, seed=1)
+    v = randn(18, vectors, 11, seed=2)
+    y = triton_launch.WideProduct(x, w, SMALL, SMALL, 2)(v)
+    assert y.dtype == torch.float32
+    assert relative(y, exact_product(x, w, v)) < 2**-16
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -119,11 +129,11 @@ def test_convolutions(vectors: int, dtype: torch.dtype) -> None:
     x, w, v, params = make_conv((shape, filters, *sliding), dtype)
     exact = reference.splitting_hvp_conv2d(x.double(), w.double(), v.double(), *params)
     plain = plain_conv(x, w, v, params)
-    product = triton_kernels.patch_product(x, w, v, *map(list, params))
+    product = triton_launch.patch_product(x, w, v, *map(list, params))
     check(fused(product, v, Tile(16, 16, 16, 2, 4, 2, 1)), exact, plain)
     check(projected(product, v, SMALL, SMALL), exact, plain)
     images = x.contiguous(memory_format=torch.channels_last)
-    same = triton_kernels.patch_product(images, w, v, *map(list, params))
+    same = triton_launch.patch_product(images, w, v, *map(list, params))
     assert same.x.data_ptr() == images.data_ptr()
     assert fused(same, v, SMALL._replace(block_d=32)).equal(
         fused(product, v, SMALL._replace(block_d=32))
@@ -132,7 +142,7 @@ def test_convolutions(vectors: int, dtype: torch.dtype) -> None:
 
 def test_filters_of_one_tap_are_matrices() -> None:
     x, w, v, params = make_conv(((2, 5, 3, 4), (6, 2, 1, 1), (1, 1), (0, 0), (1, 1)), torch.float32)
-    product = triton_kernels.patch_product(x, w, v, *map(list, params))
+    product = triton_launch.patch_product(x, w, v, *map(list, params))
     assert product.patches is None
     exact = reference.splitting_hvp_conv2d(x.double(), w.double(), v.double(), *params)
     check(fused(product, v, SMALL), exact, plain_conv(x, w, v, params))
@@ -142,25 +152,25 @@ def test_filters_of_one_tap_are_matrices() -> None:
 def test_strides_do_not_matter(layout: str) -> None:
     x, w, v = (layouts()[layout](t) for t in make((40, 9, 2, 11), torch.float32))
     plain = [t.clone(memory_format=torch.contiguous_format) for t in (x, w, v)]
-    actual = fused(triton_kernels.linear_product(x, w, v), v, SMALL)
-    assert actual.equal(fused(triton_kernels.linear_product(*plain), plain[2], SMALL))
+    actual = fused(triton_launch.linear_product(x, w, v), v, SMALL)
+    assert actual.equal(fused(triton_launch.linear_product(*plain), plain[2], SMALL))
 
 
 def test_w_is_read_where_it_lies() -> None:
     x, w, v = make((40, 9, 1, 11), torch.float32)
     turned = w.t().contiguous().t()
-    product = triton_kernels.linear_product(x, turned, v)
+    product = triton_launch.linear_product(x, turned, v)
     assert product.w.data_ptr() == turned.data_ptr()
-    assert fused(product, v, SMALL).equal(fused(triton_kernels.linear_product(x, w, v), v, SMALL))
+    assert fused(product, v, SMALL).equal(fused(triton_launch.linear_product(x, w, v), v, SMALL))
 
 
 def test_the_same_call_gives_the_same_bits_and_nan_comes_through() -> None:
     x, w, v = make((70, 20, 1, 12), torch.float32)
-    product = triton_kernels.linear_product(x, w, v)
+    product = triton_launch.linear_product(x, w, v)
     first = fused(product, v, SMALL, programs=8)
     assert first.equal(fused(product, v, SMALL, programs=8))
     w[3, 7] = float("nan")
-    y = fused(triton_kernels.linear_product(x, w, v), v, SMALL)
+    y = fused(triton_launch.linear_product(x, w, v), v, SMALL)
     assert y[7].isnan().all()
     assert not y[:7].isnan().any()
     assert not y[8:].isnan().any()
@@ -172,7 +182,7 @@ def test_weights(name: str, dtype: torch.dtype) -> None:
     activation, beta, _ = ACTIVATIONS[name]
     grad, z = randn(23, 129, dtype=dtype), 3 * randn(23, 129, dtype=dtype, seed=1)
     out = torch.empty_like(z)
-    triton_kernels.splitting_weight(grad, z, out, activation, beta)
+    triton_launch.splitting_weight(grad, z, out, activation, beta)
     exact = reference.splitting_weight(grad.double(), z.double(), activation, beta=beta)
     check(out, exact, reference.splitting_weight(grad, z, activation, beta=beta))
 
@@ -182,7 +192,7 @@ def test_weights_in_the_tails(name: str) -> None:
     activation, beta, _ = ACTIVATIONS[name]
     z = torch.tensor([-1e4, -200.0, -40.0, -9.0, 9.0, 40.0, 200.0, 1e4, float("nan")])
     out = torch.empty_like(z)
-    triton_kernels.splitting_weight(torch.ones(9), z, out, activation, beta)
+    triton_launch.splitting_weight(torch.ones(9), z, out, activation, beta)
     torch.testing.assert_close(
         out,
         torch.ops.growkernels.splitting_weight(torch.ones(9), z, activation, beta),

@@ -5,6 +5,7 @@ Registered from Python, so a CPU build of torch has it too; Triton is imported a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -12,10 +13,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from growkernels.ops.splitting.gpu_plan import COMBINE, PROJECT, Plan, generation, old_gpu, plan
+from growkernels.ops.splitting.gpu_plan import (
+    COMBINE,
+    MOST_ROWS,
+    PROJECT,
+    Plan,
+    generation,
+    old_gpu,
+    plan,
+)
 
 if TYPE_CHECKING:
-    from growkernels.ops.splitting.triton_kernels import Product
+    from growkernels.ops.splitting.triton_launch import Product
 
 _library = torch.library.Library("growkernels", "IMPL")
 # By name of the op: its composed form, and what checks the arguments and allocates the result.
@@ -41,10 +50,10 @@ def splitting_weight(
         y: Tensor = _composed[name].call_boxed(keys, *arguments)
         return y
     if out.numel():
-        from growkernels.ops.splitting import triton_kernels
+        from growkernels.ops.splitting import triton_launch
 
         with torch.cuda.device_of(out):
-            triton_kernels.splitting_weight(grad, preact, out, activation, beta)
+            triton_launch.splitting_weight(grad, preact, out, activation, beta)
     return out
 
 
@@ -57,9 +66,9 @@ def splitting_hvp(keys: Any, x: Tensor, w: Tensor, v: Tensor) -> Tensor:
     if chosen.backend == "aten":
         y: Tensor = _composed[name].call_boxed(keys, x, w, v)
         return y
-    from growkernels.ops.splitting import triton_kernels
+    from growkernels.ops.splitting import triton_launch
 
-    return _run(triton_kernels.linear_product(x, w, v), out, chosen)
+    return _run(triton_launch.linear_product(x, w, v), out, chosen)
 
 
 def splitting_hvp_conv2d(keys: Any, x: Tensor, w: Tensor, v: Tensor, *sliding: list[int]) -> Tensor:
@@ -72,9 +81,24 @@ def splitting_hvp_conv2d(keys: Any, x: Tensor, w: Tensor, v: Tensor, *sliding: l
     if chosen.backend == "aten":
         y: Tensor = _composed[name].call_boxed(keys, x, w, v, *sliding)
         return y
-    from growkernels.ops.splitting import triton_kernels
+    from growkernels.ops.splitting import triton_launch
 
-    return _run(triton_kernels.patch_product(x, w, v, *sliding), out, chosen)
+    return _run(triton_launch.patch_product(x, w, v, *sliding), out, chosen)
+
+
+def wide_product(x: Tensor, w: Tensor) -> Callable[[Tensor], Tensor] | None:
+    """v [n, k, d] -> S v in float32, to some 2^-16 of |S| |v|, on the tensor cores of a GPU.
+
+    x is [M, d] and w [M, n], of 16 or 32 bits. None where that cannot be had.
+    """
+    if x.dtype == torch.float64 or not x.is_cuda or not x.numel() or not w.numel():
+        return None
+    if triton_obstacle() or old_gpu(_capability(x.device)) or len(x) >= MOST_ROWS:
+        return None
+    from growkernels.ops.splitting.triton_launch import WideProduct
+
+    tiles = generation(_capability(x.device))
+    return WideProduct(x, w, PROJECT[tiles], COMBINE[tiles], _multiprocessors(x.device))
 
 
 def weight_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -115,14 +139,14 @@ def _multiprocessors(device: torch.device) -> int:
 
 
 def _run(product: Product, out: Tensor, chosen: Plan) -> Tensor:
-    from growkernels.ops.splitting import triton_kernels
+    from growkernels.ops.splitting import triton_launch
 
     sms = _multiprocessors(out.device)
     with torch.cuda.device_of(out):
         if chosen.tile is not None:
             programs = sms * chosen.tile.per_sm
-            triton_kernels.fused(product, out, chosen.tile, chosen.precision, programs)
+            triton_launch.fused(product, out, chosen.tile, chosen.precision, programs)
         else:
             tiles = generation(_capability(out.device))
-            triton_kernels.projected(product, out, PROJECT[tiles], COMBINE[tiles], sms)
+            triton_launch.projected(product, out, PROJECT[tiles], COMBINE[tiles], sms)
     return out

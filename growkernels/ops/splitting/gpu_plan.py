@@ -76,10 +76,12 @@ FUSED: dict[tuple[int, str], tuple[Tile, ...]] = {
     (80, "ieee"): (Tile(32, 64, 32, 1, 4, 2, 3), Tile(32, 64, 64, 1, 8, 2, 2)),
 }
 # Of the two kernels of "projected", which are for 16 bits only.
-PROJECT = {90: Tile(128, 128, 64, 1, 4, 3, 2), 80: Tile(128, 128, 32, 1, 4, 3, 2)}
+PROJECT = {90: Tile(128, 128, 64, 1, 8, 3, 2), 80: Tile(128, 128, 32, 1, 8, 3, 2)}
 COMBINE = {90: Tile(64, 128, 256, 1, 8, 3, 1), 80: Tile(32, 128, 128, 1, 4, 3, 2)}
 
 _PASS_BYTES = 2**28
+# Samples are counted in 32 bits, with room for the last split's.
+MOST_ROWS = 2**31 - 2**16
 # What a program costs beside its samples, in tiles of samples: filling the pipeline, and writing
 # and reading a partial sum.
 _FIXED_TILES = 4
@@ -113,7 +115,7 @@ def plan(
         refuse(both, reason)
     elif dtype == torch.float64:
         refuse(both, "float64 is left to the vendor's products")
-    elif rows >= 2**31 - 2**16:
+    elif rows >= MOST_ROWS:
         refuse(both, "the samples are counted in 32 bits")
     elif patches and dtype == torch.float32:
         refuse(both, "float32 convolutions follow torch's own setting of TF32 for convolutions")

@@ -16,26 +16,16 @@ addressed in the image where they lie (channels innermost) and never written to 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from growkernels.ops.splitting.gpu_plan import (
-    COMBINE,
-    FUSED,
-    PROJECT,
-    Patches,
-    Tile,
-    choose_splits,
-    rows_per_pass,
-)
+from growkernels.ops.splitting.gpu_plan import COMBINE, FUSED, PROJECT, Patches, Tile
 from growkernels.ops.triton_build import TritonBuild
 
-_REDUCE_BLOCK = 1024
-_WEIGHT_BLOCK = 2048
+REDUCE_BLOCK = 1024
+WEIGHT_BLOCK = 2048
 
 
 @triton.jit
@@ -147,11 +137,15 @@ def fused_kernel(
 
 @triton.jit
 def project_kernel(
-    x, w, v, p, first_row, rows, neurons, width, k, stride_x, stride_wm, stride_wn,
+    x, w, v, p, first_row, rows, neurons, width, k, x_width, stride_x, stride_wm, stride_wn,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    PATCH: tl.constexpr, STAGES: tl.constexpr,
+    PARTS: tl.constexpr, PATCH: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """p[m, vector, i] = w[m, i] (x_m . v[i, vector]) for the samples from `first_row` to `rows`."""
+    """p[m, vector, i] = w[m, i] (x_m . v[i, vector]) for the samples from `first_row` to `rows`.
+
+    With 2 PARTS, columns of v beyond those of x meet x from its start again, and p[m, vector] is
+    what the 16 bits of p hold of the result, followed by what they hold of the rest.
+    """
     columns = tl.cdiv(neurons, BLOCK_N) * k
     vector = tl.program_id(0) % columns % k
     first_neuron = tl.program_id(0) % columns // k * BLOCK_N
@@ -163,7 +157,10 @@ def project_kernel(
     product = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for begin in tl.range(0, width, BLOCK_D, num_stages=STAGES):
         d = begin + tl.arange(0, BLOCK_D)
-        tile = _load_rows(x, start, rows, d, width, stride_x, BLOCK_M, PATCH)
+        if PARTS == 1:
+            tile = _load_rows(x, start, rows, d, width, stride_x, BLOCK_M, PATCH)
+        else:
+            tile = _load_rows(x, start, rows, d % x_width, x_width, stride_x, BLOCK_M, PATCH)
         vectors = tl.load(
             v_rows + d[:, None], mask=(d < width)[:, None] & present[None, :], other=0.0
         )
@@ -172,8 +169,13 @@ def project_kernel(
         w, start, rows, first_neuron, neurons, stride_wm, stride_wn, BLOCK_M, BLOCK_N
     )
     m = tl.arange(0, BLOCK_M)
-    p_rows = p + ((local.to(tl.int64) + m) * k + vector)[:, None] * neurons
-    tl.store(p_rows + n[None, :], product * weights, mask=(start + m < rows)[:, None] & present)
+    inside = (start + m < rows)[:, None] & present[None, :]
+    result = product * weights
+    rounded = result.to(p.dtype.element_ty)
+    p_tile = p + ((local.to(tl.int64) + m) * k + vector)[:, None] * PARTS * neurons + n[None, :]
+    tl.store(p_tile, rounded, mask=inside)
+    if PARTS == 2:
+        tl.store(p_tile + neurons, result - rounded.to(tl.float32), mask=inside)
 
 
 @triton.jit
@@ -268,119 +270,7 @@ def weight_kernel(
     tl.store(out + at, g * _second_derivative(z, beta, ACTIVATION), mask=inside)
 
 
-def splitting_weight(
-    grad: Tensor, preact: Tensor, out: Tensor, activation: str, beta: float | None
-) -> None:
-    """Writes grad * act''(preact) into `out`, which is dense in some order of its dimensions."""
-    size = out.numel()
-    grad, preact = (
-        t if t.stride() == out.stride() else torch.empty_like(out).copy_(t) for t in (grad, preact)
-    )
-    weight_kernel[(triton.cdiv(size, _WEIGHT_BLOCK),)](
-        grad, preact, out, size, 1.0 if beta is None else beta,
-        ACTIVATION="softplus" if activation == "relu" else activation, BLOCK=_WEIGHT_BLOCK,
-    )  # fmt: skip
-
-
-class Product(NamedTuple):
-    """What the kernels are given, for matrices and for patches."""
-
-    x: Tensor  # [M, d] with adjacent columns, or dense images with channels innermost
-    w: Tensor  # [M, n]
-    v: Tensor  # [n, k, d], contiguous; taps before channels
-    patches: Patches | None
-    taps: int
-
-    @property
-    def row_stride(self) -> int:
-        return self.x.stride(0) if self.patches is None else 0
-
-
-def linear_product(x: Tensor, w: Tensor, v: Tensor) -> Product:
-    """The arguments of `splitting_hvp`."""
-    vectors = (v if v.dim() == 3 else v.unsqueeze(1)).contiguous()
-    x = x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
-    return Product(x, _with_a_unit_stride(w), vectors, None, 1)
-
-
-def patch_product(
-    x: Tensor, w: Tensor, v: Tensor, stride: list[int], padding: list[int], dilation: list[int]
-) -> Product:
-    """The arguments of `splitting_hvp_conv2d`."""
-    filters = v if v.dim() == 5 else v.unsqueeze(1)
-    n, k, channels, kh, kw = filters.shape
-    vectors = filters.permute(0, 1, 3, 4, 2).reshape(n, k, -1).contiguous()
-    images = x.permute(0, 2, 3, 1).contiguous()
-    weights = _with_a_unit_stride(w.permute(0, 2, 3, 1).reshape(-1, n))
-    if kh == kw == 1 and stride == [1, 1] and padding == [0, 0]:
-        return Product(images.view(-1, channels), weights, vectors, None, 1)
-    patches = Patches(
-        channels, x.shape[2], x.shape[3], kw, w.shape[2], w.shape[3], *stride, *padding, *dilation
-    )
-    return Product(images, weights, vectors, patches, kh * kw)
-
-
-def fused(product: Product, out: Tensor, tile: Tile, precision: str, programs: int) -> None:
-    """Writes y into the contiguous `out`; `programs` run on the GPU at a time."""
-    x, w, v, patches, taps = product
-    rows, (n, k, width) = len(w), v.shape
-    columns = k * triton.cdiv(n, tile.block_n)
-    splits, per_split = choose_splits(columns, rows, tile.block_m, programs)
-    direct = splits == 1 and taps == 1
-    partial = out if direct else out.new_empty((splits, *v.shape), dtype=torch.float32)
-    fused_kernel[(columns, splits)](
-        x, w, v, partial, rows, n, width, k, per_split, product.row_stride, *w.stride(),
-        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_D=tile.block_d, CHUNKS=tile.chunks,
-        PRECISION=precision, PATCH=_patch(patches), STAGES=tile.stages, num_warps=tile.warps,
-        num_stages=tile.stages,
-    )  # fmt: skip
-    if not direct:
-        _reduce(partial, out, taps)
-
-
-def projected(product: Product, out: Tensor, project: Tile, combine: Tile, sms: int) -> None:
-    """The same by two kernels, with P [samples of a pass, k, n] in memory between them."""
-    x, w, v, patches, taps = product
-    rows, (n, k, width) = len(w), v.shape
-    pass_rows = rows_per_pass(rows, n * k * x.element_size(), project.block_m)
-    p = x.new_empty(pass_rows, k, n)
-    blocks = k * triton.cdiv(n, combine.block_n), triton.cdiv(width, combine.block_d)
-    splits, per_split = choose_splits(
-        blocks[0] * blocks[1], pass_rows, combine.block_m, sms * combine.per_sm
-    )
-    grid = (*blocks, splits)
-    passes = range(0, rows, pass_rows)
-    partial = out.new_empty((len(passes), splits, *v.shape), dtype=torch.float32)
-    columns = k * triton.cdiv(n, project.block_n)
-    for first, sums in zip(passes, partial, strict=True):
-        last = min(first + pass_rows, rows)
-        project_kernel[(columns * triton.cdiv(last - first, project.block_m),)](
-            x, w, v, p, first, last, n, width, k, product.row_stride, *w.stride(),
-            BLOCK_M=project.block_m, BLOCK_N=project.block_n, BLOCK_D=project.block_d,
-            PATCH=_patch(patches), STAGES=project.stages, num_warps=project.warps,
-            num_stages=project.stages,
-        )  # fmt: skip
-        combine_kernel[grid](
-            x, p, sums, first, last, n, width, k, per_split, product.row_stride,
-            BLOCK_M=combine.block_m, BLOCK_N=combine.block_n, BLOCK_D=combine.block_d,
-            PATCH=_patch(patches), STAGES=combine.stages, num_warps=combine.warps,
-            num_stages=combine.stages,
-        )  # fmt: skip
-    _reduce(partial.flatten(0, 1), out, taps)
-
-
-def _reduce(partial: Tensor, out: Tensor, taps: int) -> None:
-    size = out.numel()
-    reduce_kernel[(triton.cdiv(size, _REDUCE_BLOCK),)](
-        partial, out, len(partial), size, partial.shape[-1] // taps, taps, BLOCK=_REDUCE_BLOCK
-    )
-
-
-def _with_a_unit_stride(w: Tensor) -> Tensor:
-    return w if 1 in w.stride() else w.contiguous()
-
-
-def _patch(patches: Patches | None) -> tuple[int, ...] | None:
+def patch_constants(patches: Patches | None) -> tuple[int, ...] | None:
     return None if patches is None else tuple(patches)
 
 
@@ -399,6 +289,7 @@ def builds() -> Iterator[TritonBuild]:
                     "fused bf16", fused_kernel, tile, "bf16", architectures,
                     _example_patches(tile.width), constants,
                 )  # fmt: skip
+    one = {"PARTS": 1}
     for architecture in PROJECT:
         pair = (
             ("project", project_kernel, PROJECT[architecture]),
@@ -406,20 +297,23 @@ def builds() -> Iterator[TritonBuild]:
         )
         for name, kernel, tile in pair:
             for patches in (None, _example_patches(9 * 64)):
-                yield _build(f"{name} bf16", kernel, tile, "bf16", (architecture,), patches, {})
-            yield _build(f"{name} fp16", kernel, tile, "fp16", (architecture,), None, {})
-    elements = {"size": "i32:16"}
+                yield _build(f"{name} bf16", kernel, tile, "bf16", (architecture,), patches, one)
+            yield _build(f"{name} fp16", kernel, tile, "fp16", (architecture,), None, one)
+        yield _build(
+            "project two parts bf16", project_kernel, PROJECT[architecture], "bf16",
+            (architecture,), None, {"PARTS": 2},
+        )  # fmt: skip
     yield TritonBuild(
         "reduce", reduce_kernel,
-        {"partial": "*fp32:16", "out": "*bf16:16", "splits": "i32", **elements,
+        {"partial": "*fp32:16", "out": "*bf16:16", "splits": "i32", "size": "i32:16",
          "channels": "i32:16"},
-        {"taps": 1, "BLOCK": _REDUCE_BLOCK}, 4, 3,
+        {"taps": 1, "BLOCK": REDUCE_BLOCK}, 4, 3,
     )  # fmt: skip
     for activation in ("gelu", "gelu_tanh", "silu", "tanh", "sigmoid", "softplus"):
         pointers = dict.fromkeys(("grad", "preact", "out"), "*bf16:16")
         yield TritonBuild(
-            f"weight {activation}", weight_kernel, {**pointers, **elements, "beta": "fp32"},
-            {"ACTIVATION": activation, "BLOCK": _WEIGHT_BLOCK}, 4, 3,
+            f"weight {activation}", weight_kernel, {**pointers, "size": "i32:16", "beta": "fp32"},
+            {"ACTIVATION": activation, "BLOCK": WEIGHT_BLOCK}, 4, 3,
         )  # fmt: skip
 
 
@@ -445,12 +339,12 @@ def _build(
 ) -> TritonBuild:  # fmt: skip
     values = {
         "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_D": tile.block_d,
-        "STAGES": tile.stages, "PATCH": _patch(patches), "stride_wn": 1, **constants,
+        "STAGES": tile.stages, "PATCH": patch_constants(patches), "stride_wn": 1, **constants,
     }  # fmt: skip
     types = dict.fromkeys(("x", "w", "v", "p"), f"*{dtype}:16")
     types |= {"out": "*fp32:16", "rows": "i32", "first_row": "i32:16", "k": "i32"}
     types |= dict.fromkeys(
-        ("neurons", "width", "rows_per_split", "stride_x", "stride_wm"), "i32:16"
+        ("neurons", "width", "x_width", "rows_per_split", "stride_x", "stride_wm"), "i32:16"
     )
     names = kernel.arg_names
     columns = f"{tile.chunks}x{tile.block_d}" if tile.chunks > 1 else str(tile.block_d)
