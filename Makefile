@@ -98,11 +98,11 @@ gpu-kernels: setup  ## docs/gpu_kernels.md anew, without a GPU; LIBRARY=… for 
 	$(BIN)/python tools/gpu_kernels.py --write $(if $(LIBRARY),--library $(LIBRARY))
 
 # With the Python and the packages that the machine has: no environment is made.
-gpu-suite:  ## on a GPU: build, test, measure within 10 minutes; ONLY=tests|bench|FAMILY OUT=… DRY_RUN=1
+gpu-suite:  ## on a GPU: build, test, measure within 10 minutes; ONLY=tests or bench or a family, OUT=…, DRY_RUN=1
 	$(PYTHON) tools/gpu_suite.py $(if $(ONLY),--only $(ONLY)) $(if $(OUT),--out $(OUT)) \
 	  $(if $(MINUTES),--minutes $(MINUTES)) $(if $(DRY_RUN),--dry-run)
 
-gpu-reproduce:  ## a piece of PAPER=sensli|sensli-cnn|basis|scaling on a GPU; DATA=… MINUTES=9 FROM=… OUT=…
+gpu-reproduce:  ## nine minutes of PAPER=sensli, sensli-cnn, basis or scaling on a GPU; DATA=…, FROM=…, OUT=…
 	$(PYTHON) tools/gpu_reproduce.py $(PAPER) $(if $(DATA),--data $(DATA)) \
 	  $(if $(MINUTES),--minutes $(MINUTES)) $(if $(FROM),--from $(FROM)) $(if $(OUT),--out $(OUT))
 

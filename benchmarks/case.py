@@ -37,7 +37,7 @@ class Case:
     (memory rate), or None where launch overhead dominates and no ceiling means anything.
     `baseline` names an opponent on top of which the other variants do something extra; results
     then carry the share of the baseline's time that each of them adds. `seconds` is how long the
-    rounds of a full run last together, None for the usual time.
+    rounds of a full run on a CPU last together, None for the usual time.
     """
 
     name: str

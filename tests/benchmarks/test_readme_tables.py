@@ -13,7 +13,7 @@ from test_benchmark_results import family_result
 from benchmarks.case import OURS
 from benchmarks.claims_table import ClaimsTable
 from benchmarks.families import cases_on, family_files, load_family
-from benchmarks.gpu_table import GPU_TABLE, GpuTable
+from benchmarks.gpu_table import GPU_TABLE, GpuRow, GpuTable
 from benchmarks.headlines import Headline, HeadlineTable
 from benchmarks.readme_tables import regenerate
 from benchmarks.table import COLUMNS, Table
@@ -81,7 +81,7 @@ def test_headlines_are_of_cpus_alone(tmp_path: Path) -> None:
 
 def test_the_gpu_table_has_one_row_per_case_against_its_best_opponent(tmp_path: Path) -> None:
     family_result().store(tmp_path)
-    table = GpuTable("gpu", {"toy": ("toy", "not measured yet")})
+    table = GpuTable("gpu", (GpuRow("toy", "toy"), GpuRow("toy", "not measured yet")))
     assert table.markdown(tmp_path) == "No result from a GPU is stored yet."
 
     family = family_result(machine="Some GPU", device="cuda")
@@ -95,13 +95,15 @@ def test_the_gpu_table_has_one_row_per_case_against_its_best_opponent(tmp_path: 
     assert row.startswith("| `toy` | toy | 2 × [8, 4] |")
     assert " | compiled | 1.50× (1.25 to 1.50) | " in row
     assert row.endswith("| Some GPU |")
+    (row,) = GpuRow("toy", "toy", ("eager",)).cells(tmp_path)
+    assert row[4:6] == ["eager", "3.00× (2.50 to 3.00)"]
 
 
-def test_the_gpu_table_names_cases_that_exist() -> None:
+def test_the_gpu_table_names_cases_and_opponents_that_exist() -> None:
     files = family_files()
-    for family, names in GPU_TABLE.cases.items():
-        declared = {case.name for case in cases_on("cuda", load_family(files[family]))}
-        assert set(names) <= declared
+    for row in GPU_TABLE.rows:
+        declared = {case.name: case for case in cases_on("cuda", load_family(files[row.family]))}
+        assert set(row.opponents) <= set(declared[row.case].opponents)
 
 
 @pytest.mark.parametrize(
