@@ -13,27 +13,47 @@ namespace growkernels::virtual_grad::cuda {
 using growkernels::cuda::BFloat16;
 using growkernels::cuda::Half;
 
-// 16-bit elements on tensor cores. A warp owns [WarpRows, WarpColumns] of the tile.
-template <typename Element_, int Rows, int Columns, int WarpRows, int WarpColumns, int Blocks>
-struct HalfTile {
-  using Element = Element_;
-  static constexpr int rows = Rows, columns = Columns, depth = 32, stages = 4;
+// A tile on tensor cores: a warp owns [WarpRows, WarpColumns] of it, in fragments of [16, 8].
+template <int Rows, int Columns, int WarpRows, int WarpColumns>
+struct FragmentTile {
+  static constexpr int rows = Rows, columns = Columns, stages = 4;
   static constexpr int warps_across = Columns / WarpColumns;
   static constexpr int threads = 32 * (Rows / WarpRows) * warps_across;
-  static constexpr int blocks = Blocks;  // resident on a multiprocessor at a time
   static constexpr int values = WarpRows * WarpColumns / 32;
   static constexpr int values_per_sum_block = 4;
   static_assert(Rows % 64 == 0 && Columns % 64 == 0 && WarpRows % 16 == 0 && WarpColumns % 16 == 0);
 
   float sums[WarpRows / 16][WarpColumns / 8][4] = {};
 
+  // The warp's corner in the tile.
+  __device__ static int warp_row() { return threadIdx.x / 32 / warps_across * WarpRows; }
+  __device__ static int warp_column() { return threadIdx.x / 32 % warps_across * WarpColumns; }
+
+  __device__ float value(int e) const { return sums[e / 4 / (WarpColumns / 8)][e / 4 % (WarpColumns / 8)][e % 4]; }
+
+  // Of value e of this thread.
+  __device__ static int row_of(int e) {
+    return warp_row() + e / 4 / (WarpColumns / 8) * 16 + threadIdx.x % 32 / 4 + e % 4 / 2 * 8;
+  }
+  __device__ static int column_of(int e) {
+    return warp_column() + e / 4 % (WarpColumns / 8) * 8 + threadIdx.x % 4 * 2 + e % 2;
+  }
+};
+
+// 16-bit elements.
+template <typename Element_, int Rows, int Columns, int WarpRows, int WarpColumns, int Blocks>
+struct HalfTile : FragmentTile<Rows, Columns, WarpRows, WarpColumns> {
+  using Element = Element_;
+  static constexpr int depth = 32;
+  static constexpr int blocks = Blocks;     // resident on a multiprocessor at a time
   static constexpr int swizzle_period = 8;  // samples
+
   __device__ static int swizzle(int sample) { return sample & 7; }
 
   __device__ void multiply(const Element* a, const Element* b) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int row_chunk = warp / warps_across * (WarpRows / 8) + (lane >> 3 & 1);
-    const int column_chunk = warp % warps_across * (WarpColumns / 8) + (lane >> 4);
+    const int lane = threadIdx.x % 32;
+    const int row_chunk = this->warp_row() / 8 + (lane >> 3 & 1);
+    const int column_chunk = this->warp_column() / 8 + (lane >> 4);
     const Element* a_row = a + ((lane & 7) + (lane >> 4) * 8) * Rows;
     const Element* b_row = b + ((lane & 7) + (lane >> 3 & 1) * 8) * Columns;
 #pragma unroll
@@ -49,47 +69,25 @@ struct HalfTile {
         load_matrices_transposed(fb, b_row + k * Columns + ((column_chunk + 2 * j) ^ (lane & 7)) * 8);
 #pragma unroll
         for (int i = 0; i < WarpRows / 16; ++i) {
-          growkernels::cuda::multiply_accumulate<Element>(sums[i][2 * j], fa[i], fb[0], fb[1]);
-          growkernels::cuda::multiply_accumulate<Element>(sums[i][2 * j + 1], fa[i], fb[2], fb[3]);
+          growkernels::cuda::multiply_accumulate<Element>(this->sums[i][2 * j], fa[i], fb[0], fb[1]);
+          growkernels::cuda::multiply_accumulate<Element>(this->sums[i][2 * j + 1], fa[i], fb[2], fb[3]);
         }
       }
     }
   }
-
-  __device__ float value(int e) const { return sums[e / 4 / (WarpColumns / 8)][e / 4 % (WarpColumns / 8)][e % 4]; }
-
-  // Of value e of this thread.
-  __device__ static int row_of(int e) {
-    return threadIdx.x / 32 / warps_across * WarpRows + e / 4 / (WarpColumns / 8) * 16 + threadIdx.x % 32 / 4 +
-           e % 4 / 2 * 8;
-  }
-  __device__ static int column_of(int e) {
-    return threadIdx.x / 32 % warps_across * WarpColumns + e / 4 % (WarpColumns / 8) * 8 + threadIdx.x % 4 * 2 + e % 2;
-  }
 };
 
-// float32 on tensor cores, rounded to TensorFloat-32.
+// float32 rounded to TensorFloat-32.
 template <int Rows, int Columns, int WarpRows, int WarpColumns, int Blocks>
-struct Tf32Tile {
+struct Tf32Tile : FragmentTile<Rows, Columns, WarpRows, WarpColumns> {
   using Element = float;
-  static constexpr int rows = Rows, columns = Columns, depth = 16, stages = 4;
-  static constexpr int warps_across = Columns / WarpColumns;
-  static constexpr int threads = 32 * (Rows / WarpRows) * warps_across;
-  static constexpr int blocks = Blocks;
-  static constexpr int values = WarpRows * WarpColumns / 32;
-  static constexpr int values_per_sum_block = 4;
-  static_assert(Rows % 32 == 0 && Columns % 32 == 0 && WarpRows % 16 == 0 && WarpColumns % 8 == 0);
+  static constexpr int depth = 16, blocks = Blocks, swizzle_period = 4;
 
-  float sums[WarpRows / 16][WarpColumns / 8][4] = {};
-
-  static constexpr int swizzle_period = 4;
   __device__ static int swizzle(int sample) { return (sample & 3) << 1; }
 
   __device__ void multiply(const float* a, const float* b) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int sample = lane % 4, flip = swizzle(sample) * 4;
-    const int row = warp / warps_across * WarpRows + lane / 4;
-    const int column = warp % warps_across * WarpColumns + lane / 4;
+    const int lane = threadIdx.x % 32, sample = lane % 4, flip = swizzle(sample) * 4;
+    const int row = this->warp_row() + lane / 4, column = this->warp_column() + lane / 4;
     const auto element = [&](const float* operand, int pitch, int k, int at) {
       return growkernels::cuda::round_to_tf32(operand[(k + sample) * pitch + (at ^ flip)]);
     };
@@ -108,20 +106,10 @@ struct Tf32Tile {
         const uint32_t b0 = element(b, Columns, k, column + 8 * j), b1 = element(b, Columns, k + 4, column + 8 * j);
 #pragma unroll
         for (int i = 0; i < WarpRows / 16; ++i) {
-          growkernels::cuda::multiply_accumulate_tf32(sums[i][j], fa[i], b0, b1);
+          growkernels::cuda::multiply_accumulate_tf32(this->sums[i][j], fa[i], b0, b1);
         }
       }
     }
-  }
-
-  __device__ float value(int e) const { return sums[e / 4 / (WarpColumns / 8)][e / 4 % (WarpColumns / 8)][e % 4]; }
-
-  __device__ static int row_of(int e) {
-    return threadIdx.x / 32 / warps_across * WarpRows + e / 4 / (WarpColumns / 8) * 16 + threadIdx.x % 32 / 4 +
-           e % 4 / 2 * 8;
-  }
-  __device__ static int column_of(int e) {
-    return threadIdx.x / 32 % warps_across * WarpColumns + e / 4 % (WarpColumns / 8) * 8 + threadIdx.x % 4 * 2 + e % 2;
   }
 };
 
