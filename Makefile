@@ -94,8 +94,9 @@ bench: setup  ## run the benchmarks; results are stored in benchmarks/results
 readme-tables: setup  ## write the README's tables anew from the stored benchmark results
 	$(BIN)/python -m benchmarks.readme_tables
 
-gpu-kernels: setup  ## docs/gpu_kernels.md anew, without a GPU; LIBRARY=… for the CUDA C++ kernels in it
-	$(BIN)/python tools/gpu_kernels.py --write $(if $(LIBRARY),--library $(LIBRARY))
+gpu-kernels: setup  ## docs/gpu_kernels.md anew, without a GPU; with CUDA C++ kernels after setup-cuda
+	$(BIN)/python tools/gpu_kernels.py --write $(addprefix --library ,$(firstword $(wildcard \
+	  $(VENV_CUDA)/lib/python*/site-packages/growkernels/libgrowkernels.so)))
 
 # With the Python and the packages that the machine has: no environment is made.
 gpu-suite:  ## on a GPU: build, test, measure within 10 minutes; ONLY=tests or bench or a family, OUT=…, DRY_RUN=1

@@ -50,7 +50,10 @@ def document(
         parts.append(heading + kept)
     else:
         note = "Shared memory that a launch asks for is not in these figures."
-        parts.append(f"{_CUDA_HEADING}\n\n{note}\n\n{markdown(cuda)}\n")
+        parts.append(f"{_CUDA_HEADING}\n\n{note}\n")
+        for family in sorted({kernel.family for kernel in cuda}):
+            rows = [kernel for kernel in cuda if kernel.family == family]
+            parts.append(f"### `{family}`\n\n{markdown(rows)}\n")
     return "\n".join(part for part in parts if part)
 
 

@@ -22,6 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # Compute capability -> most shared memory of a block [bytes]: CUDA C++ Programming Guide, table
 # "Technical Specifications per Compute Capability". Also the architectures that are compiled for.
 SHARED_LIMITS = {80: 163 * 1024, 90: 227 * 1024}
+# What the compiler counts as a block's shared memory on top of the kernel's own.
+_SYSTEM_SHARED = {90: 1024}
 
 
 @dataclass(frozen=True)
@@ -187,23 +189,33 @@ def parse_usage(listing: str) -> list[Usage]:
 
 
 def cuda_kernels(library: Path) -> list[KernelResources]:
-    """The CUDA C++ kernels in a compiled op library, by name and architecture."""
+    """The CUDA C++ kernels in a compiled op library, by family, name and architecture.
+
+    A kernel that several source files hold a copy of appears once. Raises RuntimeError where
+    cuobjdump cannot read the library.
+    """
     kernels = [usage for usage in resource_usage(library) if usage.architecture in SHARED_LIMITS]
     names = _demangled([kernel.name for kernel in kernels])
-    found = [
-        KernelResources(
-            family="CUDA C++",
-            name=name,
-            architecture=kernel.architecture,
-            warps=None,
-            registers=kernel.registers,
-            stack_bytes=kernel.stack_bytes,
-            shared_bytes=kernel.static_shared_bytes,
-            matrix_unit=None,
-        )
-        for kernel, name in zip(kernels, names, strict=True)
-    ]
-    return sorted(found, key=lambda kernel: (kernel.name, kernel.architecture))
+    found = {_cuda_kernel(kernel, name) for kernel, name in zip(kernels, names, strict=True)}
+    return sorted(found, key=lambda kernel: (kernel.family, kernel.name, kernel.architecture))
+
+
+def _cuda_kernel(usage: Usage, name: str) -> KernelResources:
+    """`name` is growkernels::FAMILY::…, with what else the families' namespaces hold."""
+    short = name.replace("growkernels::", "").replace("cuda::", "")
+    scope, bracket, arguments = short.partition("<")
+    family, _, kernel = scope.rpartition("::")
+    rest = kernel + bracket + arguments
+    return KernelResources(
+        family=family,
+        name=rest.replace(f"{family}::", ""),
+        architecture=usage.architecture,
+        warps=None,
+        registers=usage.registers,
+        stack_bytes=usage.stack_bytes,
+        shared_bytes=usage.static_shared_bytes - _SYSTEM_SHARED.get(usage.architecture, 0),
+        matrix_unit=None,
+    )
 
 
 def _demangled(names: list[str]) -> list[str]:

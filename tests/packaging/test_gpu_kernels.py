@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 
 import gpu_kernels  # noqa: E402
+import kernel_resources  # noqa: E402
 from kernel_resources import KernelResources, Usage, parse_usage, triton_families  # noqa: E402
 
 pytest.importorskip("triton", reason="needs Triton, which compiles for a GPU without one")
@@ -96,6 +97,23 @@ def test_a_library_lists_its_kernels_by_architecture() -> None:
     ]
 
 
+def test_cuda_kernels_are_named_by_family_without_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    tile = "_ZN11growkernels12virtual_grad4cuda5normsINS1_4TileIfLi64EEEEEvPKf"
+    plain = "_ZN11growkernels9splitting4eigsEPf"
+    monkeypatch.setattr(
+        kernel_resources,
+        "resource_usage",
+        lambda library: [
+            Usage(tile, 80, 40, 0, 0), Usage(plain, 90, 32, 0, 1024), Usage(tile, 80, 40, 0, 0),
+            Usage(plain, 75, 32, 0, 0),
+        ],
+    )  # fmt: skip
+    eigs, norms = kernel_resources.cuda_kernels(Path("library"))
+    assert (eigs.family, eigs.name, eigs.architecture) == ("splitting", "eigs", 90)
+    assert eigs.shared_bytes == 0  # what every block has is none of the kernel's
+    assert (norms.family, norms.name) == ("virtual_grad", "norms<Tile<float, 64> >")
+
+
 def kernel(**changes: object) -> KernelResources:
     values = {
         "family": "splitting", "name": "hvp bf16", "architecture": 80, "warps": 4,
@@ -113,7 +131,7 @@ def test_limits_are_those_of_each_architecture() -> None:
 
 def test_the_document_keeps_the_cuda_kernels_it_was_not_given() -> None:
     triton = [kernel(), kernel(architecture=90, registers=80, matrix_unit="wgmma")]
-    cuda = [kernel(family="CUDA C++", name="norms<64>", warps=None, matrix_unit=None)]
+    cuda = [kernel(name="norms<64>", warps=None, matrix_unit=None)]
     whole = gpu_kernels.document(triton, cuda, "3.6.0", "")
     assert "| `hvp bf16` | 4 | 90 | 0 | 163 | mma | 80 | 0 | 163 | wgmma |" in whole
     assert "| `norms<64>` | – | 90 | 0 | 163 | – | – | – |" in whole
