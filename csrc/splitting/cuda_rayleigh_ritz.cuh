@@ -151,8 +151,9 @@ __device__ void restart(const SearchSpace<T>& space, int count, const RitzPairs&
     }
   }
   orthonormal_columns(added, 1e-6, nothing);
+  // A dead vector is a dead column, of zeros.
   for (int row = 0; row <= k && lane < count; ++row) {
-    scratch.transform[row][lane] = static_cast<T>(row < found.live ? found.coordinate(row, lane) : 0.0);
+    scratch.transform[row][lane] = static_cast<T>(found.coordinate(row, lane));
   }
 #pragma unroll
   for (int i = 0; i < k; ++i) {

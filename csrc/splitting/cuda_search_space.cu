@@ -9,6 +9,7 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
+#include <cstdint>
 #include <limits>
 
 namespace growkernels::splitting {
@@ -20,6 +21,26 @@ void check_state(const char* name, const at::Tensor& state, at::ScalarType dtype
                   state.device() == product.device(),
               "search_space_step_: got ", name, " of shape ", state.sizes(), ", dtype ", state.scalar_type(), " on ",
               state.device(), "; it must be contiguous, ", shape, ", ", dtype, " on ", product.device());
+}
+
+template <typename T, int k, int width>
+void launch(const SearchSpace<T>& space, const at::Tensor& product, int64_t count) {
+  const auto n = static_cast<unsigned>(product.size(0));
+  const auto d = static_cast<int>(product.size(2));
+  search_space_kernel<T, k, width><<<n, search_space_threads(d), 0, c10::cuda::getCurrentCUDAStream()>>>(
+      space, product.const_data_ptr<T>(), d, static_cast<int>(count));
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+template <typename T, int k>
+void launch(const SearchSpace<T>& space, const at::Tensor& product, int64_t count) {
+  constexpr int most = 16 / sizeof(T);
+  const bool aligned = reinterpret_cast<uintptr_t>(product.const_data_ptr()) % 16 == 0;
+  if (aligned && search_space_width<T>(product.size(2)) == most) {
+    launch<T, k, most>(space, product, count);
+  } else {
+    launch<T, k, 1>(space, product, count);
+  }
 }
 
 void search_space_step(const at::Tensor& basis, const at::Tensor& images, const at::Tensor& projected,
@@ -52,12 +73,8 @@ void search_space_step(const at::Tensor& basis, const at::Tensor& images, const 
                                          projected.mutable_data_ptr<double>(), previous.mutable_data_ptr<double>(),
                                          dead.mutable_data_ptr<bool>(),        norms.mutable_data_ptr<scalar_t>(),
                                          units.mutable_data_ptr<scalar_t>()};
-    const auto kernel = k == 1 ? &search_space_kernel<scalar_t, 1> : &search_space_kernel<scalar_t, 2>;
-    kernel<<<static_cast<unsigned>(n), search_space_threads(static_cast<int>(d)), 0,
-             c10::cuda::getCurrentCUDAStream()>>>(space, rows.const_data_ptr<scalar_t>(), static_cast<int>(d),
-                                                  static_cast<int>(count));
+    k == 1 ? launch<scalar_t, 1>(space, rows, count) : launch<scalar_t, 2>(space, rows, count);
   });
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
 }  // namespace

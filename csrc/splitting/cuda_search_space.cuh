@@ -4,8 +4,8 @@
 // eighty. Both work on the same state and may take turns. Torch-free CUDA; tests compile it for the
 // host.
 //
-// A thread owns the elements threadIdx.x, threadIdx.x + blockDim.x, ... of every vector: linear
-// combinations need no barrier, only scalar products do.
+// A thread owns the same elements of every vector: linear combinations need no barrier, only scalar
+// products do. It has packs of up to 16 bytes, blockDim.x packs apart.
 
 #include "splitting/cuda_rayleigh_ritz.cuh"
 
@@ -15,6 +15,29 @@
 #include <cstdint>
 
 namespace growkernels::splitting {
+
+template <typename T, int width>
+struct alignas(sizeof(T) * width) Pack {
+  T at[width];
+
+  static __device__ __forceinline__ Pack load(const T* from) { return *reinterpret_cast<const Pack*>(from); }
+  __device__ __forceinline__ void store(T* to) const { *reinterpret_cast<Pack*>(to) = *this; }
+
+  __device__ __forceinline__ void add(T factor, const Pack& other) {
+#pragma unroll
+    for (int w = 0; w < width; ++w) {
+      at[w] += factor * other.at[w];
+    }
+  }
+  // sum + this . other
+  __device__ __forceinline__ T dot(const Pack& other, T sum) const {
+#pragma unroll
+    for (int w = 0; w < width; ++w) {
+      sum += at[w] * other.at[w];
+    }
+    return sum;
+  }
+};
 
 // Sums the first `used` of x over the block, in an order that never changes; all threads get them.
 template <int most, typename T, int width>
@@ -44,9 +67,10 @@ __device__ __forceinline__ void block_sums(T (&x)[most], int used, T (&partial)[
 
 // Writes the images of the newest directions, in units of the neuron's, and their products with the
 // basis.
-template <typename T, int k>
+template <int width, typename T, int k>
 __device__ void take_images(const SearchSpace<T>& space, const T* product, int d, int count,
                             SearchScratch<T, k>& scratch) {
+  using Elements = Pack<T, width>;
   constexpr int columns = kSearchBlocks * k;
   T unit = 0;
   if (count == 0) {
@@ -73,13 +97,18 @@ __device__ void take_images(const SearchSpace<T>& space, const T* product, int d
   }
   for (int i = 0; i < k; ++i) {
     T sums[columns] = {};
-    for (int c = threadIdx.x; c < d; c += blockDim.x) {
-      const T image = product[i * d + c] / unit;
-      space.images[(count + i) * d + c] = image;
+#pragma unroll 1
+    for (int c = width * threadIdx.x; c < d; c += width * blockDim.x) {
+      Elements image = Elements::load(product + i * d + c);
+#pragma unroll
+      for (int w = 0; w < width; ++w) {
+        image.at[w] /= unit;
+      }
+      image.store(space.images + (count + i) * d + c);
 #pragma unroll
       for (int j = 0; j < columns; ++j) {
         if (j < count + k) {
-          sums[j] += image * space.basis[j * d + c];
+          sums[j] = image.dot(Elements::load(space.basis + j * d + c), sums[j]);
         }
       }
     }
@@ -94,112 +123,122 @@ __device__ void take_images(const SearchSpace<T>& space, const T* product, int d
   __syncthreads();
 }
 
-// One element of each row of the basis, or of the images: leaves its combinations in the Ritz
-// vectors, and of a full basis the rows that a restart keeps.
-template <typename T, int k>
+// A pack of each row of the basis, or of the images: leaves its combinations in the Ritz vectors,
+// and of a full basis the rows that a restart keeps.
+template <int width, typename T, int k>
 __device__ __forceinline__ void combine(T* rows, int d, int count, bool full, const SearchScratch<T, k>& scratch,
-                                        T (&ritz)[k]) {
+                                        Pack<T, width> (&ritz)[k]) {
+  using Elements = Pack<T, width>;
   constexpr int columns = kSearchBlocks * k, kept = 2 * k + 1;
-  T elements[columns];
+  Elements elements[columns];
 #pragma unroll
   for (int j = 0; j < columns; ++j) {
-    elements[j] = j < count ? rows[j * d] : T(0);
+    elements[j] = j < count ? Elements::load(rows + j * d) : Elements{};
   }
 #pragma unroll
   for (int i = 0; i < k; ++i) {
-    ritz[i] = 0;
+    ritz[i] = {};
 #pragma unroll
     for (int j = 0; j < columns; ++j) {
       if (j < count) {
-        ritz[i] += scratch.chosen[i][j] * elements[j];
+        ritz[i].add(scratch.chosen[i][j], elements[j]);
       }
     }
   }
-#pragma unroll
+  // Unrolled, all of the transform would sit in registers.
+#pragma unroll 1
   for (int row = 0; row < (full ? kept : 0); ++row) {
-    T sum = 0;
+    Elements sum = {};
 #pragma unroll
     for (int j = 0; j < columns; ++j) {
       if (j < count) {
-        sum += scratch.transform[row][j] * elements[j];
+        sum.add(scratch.transform[row][j], elements[j]);
       }
     }
-    rows[row * d] = sum;
+    sum.store(rows + row * d);
   }
 }
 
 // The residuals of the Ritz pairs become the columns from `next` on; a full basis and its images are
 // cut down on the way.
-template <typename T, int k>
+template <int width, typename T, int k>
 __device__ void write_residuals(const SearchSpace<T>& space, int d, int count, bool full, int next,
                                 const SearchScratch<T, k>& scratch) {
 #pragma unroll 1
-  for (int c = threadIdx.x; c < d; c += blockDim.x) {
-    T vectors[k], images[k];
+  for (int c = width * threadIdx.x; c < d; c += width * blockDim.x) {
+    Pack<T, width> vectors[k], images[k];
     combine(space.basis + c, d, count, full, scratch, vectors);
     combine(space.images + c, d, count, full, scratch, images);
 #pragma unroll
     for (int i = 0; i < k; ++i) {
-      space.basis[(next + i) * d + c] = images[i] - scratch.value[i] * vectors[i];
+      images[i].add(-scratch.value[i], vectors[i]);
+      images[i].store(space.basis + (next + i) * d + c);
     }
   }
 }
 
 // Takes from row `row` of the basis its components along rows `first` to `last` - 1, at once.
-template <typename T, int k>
-__device__ __forceinline__ void project_out(const SearchSpace<T>& space, int d, int first, int last, int row,
-                                            SearchScratch<T, k>& scratch) {
+// Returns this thread's part of the square of what is left.
+template <int width, typename T, int k>
+__device__ __forceinline__ T project_out(const SearchSpace<T>& space, int d, int first, int last, int row,
+                                         SearchScratch<T, k>& scratch) {
+  using Elements = Pack<T, width>;
   constexpr int columns = kSearchBlocks * k;
   T shares[columns] = {};
-  for (int c = threadIdx.x; c < d; c += blockDim.x) {
-    const T element = space.basis[row * d + c];
+#pragma unroll 1
+  for (int c = width * threadIdx.x; c < d; c += width * blockDim.x) {
+    const Elements mine = Elements::load(space.basis + row * d + c);
 #pragma unroll
     for (int j = 0; j < columns; ++j) {
       if (j < last - first) {
-        shares[j] += element * space.basis[(first + j) * d + c];
+        shares[j] = mine.dot(Elements::load(space.basis + (first + j) * d + c), shares[j]);
       }
     }
   }
   block_sums(shares, last - first, scratch.partial);
-  for (int c = threadIdx.x; c < d; c += blockDim.x) {
-    T taken = 0;
+  T square = 0;
+#pragma unroll 1
+  for (int c = width * threadIdx.x; c < d; c += width * blockDim.x) {
+    Elements mine = Elements::load(space.basis + row * d + c);
 #pragma unroll
     for (int j = 0; j < columns; ++j) {
       if (j < last - first) {
-        taken += shares[j] * space.basis[(first + j) * d + c];
+        mine.add(-shares[j], Elements::load(space.basis + (first + j) * d + c));
       }
     }
-    space.basis[row * d + c] -= taken;
+    mine.store(space.basis + row * d + c);
+    square = mine.dot(mine, square);
   }
+  return square;
 }
 
 // Makes the k rows from `next` on orthonormal, to each other and to those before; rows that are
 // rounding beside |S| become zero and count as dead.
-template <typename T, int k>
+template <int width, typename T, int k>
 __device__ void orthonormalise(const SearchSpace<T>& space, int d, int next, SearchScratch<T, k>& scratch) {
   const T epsilon = sizeof(T) == sizeof(float) ? T(FLT_EPSILON) : T(DBL_EPSILON);
   T noise = 16 * epsilon * scratch.norm;
   bool dead[k] = {};
   for (int pass = 0; pass < 2; ++pass) {
-    for (int i = 0; i < k; ++i) {
-      project_out(space, d, 0, next, next + i, scratch);
-    }
 #pragma unroll
     for (int i = 0; i < k; ++i) {
       const int row = next + i;
+      T square[1] = {project_out<width>(space, d, 0, next, row, scratch)};
       for (int again = 0; again < (i == 0 ? 0 : 2); ++again) {
-        project_out(space, d, next, row, row, scratch);
-      }
-      T square[1] = {};
-      for (int c = threadIdx.x; c < d; c += blockDim.x) {
-        square[0] += space.basis[row * d + c] * space.basis[row * d + c];
+        square[0] = project_out<width>(space, d, next, row, row, scratch);
       }
       block_sums(square, 1, scratch.partial);
       const T length = sqrt(square[0]);
       const bool rounding = !(length > noise);
       const T factor = rounding ? T(0) : 1 / length;
-      for (int c = threadIdx.x; c < d; c += blockDim.x) {
-        space.basis[row * d + c] *= factor;
+#pragma unroll 1
+      for (int c = width * threadIdx.x; c < d; c += width * blockDim.x) {
+        auto mine = Pack<T, width>::load(space.basis + row * d + c);
+#pragma unroll
+        for (int w = 0; w < width; ++w) {
+          mine.at[w] *= factor;
+        }
+        mine.store(space.basis + row * d + c);
       }
       dead[i] |= rounding;
     }
@@ -216,8 +255,8 @@ __device__ void orthonormalise(const SearchSpace<T>& space, int d, int next, Sea
 
 // Takes S applied to the directions in columns `count` to count + k of each neuron's basis, [n, k, d],
 // and makes the next k: in the columns after those, or after the 2 k + 1 that are left of a full
-// basis. The state's arrays hold one neuron after another; a block for each.
-template <typename T, int k>
+// basis. The state's arrays hold one neuron after another; a block for each. `width` divides d.
+template <typename T, int k, int width>
 __global__ void __launch_bounds__(32 * kSearchMostWarps, k == 1 && sizeof(T) == 4 ? 3 : 1)
     search_space_kernel(SearchSpace<T> all, const T* __restrict__ product, int d, int count) {
   constexpr int columns = kSearchBlocks * k;
@@ -230,7 +269,7 @@ __global__ void __launch_bounds__(32 * kSearchMostWarps, k == 1 && sizeof(T) == 
                                 all.dead + neuron * columns,
                                 all.norm + neuron,
                                 all.unit + neuron};
-  take_images(space, product + neuron * k * d, d, count, scratch);
+  take_images<width>(space, product + neuron * k * d, d, count, scratch);
   const bool full = count + 2 * k > columns;
   const int next = full ? 2 * k + 1 : count + k;
   if (threadIdx.x < 32) {
@@ -249,11 +288,18 @@ __global__ void __launch_bounds__(32 * kSearchMostWarps, k == 1 && sizeof(T) == 
     }
   }
   __syncthreads();
-  write_residuals(space, d, count + k, full, next, scratch);
-  orthonormalise(space, d, next, scratch);
+  write_residuals<width>(space, d, count + k, full, next, scratch);
+  orthonormalise<width>(space, d, next, scratch);
+}
+
+// Elements of a pack for vectors of d elements that begin at multiples of 16 bytes.
+template <typename T>
+constexpr int search_space_width(int64_t d) {
+  constexpr int most = 16 / sizeof(T);
+  return d % most == 0 ? most : 1;
 }
 
 // Threads of a block: with few, all neurons of a layer run at a time; long vectors want more.
-inline int search_space_threads(int d) { return d <= 1024 ? 64 : 32 * kSearchMostWarps; }
+constexpr int search_space_threads(int64_t d) { return d <= 512 ? 64 : d <= 1024 ? 128 : 32 * kSearchMostWarps; }
 
 }  // namespace growkernels::splitting

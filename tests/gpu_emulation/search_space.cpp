@@ -8,10 +8,16 @@ namespace {
 
 using namespace growkernels::splitting;
 
+template <typename T, int k>
+auto kernel_for(int64_t d) {
+  constexpr int most = 16 / sizeof(T);
+  return search_space_width<T>(d) == most ? &search_space_kernel<T, k, most> : &search_space_kernel<T, k, 1>;
+}
+
 template <typename T>
 void step(T* basis, T* images, double* projected, double* previous, bool* dead, T* norms, T* units, const T* product,
           int64_t n, int64_t k, int64_t d, int64_t count, int64_t threads) {
-  cuda_on_host::launch(n, threads, 0, k == 1 ? &search_space_kernel<T, 1> : &search_space_kernel<T, 2>,
+  cuda_on_host::launch(n, threads, 0, k == 1 ? kernel_for<T, 1>(d) : kernel_for<T, 2>(d),
                        SearchSpace<T>{basis, images, projected, previous, dead, norms, units}, product,
                        static_cast<int>(d), static_cast<int>(count));
 }
