@@ -20,8 +20,9 @@ def normal(device: str, dtype: torch.dtype, *shape: int) -> Tensor:
 
 
 def basis_conv(device: str, dtype: torch.dtype) -> Iterator[Tensor]:
-    for channels, filters, outputs, kernel in ((64, 32, 64, 3), (24, 17, 43, 3), (64, 32, 64, 1)):
-        x = normal(device, dtype, 2, channels, 9, 7)
+    # Enough images to fill a GPU: with fewer, other libraries' kernels are chosen.
+    for channels, filters, outputs, kernel in ((48, 31, 66, 3), (24, 28, 65, 1)):
+        x = normal(device, dtype, 56, channels, 17, 19)
         x = x.to(memory_format=torch.channels_last).requires_grad_()
         basis = normal(device, dtype, filters, channels, kernel, kernel).requires_grad_()
         coeff = normal(device, dtype, outputs - filters, filters).requires_grad_()
