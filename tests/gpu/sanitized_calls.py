@@ -21,7 +21,7 @@ def normal(device: str, dtype: torch.dtype, *shape: int) -> Tensor:
 
 def basis_conv(device: str, dtype: torch.dtype) -> Iterator[Tensor]:
     # Enough images to fill a GPU: with fewer, other libraries' kernels are chosen.
-    for channels, filters, outputs, kernel in ((48, 31, 66, 3), (24, 28, 65, 1)):
+    for channels, filters, outputs, kernel in ((48, 31, 66, 3), (96, 31, 67, 1)):
         x = normal(device, dtype, 56, channels, 17, 19)
         x = x.to(memory_format=torch.channels_last).requires_grad_()
         basis = normal(device, dtype, filters, channels, kernel, kernel).requires_grad_()
@@ -36,6 +36,7 @@ def splitting(device: str, dtype: torch.dtype) -> Iterator[Tensor]:
     yield gk.splitting_weight(w, normal(device, dtype, 197, 67))
     yield gk.splitting_hvp(x, w, normal(device, dtype, 67, 96))
     yield gk.splitting_hvp(x, w, normal(device, dtype, 67, 3, 96))
+    yield gk.splitting_hvp(normal(device, dtype, 197, 580), w, normal(device, dtype, 67, 580))
     images, weights = normal(device, dtype, 2, 32, 9, 7), normal(device, dtype, 2, 19, 9, 7)
     yield gk.splitting_hvp_conv2d(images, weights, normal(device, dtype, 19, 32, 3, 3), padding=1)
     if dtype == torch.float32:
