@@ -69,7 +69,7 @@ def piece(run: Path, out: Path, *arguments: str) -> subprocess.CompletedProcess[
     return subprocess.run(
         [
             *(sys.executable, program, "sensli", "--dry-run", "--run", str(run)),
-            *("--out", str(out), "--minutes", "0.43", *arguments),
+            *("--out", str(out), "--minutes", "0.35", *arguments),
         ],
         capture_output=True,
         text=True,
