@@ -41,10 +41,11 @@ HAND_OVER = {"allow_extra_args": True, "ignore_unknown_options": True, "help_opt
 def show_info(
     as_json: bool = typer.Option(False, "--json", help="The same as JSON, for programs."),
 ) -> None:
-    """Versions, CPU features, what was built, and the backend every op would use, with reasons."""
+    """Versions, what was built, GPU kernels, and every op's backend, each with reasons."""
     report = {
         "environment": information.environment(),
         "built": information.built(),
+        "gpu_kernels": information.gpu_kernel_table(),
         "backends": information.backend_table(),
     }
     if as_json:
@@ -54,7 +55,7 @@ def show_info(
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """Prints what `growkernels info` collected as three tables."""
+    """Prints what `growkernels info` collected as tables."""
     # Into a file or a pipe: wide enough that no reason is broken into many lines.
     console = Console(markup=False, width=None if sys.stdout.isatty() else 120)
     for title in ("environment", "built"):
@@ -63,6 +64,12 @@ def print_report(report: dict[str, Any]) -> None:
             text = ", ".join(value) if isinstance(value, list) else value
             table.add_row(key, "none" if text in (None, "") else str(text))
         console.print(table)
+    columns = ("family", "language", "ops", "built", "usable here")
+    table = Table(*columns, title="GPU kernels", title_justify="left", show_lines=True)
+    for row in report["gpu_kernels"]:
+        usable = "yes" if row["obstacle"] is None else f"no: {row['obstacle']}"
+        table.add_row(row["family"], row["language"], "\n".join(row["ops"]), row["built"], usable)
+    console.print(table)
     columns = ("op", "device", "dtype", "backend", "refused")
     table = Table(*columns, title="backends", title_justify="left", show_lines=True)
     # dtypes that fare alike share a row.

@@ -14,6 +14,7 @@ import torch
 import growkernels
 from growkernels import _build_info
 from growkernels.ops.backends import BACKENDS, DEVICES, DTYPES, choose_backend
+from growkernels.ops.gpu_support import gpu_kernels
 
 # The instruction sets that decide how fast the CPU kernels and oneDNN run.
 CPU_FEATURES = (
@@ -59,6 +60,11 @@ def built() -> dict[str, Any]:
         "cuda_note": _build_info.cuda_note,
         "compiler": _build_info.compiler,
     }
+
+
+def gpu_kernel_table() -> list[dict[str, Any]]:
+    """One row per family and language: its GPU kernels, and whether they can run here."""
+    return [{**kernels._asdict(), "ops": list(kernels.ops)} for kernels in gpu_kernels()]
 
 
 def backend_table() -> list[dict[str, Any]]:

@@ -30,6 +30,9 @@ def test_info_as_json_holds_everything() -> None:
     assert len(rows) == len(BACKENDS) * len(DEVICES) * len(DTYPES)
     for row in report["backends"]:
         assert row["backend"] or row["refused"]
+    for row in report["gpu_kernels"]:
+        assert row["built"]
+        assert row["obstacle"] or torch.cuda.is_available()
 
 
 def test_info_names_every_op_and_reason() -> None:

@@ -194,7 +194,7 @@ def cuda_release(toolkit: Path) -> str:
 
 def cuda_architectures(arch_list: str) -> str:
     """TORCH_CUDA_ARCH_LIST ("8.0;9.0+PTX") in CMake's words ("80-real;90")."""
-    entries = re.split(r"[;,\s]+", arch_list.strip()) if arch_list.strip() else ["8.0", "9.0"]
+    entries = re.split(r"[;,\s]+", arch_list.strip()) if arch_list.strip() else ["8.0", "9.0+PTX"]
     architectures = []
     for entry in entries:
         parts = re.fullmatch(r"(\d+)\.(\d+)([af]?)(\+PTX)?", entry)

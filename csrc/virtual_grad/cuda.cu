@@ -5,12 +5,55 @@
 #include "virtual_grad/virtual_grad.h"
 
 #include <ATen/Context.h>
+#include <ATen/ops/empty.h>
+#include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
 #include <limits>
 
 namespace growkernels::virtual_grad {
+namespace cuda {
+namespace {
+
+int attribute(int device, cudaDeviceAttr name) {
+  int value = 0;
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&value, name, device));
+  return value;
+}
+
+}  // namespace
+
+struct TorchDevice::Workspaces {
+  at::TensorOptions options;
+  std::vector<at::Tensor> tensors;
+};
+
+TorchDevice::TorchDevice(int index)
+    : multiprocessors(attribute(index, cudaDevAttrMultiProcessorCount)),
+      shared_bytes(attribute(index, cudaDevAttrMaxSharedMemoryPerBlockOptin)),
+      workspaces_(std::make_unique<Workspaces>()) {
+  workspaces_->options = at::TensorOptions().device(at::kCUDA, static_cast<c10::DeviceIndex>(index)).dtype(at::kByte);
+}
+
+TorchDevice::~TorchDevice() = default;
+
+void* TorchDevice::workspace(size_t bytes) {
+  workspaces_->tensors.push_back(at::empty({static_cast<int64_t>(bytes)}, workspaces_->options));
+  return workspaces_->tensors.back().mutable_data_ptr();
+}
+
+void TorchDevice::launch(void (*kernel)(Table), int blocks, int threads, int shared, const Table& table) {
+  if (shared > 48 << 10) {
+    C10_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
+  }
+  kernel<<<blocks, threads, shared, c10::cuda::getCurrentCUDAStream()>>>(table);
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+}  // namespace cuda
+
 namespace {
 
 bool has_kernel(const at::Tensor& first, const Kind& kind) {
@@ -45,7 +88,7 @@ void run(at::TensorList inputs, at::TensorList grads, const Kind& kind, Store st
     call.second_moments_stride = second_moments.stride(0);
   }
   const c10::cuda::CUDAGuard guard(inputs[0].device());
-  cuda::TorchDevice device(inputs[0].device());
+  cuda::TorchDevice device(inputs[0].device().index());
   switch (inputs[0].scalar_type()) {
     case at::kBFloat16:
       return cuda::run_bfloat16(call, device);

@@ -1,48 +1,28 @@
 #pragma once
-// Torch's side of a launch: memory from its allocator, its current stream.
+// Torch's side of a launch: memory from its allocator, its current stream. It is compiled in cuda.cu alone:
+// torch's headers take nvcc three times as long as the kernels.
 
 #include "virtual_grad/cuda_run.cuh"
 
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAStream.h>
+#include <memory>
 
 namespace growkernels::virtual_grad::cuda {
 
 // The current device.
 class TorchDevice {
  public:
-  explicit TorchDevice(c10::Device device)
-      : multiprocessors(attribute(device, cudaDevAttrMultiProcessorCount)),
-        shared_bytes(attribute(device, cudaDevAttrMaxSharedMemoryPerBlockOptin)),
-        options_(at::TensorOptions().device(device).dtype(at::kByte)) {}
+  explicit TorchDevice(int index);
+  ~TorchDevice();
 
   const int multiprocessors, shared_bytes;
 
   // Freed with this object: torch gives it to nobody before the kernels launched until then have run.
-  void* workspace(size_t bytes) {
-    workspaces_.push_back(at::empty({static_cast<int64_t>(bytes)}, options_));
-    return workspaces_.back().mutable_data_ptr();
-  }
-
-  void launch(void (*kernel)(Table), int blocks, int threads, int shared, const Table& table) {
-    if (shared > 48 << 10) {
-      C10_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
-    }
-    kernel<<<blocks, threads, shared, c10::cuda::getCurrentCUDAStream()>>>(table);
-    C10_CUDA_KERNEL_LAUNCH_CHECK();
-  }
+  void* workspace(size_t bytes);
+  void launch(void (*kernel)(Table), int blocks, int threads, int shared, const Table& table);
 
  private:
-  static int attribute(c10::Device device, cudaDeviceAttr name) {
-    int value = 0;
-    C10_CUDA_CHECK(cudaDeviceGetAttribute(&value, name, device.index()));
-    return value;
-  }
-
-  at::TensorOptions options_;
-  std::vector<at::Tensor> workspaces_;
+  struct Workspaces;
+  std::unique_ptr<Workspaces> workspaces_;
 };
 
 // Compiled in files of their own.

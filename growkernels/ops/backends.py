@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import torch
 
-from growkernels import _build_info
+from growkernels.ops import splitting
+from growkernels.ops.gpu_support import cuda_obstacle, no_gpu, triton_obstacle
 
 Obstacle = Callable[[torch.device, torch.dtype], str | None]
 
@@ -33,23 +34,48 @@ class Choice(NamedTuple):
 
 
 def _no_such_device(device: torch.device) -> str | None:
-    if device.type == "cuda" and not torch.cuda.is_available():
-        build = "a CPU build" if torch.version.cuda is None else "without a visible GPU"
-        return f"torch {torch.__version__} is {build}"
-    return None
+    return no_gpu() if device.type == "cuda" else None
 
 
-def _cuda_obstacle(family: str) -> Obstacle:
+def _not_cuda(device: torch.device) -> str | None:
+    return None if device.type == "cuda" else f"the tensors are on {device.type}"
+
+
+def _cuda_obstacle(family: str, elsewhere: dict[torch.dtype, str]) -> Obstacle:
+    """`elsewhere`: dtypes that the kernels leave to others, with the reason."""
+
     def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
-        if device.type != "cuda":
-            return f"the tensors are on {device.type}"
-        if family not in _build_info.cuda_families:
-            note = _build_info.cuda_note
-            return note if note.startswith("CUDA off") else f"{family} has no CUDA sources"
-        return _no_such_device(device)
+        return _not_cuda(device) or cuda_obstacle(family, device) or elsewhere.get(dtype)
 
     return obstacle
 
+
+def _triton_weight_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    reason = _not_cuda(device) or triton_obstacle(device)
+    return reason or splitting.gpu.weight_obstacle(device, dtype)
+
+
+# Calls of the size that decides about speed: DeiT-S's first linear layer, and the first stage of
+# ResNet-18.
+_SPLITTING_ROWS = {"linear": (6304, 384), "patches": (128 * 32 * 32, 9 * 64)}
+
+
+def _triton_product_obstacle(name: str, samples: str) -> Obstacle:
+    def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+        if reason := _not_cuda(device) or triton_obstacle(device):
+            return reason
+        x = torch.empty(0, dtype=dtype, device=device)
+        rows, width = _SPLITTING_ROWS[samples]
+        plan = splitting.gpu.plan_here(x, rows, width, patches=samples == "patches")
+        if plan.backend == name:
+            return None
+        return dict(plan.refused).get(name, f"{plan.backend!r} is chosen")
+
+    return obstacle
+
+
+DEVICES = ("cpu", "cuda")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 # The tiles that hold a dtype, best first: 16-bit values may be widened while they are packed.
 _TILE_DTYPES = {
@@ -85,29 +111,27 @@ def _convolution_obstacle(device: torch.device, dtype: torch.dtype) -> str | Non
     return "the vendor's weight gradient of a convolution is at the CPU's peak already"
 
 
-def _matrix_kinds(name: str) -> tuple[Backend, ...]:
-    return (
-        Backend("cuda", _cuda_obstacle(name)),
-        Backend("brgemm", _brgemm_obstacle),
-        Backend("portable", _cpu_obstacle),
-        Backend("aten", _composed_obstacle),
-    )
+_PORTABLE = Backend("portable", _cpu_obstacle)
+_CPU_TILES = (Backend("brgemm", _brgemm_obstacle), _PORTABLE)
+_COMPOSED = Backend("aten", _composed_obstacle)
+_FLOAT64 = {torch.float64: "float64 is left to the vendor's products"}
+_CONVOLUTIONS = dict.fromkeys(DTYPES, "the vendor's weight gradient of a convolution serves as is")
+_VIRTUAL_GRAD = (
+    Backend("cuda", _cuda_obstacle("virtual_grad", _FLOAT64)),
+    *_CPU_TILES,
+    _COMPOSED,
+)
+_VIRTUAL_GRAD_CONVOLUTIONS = (
+    Backend("cuda", _cuda_obstacle("virtual_grad", _CONVOLUTIONS)),
+    Backend("brgemm", _convolution_obstacle),
+    Backend("portable", _convolution_obstacle),
+    _COMPOSED,
+)
 
 
-def _elementwise(name: str) -> tuple[Backend, ...]:
-    return (
-        Backend("cuda", _cuda_obstacle(name)),
-        Backend("portable", _cpu_obstacle),
-        Backend("aten", _composed_obstacle),
-    )
-
-
-def _convolution_kinds(name: str) -> tuple[Backend, ...]:
-    return (
-        Backend("cuda", _cuda_obstacle(name)),
-        Backend("brgemm", _convolution_obstacle),
-        Backend("portable", _convolution_obstacle),
-        Backend("aten", _composed_obstacle),
+def _splitting_triton(samples: str) -> tuple[Backend, ...]:
+    return tuple(
+        Backend(name, _triton_product_obstacle(name, samples)) for name in ("fused", "projected")
     )
 
 
@@ -119,6 +143,8 @@ _BASIS_CONV_FILTERS = 64
 def _basis_conv_obstacle(name: str, kernel: int) -> Obstacle:
     def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
         if reason := _no_such_device(device):
+            return reason
+        if name == "triton" and (reason := _not_cuda(device) or triton_obstacle(device)):
             return reason
         if name == "winograd":
             if kernel != 3:
@@ -148,11 +174,8 @@ def _basis_conv_obstacle(name: str, kernel: int) -> Obstacle:
 
 
 def _basis_conv_kinds(kernel: int) -> tuple[Backend, ...]:
-    names = ("winograd", "pointwise", "direct", "reconstruct", "two convolutions")
-    return (
-        Backend("cuda", _cuda_obstacle("basis_conv")),
-        *(Backend(name, _basis_conv_obstacle(name, kernel)) for name in names),
-    )
+    names = ("triton", "winograd", "pointwise", "direct", "reconstruct", "two convolutions")
+    return tuple(Backend(name, _basis_conv_obstacle(name, kernel)) for name in names)
 
 
 def _splitting_winograd_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -165,25 +188,24 @@ def _splitting_winograd_obstacle(device: torch.device, dtype: torch.dtype) -> st
     return None
 
 
-DEVICES = ("cpu", "cuda")
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
 # Every op with its backends, the preferred one first; kinds of layers that fare otherwise apart.
 BACKENDS: dict[str, tuple[Backend, ...]] = {
-    "virtual_grad_norms": _matrix_kinds("virtual_grad"),
-    "virtual_grads": _matrix_kinds("virtual_grad"),
-    "virtual_grad_norms[conv2d_relu]": _convolution_kinds("virtual_grad"),
-    "virtual_grads[conv2d_relu]": _convolution_kinds("virtual_grad"),
+    "virtual_grad_norms": _VIRTUAL_GRAD,
+    "virtual_grads": _VIRTUAL_GRAD,
+    "virtual_grad_norms[conv2d_relu]": _VIRTUAL_GRAD_CONVOLUTIONS,
+    "virtual_grads[conv2d_relu]": _VIRTUAL_GRAD_CONVOLUTIONS,
     "basis_conv2d[3x3]": _basis_conv_kinds(3),
     "basis_conv2d[1x1]": _basis_conv_kinds(1),
-    "splitting_weight": _elementwise("splitting"),
-    "splitting_hvp": _matrix_kinds("splitting"),
+    "splitting_weight": (Backend("triton", _triton_weight_obstacle), _PORTABLE, _COMPOSED),
+    "splitting_hvp": (*_splitting_triton("linear"), *_CPU_TILES, _COMPOSED),
     "splitting_hvp_conv2d[3x3]": (
-        Backend("cuda", _cuda_obstacle("splitting")),
+        *_splitting_triton("patches"),
         Backend("winograd", _splitting_winograd_obstacle),
-        *_matrix_kinds("splitting")[1:],
+        *_CPU_TILES,
+        _COMPOSED,
     ),
-    "splitting_hvp_conv2d": _matrix_kinds("splitting"),
+    "splitting_hvp_conv2d": (*_splitting_triton("patches"), *_CPU_TILES, _COMPOSED),
+    "symmetric_eigs": (Backend("cuda", _cuda_obstacle("splitting", {})), _PORTABLE, _COMPOSED),
 }
 
 

@@ -3,6 +3,7 @@ without a GPU in one sentence."""
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import growkernels as gk
-from growkernels import _build_info, info
+from growkernels import _build_info
 from growkernels.experiments.devices import usable_device
 from growkernels.ops.library import LIBRARY_NAME
 
@@ -24,7 +25,7 @@ from kernel_resources import SHARED_LIMITS, KernelResources, cuda_kernels  # noq
 
 LIBRARY = Path(gk.__file__).parent / LIBRARY_NAME
 CUDA_OPS = {
-    "splitting": ("symmetric_eigs",),
+    "splitting": ("symmetric_eigs", "search_space_step_"),
     "virtual_grad": ("virtual_grads", "virtual_grad_norms", "accumulate_virtual_grads"),
 }
 
@@ -119,9 +120,14 @@ def command_line() -> str:
 
 
 def test_info_says_what_the_library_was_built_for() -> None:
-    printed = subprocess.run(
-        [command_line(), "info"], capture_output=True, text=True, check=True
-    ).stdout
-    built = info.built()
-    assert built["cuda_families"] == sorted(CUDA_OPS)
-    assert "CUDA on: " in printed
+    finished = subprocess.run(
+        [command_line(), "info", "--json"], capture_output=True, text=True, check=True
+    )
+    report = json.loads(finished.stdout)
+    assert report["built"]["cuda_families"] == sorted(CUDA_OPS)
+    kernels = {(row["family"], row["language"]): row for row in report["gpu_kernels"]}
+    for family in CUDA_OPS:
+        row = kernels[family, "CUDA C++"]
+        assert row["built"].startswith("compiled for sm_80, sm_90")
+        if not torch.cuda.is_available():
+            assert "sees no GPU (Found no NVIDIA driver" in row["obstacle"]

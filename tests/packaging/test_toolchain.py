@@ -124,7 +124,7 @@ def test_nvcc_is_asked_where_its_toolkit_is(
         (CUDA_TORCH, "13.0", False, "CUDA off: this source tree has no CUDA sources"),
         (CUDA_TORCH, None, True, "CUDA off: no CUDA toolkit (no CUDA_HOME and no nvcc on PATH)"),
         (CUDA_TORCH, "12.9", True, "CUDA off: {} is CUDA 12.9, but torch 2.14.1 is for 13.0"),
-        (CUDA_TORCH, "13.1", True, "CUDA on: {}, architectures 80-real;90-real"),
+        (CUDA_TORCH, "13.1", True, "CUDA on: {}, architectures 80-real;90"),
     ],
 )
 def test_cuda_is_on_only_when_everything_is_there(
@@ -173,7 +173,7 @@ def test_wrong_cuda_home_matters_only_to_a_build_with_cuda(
 @pytest.mark.parametrize(
     ("arch_list", "expected"),
     [
-        ("", "80-real;90-real"),
+        ("", "80-real;90"),
         ("8.0;9.0+PTX", "80-real;90"),
         ("9.0a", "90a-real"),
         ("8.6, 10.0", "86-real;100-real"),
