@@ -74,7 +74,9 @@ def test_the_library_takes_its_cuda_from_torch() -> None:
     assert {"libtorch_cpu.so", "libc10_cuda.so", runtime} <= libraries
     # In a process of its own: torchvision brings another runtime along.
     program = "import growkernels; print(open('/proc/self/maps').read())"
-    maps = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout
+    maps = subprocess.run(
+        [sys.executable, "-I", "-c", program], capture_output=True, text=True
+    ).stdout
     loaded = {line.split()[-1] for line in maps.splitlines() if "libcudart" in line}
     (path,) = map(Path, loaded)
     assert Path(torch.__file__).parents[1] in path.parents
