@@ -21,7 +21,16 @@ struct alignas(sizeof(T) * width) Pack {
   T at[width];
 
   static __device__ __forceinline__ Pack load(const T* from) { return *reinterpret_cast<const Pack*>(from); }
-  __device__ __forceinline__ void store(T* to) const { *reinterpret_cast<Pack*>(to) = *this; }
+  // By an intrinsic: the compiler splits a plain assignment into words.
+  __device__ __forceinline__ void store(T* to) const {
+    if constexpr (width == 4) {
+      __stwb(reinterpret_cast<float4*>(to), make_float4(at[0], at[1], at[2], at[3]));
+    } else if constexpr (width == 2) {
+      __stwb(reinterpret_cast<double2*>(to), make_double2(at[0], at[1]));
+    } else {
+      *to = at[0];
+    }
+  }
 
   __device__ __forceinline__ void add(T factor, const Pack& other) {
 #pragma unroll

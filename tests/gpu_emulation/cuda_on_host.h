@@ -219,6 +219,11 @@ T __ldg(const T* address) {
   return *address;
 }
 
+template <typename T>
+void __stwb(T* address, T value) {
+  *address = value;
+}
+
 inline unsigned __float_as_uint(float x) { return std::bit_cast<unsigned>(x); }
 inline int __float_as_int(float x) { return std::bit_cast<int>(x); }
 inline float __uint_as_float(unsigned x) { return std::bit_cast<float>(x); }
