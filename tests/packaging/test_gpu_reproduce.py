@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,16 @@ def piece(run: Path, out: Path, *arguments: str) -> subprocess.CompletedProcess[
     )
 
 
+@pytest.fixture
+def one_core() -> Iterator[None]:
+    """One worker process: starting them takes longer than what they do here."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    yield
+    os.sched_setaffinity(0, cores)
+
+
+@pytest.mark.usefixtures("one_core")
 def test_the_second_piece_goes_on_where_the_first_stopped(tmp_path: Path) -> None:
     first = piece(tmp_path / "here", tmp_path / "out")
     assert first.returncode == 0, first.stdout + first.stderr
