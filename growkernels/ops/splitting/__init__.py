@@ -44,8 +44,9 @@ def splitting_weight(
             (Wu et al. take 3). Other activations take none.
 
     Returns:
-        w, shaped like `preact`. Differentiable in `grad` and `preact`, twice. Raises ValueError for
-        shapes, devices and names that do not fit, TypeError for dtypes. NaN and inf propagate.
+        w, shaped like `preact`. Differentiable in `grad` and `preact`, twice, also under torch.func
+        and in forward mode. Raises ValueError for shapes, devices and names that do not fit,
+        TypeError for dtypes. NaN and inf propagate.
     """
     w: Tensor = _weight(grad, preact, activation, beta)
     return w
@@ -61,8 +62,9 @@ def splitting_hvp(x: Tensor, w: Tensor, v: Tensor) -> Tensor:
 
     Returns:
         y, shaped like `v`, contiguous, in the dtype of the inputs; 16-bit inputs are summed in
-        float32. Differentiable in x, w and v, twice. Raises ValueError for shapes and devices that
-        do not fit, TypeError for dtypes. NaN and inf propagate.
+        float32. Differentiable in x, w and v, twice, also under torch.func and in forward mode.
+        Raises ValueError for shapes and devices that do not fit, TypeError for dtypes. NaN and inf
+        propagate.
     """
     y: Tensor = _hvp(x, w, v)
     return y
@@ -85,7 +87,7 @@ def splitting_hvp_conv2d(
         stride, padding, dilation: of the convolution, one number or (vertical, horizontal).
 
     Returns:
-        y, shaped like `v`. Differentiable in x, w and v, twice. Errors as in `splitting_hvp`.
+        y, shaped like `v`. Derivatives and errors as in `splitting_hvp`.
 
     On the CPU, 3 x 3 filters with stride and dilation 1 in float32 go through Winograd's algorithm
     where it is faster; `set_conv_algorithm` decides otherwise and states the rounding error.

@@ -64,9 +64,9 @@ def virtual_grad_norms(
     Returns:
         [L], float64 for float64 inputs and float32 for all others, summed in that precision.
 
-    Differentiable in `inputs` and `grads`, twice; not when accumulating. The norm alone never
-    writes G to memory on the CPU. Raises ValueError for lists, shapes, devices or names that do not
-    fit, TypeError for dtypes. NaN and inf propagate.
+    Differentiable in `inputs` and `grads`, twice, also under torch.func and in forward mode; not
+    when accumulating. The norm alone never writes G to memory on the CPU. Raises ValueError for
+    lists, shapes, devices or names that do not fit, TypeError for dtypes. NaN and inf propagate.
     """
     if accumulate is None:
         if second_moments is not None:
