@@ -16,7 +16,7 @@ PIP := $(BIN)/python $(INSTALL)
 PIP_CUDA := $(BIN_CUDA)/python $(INSTALL)
 SOURCES := $(shell find csrc tools -type f -not -name '*.pyc') CMakeLists.txt setup.py pyproject.toml
 PYTHON_SOURCES := $(shell find growkernels -name '*.py')
-CPP_FILES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CPP_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 # Another torch, asked for here or put into the environment by hand, starts a new build.
 TOOLS_STAMP := $(VENV)/.made-tools-$(shell printf %s '$(TORCH)' | tr -c 'A-Za-z0-9.' '-')
 PACKAGE_STAMP := $(VENV)/.made-package
@@ -79,9 +79,12 @@ $(PACKAGE_CUDA_STAMP): $(TOOLS_CUDA_STAMP) $(SOURCES) $(PYTHON_SOURCES)
 	GROWKERNELS_CUDA=1 $(PIP_CUDA) --no-build-isolation ".[experiments]"
 	@touch $@
 
-# Started as a program: `python -m pytest` would import the package of the source tree.
-test-cuda-build: setup-cuda  ## compile the CUDA sources and test that build, without a GPU, and the drivers on timm and torchvision
-	$(BIN_CUDA)/pytest -q tests/cuda_build
+# Started as a program and from another folder, so that no `growkernels` in the source tree is
+# imported. Of the ops' tests those that show how the library fits this torch.
+test-cuda-build: setup-cuda  ## compile the CUDA sources, test that build without a GPU, and the drivers on timm and torchvision
+	cd tests && $(abspath $(BIN_CUDA))/pytest -q cuda_build
+	cd tests && $(abspath $(BIN_CUDA))/pytest -q ops -k "(any_shapes or opcheck or \
+	  random_matrices or functional_gradients) and not emulated and not triton"
 
 reproduce: setup  ## reproduce the papers' experiments in minutes; the reports land in runs/
 	$(BIN)/growkernels reproduce sensli --resume
