@@ -11,7 +11,8 @@ namespace {
 constexpr int64_t rows_per_block = 256;
 constexpr int64_t vectors_per_tile = 96;
 constexpr int64_t columns_per_chunk = 512;
-constexpr int64_t vectors_per_range = 384;
+constexpr int64_t most_vectors_per_range = 384;
+constexpr int64_t sums_per_range = 384 * 384;       // of one thread at a time, in L2 beside the rows
 constexpr int64_t fewest_vectors = 128;             // of a thread that has vectors of its own
 constexpr int64_t serial_below_products = 1 << 19;  // starting threads costs more than this much work
 constexpr int64_t partial_bytes = 16 << 20;         // of sums over ranges of rows, at most
@@ -27,6 +28,7 @@ Plan make_plan(const Problem& problem) {
   plan.columns_per_chunk = columns_per_chunk;
   plan.neurons_per_tile = std::max<int64_t>(1, vectors_per_tile / k);
 
+  const int64_t vectors_per_range = std::clamp(sums_per_range / width, vectors_per_tile, most_vectors_per_range);
   int64_t ranges = at::divup(problem.vectors(), vectors_per_range), row_ranges = 1;
   if (plan.parallel) {
     if (problem.vectors() / threads >= fewest_vectors) {  // every thread has neurons of its own
