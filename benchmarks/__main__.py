@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from benchmarks.families import cases_on, family_files, load_family
+from growkernels.ops.gpu_support import no_gpu
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,6 +38,13 @@ def main(arguments: list[str] | None = None) -> int:
         print(
             f"growkernels bench: {', '.join(chosen)} has no cases for {options.device}; "
             "choose another family or --device",
+            file=sys.stderr,
+        )
+        return 2
+    if options.device == "cuda" and (reason := no_gpu()):
+        print(
+            f"growkernels bench: --device cuda cannot be used here: {reason}; choose cpu, or --list "
+            "to name the cases",
             file=sys.stderr,
         )
         return 2

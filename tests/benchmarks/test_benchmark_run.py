@@ -148,6 +148,16 @@ def test_a_family_without_cases_for_a_gpu_is_named(
     assert "merit_pass has no cases for cuda" in capsys.readouterr().err
 
 
+def test_benchmarks_without_their_gpu_are_one_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["virtual_grad", "--device", "cuda"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"--device cuda cannot be used here: torch {torch.__version__}" in error
+
+
 def test_the_environment_is_json_and_names_the_machine() -> None:
     environment = describe(torch.device("cpu"))
     assert json.loads(json.dumps(environment)) == environment
