@@ -43,8 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     if options.device == "cuda" and (reason := no_gpu()):
         print(
-            f"growkernels bench: --device cuda cannot be used here: {reason}; choose cpu, or --list "
-            "to name the cases",
+            f"growkernels bench: --device cuda cannot be used here: {reason}; choose cpu, or "
+            "--list to name the cases",
             file=sys.stderr,
         )
         return 2
