@@ -108,9 +108,9 @@ HEADLINES = HeadlineTable(
         ),
         Headline(
             "`splitting_hvp_conv2d`",
-            "3x3 layers of ResNet-18's first three stages, 128 images",
+            "3x3 layers of ResNet-18's four stages, 128 images",
             "splitting",
-            tuple(f"conv2d {shape}" for shape in ("64 at 32x32", "128 at 16x16", "256 at 8x8")),
+            tuple(f"conv2d {64 << stage} at {32 >> stage}x{32 >> stage}" for stage in range(4)),
             ("eager",),
         ),
         Headline(
