@@ -25,6 +25,7 @@ from typing import Any
 
 from suite_table import render
 from timed_command import Log, run_timed
+from toolchain import find_cuda_toolkit
 
 ROOT = Path(__file__).resolve().parent.parent
 GPU_TESTS = ROOT / "tests" / "gpu"
@@ -123,8 +124,10 @@ def _sanitizer_steps(rehearsal: bool) -> list[Step]:
     # Without torch's own cache of memory every tensor is an allocation whose end is guarded.
     tools = {"memcheck": {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, "racecheck": {}}
     program = shutil.which("compute-sanitizer")
+    if program is None and (toolkit := find_cuda_toolkit()):
+        program = shutil.which(toolkit / "bin" / "compute-sanitizer")
     if program is None:
-        missing = {"reason": "compute-sanitizer is not on PATH"}
+        missing = {"reason": "compute-sanitizer is not on PATH and not in a CUDA toolkit"}
         return [Step(tool, [], 0.0, status="skipped", detail=missing) for tool in tools]
     return [
         Step(tool, [program, "--tool", tool, "--error-exitcode", "86", *calls, "cuda"], 0.2, env)
