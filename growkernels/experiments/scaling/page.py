@@ -188,8 +188,8 @@ def _costs(setting: Setting, summary: Mapping[str, Any]) -> Section:
         "S2D and the gated variants the smallest eigenpairs), selection and surgery. A grown "
         "layer computes its branches beside its base, which can make later epochs longer than "
         "those of the evenly reduced network, which has about as many parameters as the small "
-        "size. The change is the largest difference of an output before and after a growth, relative to the "
-        "largest output, over all growths."
+        "size. The change is the largest difference of an output before and after a growth, "
+        "relative to the largest output, over all growths."
     )
     return section
 
