@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
+from basis_conv_shape import FORMATS, Shape
 from torch import Tensor
 
 import growkernels as gk
@@ -21,24 +22,6 @@ DEVICE = "cuda"
 # TF32 rounds factors to 2^-11; 16-bit types round maps, coefficients and results.
 ERROR = {torch.float64: 1e-13, torch.float32: 2e-3, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
 LOW = [torch.bfloat16, torch.float16, torch.float32]
-FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-
-
-class Shape(NamedTuple):
-    """Sizes of one call."""
-
-    x: tuple[int, int, int, int]
-    filters: int
-    mixed: int
-    kernel: tuple[int, int] = (3, 3)
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (1, 1)
-    dilation: tuple[int, int] = (1, 1)
-
-    @property
-    def form(self) -> tuple[tuple[int, int], ...]:
-        return self.stride, self.padding, self.dilation
-
 
 # Many positions, so that Triton is chosen where it can be.
 CHOSEN = [

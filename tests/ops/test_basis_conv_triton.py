@@ -17,6 +17,7 @@ if torch.cuda.is_available():
     pytest.skip("a GPU is visible: tests/gpu runs these kernels on it", allow_module_level=True)
 
 import triton_interpreter  # noqa: F401
+from basis_conv_shape import FORMATS, Shape
 
 from growkernels.ops.basis_conv import gpu, reference, triton_kernels
 from growkernels.ops.basis_conv import triton_launch as launch
@@ -30,24 +31,6 @@ FORWARD_TILES = [(dtype, tile) for dtype in DTYPES for tile in tiles.FORWARD_TIL
 BACKWARD_TILES = [
     (dtype, tile) for dtype in DTYPES for tile in tiles.BACKWARD_TILES[dtype.itemsize]
 ]
-FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-
-
-class Shape(NamedTuple):
-    """Sizes of one call."""
-
-    x: tuple[int, int, int, int]
-    filters: int
-    mixed: int
-    kernel: tuple[int, int] = (3, 3)
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (1, 1)
-    dilation: tuple[int, int] = (1, 1)
-
-    @property
-    def form(self) -> tuple[tuple[int, int], ...]:
-        return self.stride, self.padding, self.dilation
-
 
 SHAPES = [
     Shape((2, 5, 7, 6), 6, 7),
