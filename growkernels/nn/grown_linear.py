@@ -172,17 +172,20 @@ def _with_branches(layer: GrownLinear | GrownConv2d, y: Tensor, x: Tensor, dim: 
     """A layer that grew often has many narrow branches: they share one product and one pass over y
     wherever nobody could tell.
     """
-    branches = [branch for branch in layer.branches if isinstance(branch, Branch)]
+    bare: list[Branch] = []
+    watched: list[Branch] = []
+    for branch in layer.branches:
+        if isinstance(branch, Branch):
+            (bare if branch.is_bare else watched).append(branch)
     for gated in (False, True):
-        bare = [b for b in branches if b.is_bare and (b.form == "gated") == gated]
-        if bare:
-            weights, biases = zip(*(branch.weights() for branch in bare), strict=True)
+        alike = [branch for branch in bare if (branch.form == "gated") == gated]
+        if alike:
+            weights, biases = zip(*(branch.weights() for branch in alike), strict=True)
             bias = None if biases[0] is None else torch.cat(biases)
             z = _same_kind(layer, x, torch.cat(weights), bias)
-            y = _add(y, F.gelu(z) + z, bare, dim)
-    for branch in branches:
-        if not branch.is_bare:
-            y = _add(y, branch.neurons(x), [branch], dim)
+            y = _add(y, F.gelu(z) + z, alike, dim)
+    for branch in watched:
+        y = _add(y, branch.neurons(x), [branch], dim)
     return y
 
 
