@@ -203,18 +203,12 @@ void winograd_kernel_gradient(const Images<const float>& in, const Images<const 
   const Tiling tiling(output_gradient.batch, output_gradient.height, output_gradient.width);
   const int64_t channels = output_gradient.channels;
   const std::vector<float> zeros(channels, 0.f);
-  const auto transform = [&](int64_t first, int64_t last, FrequencyRows<const float>, FrequencyRows<float> gradient) {
-    at::parallel_for(first, last, at::divup(last - first, at::get_num_threads()), [&](int64_t begin, int64_t end) {
-      float* const rows = gradient.data + (begin - first) * tiling.columns * channels;
-      tiling.for_each(begin, end, [&](int64_t tile, int64_t image, int64_t y, int64_t x) {
-        const float* pixels[tile_outputs * tile_outputs];
-        square_of_pixels<tile_outputs>(output_gradient, image, y, x, zeros.data(), pixels);
-        widest<PixelsToFrequencies<GradientTransform>>(pixels, rows + tile * channels, gradient.frequency_stride,
-                                                       channels);
-      });
-    });
+  const auto transform = [&](int64_t image, int64_t y, int64_t x, float* target, int64_t frequency_stride) {
+    const float* pixels[tile_outputs * tile_outputs];
+    square_of_pixels<tile_outputs>(output_gradient, image, y, x, zeros.data(), pixels);
+    widest<PixelsToFrequencies<GradientTransform>>(pixels, target, frequency_stride, channels);
   };
-  winograd_kernel_gradient(in, tiling, pad_y, pad_x, transform, kernel_gradient);
+  winograd_kernel_gradient(in, tiling, pad_y, pad_x, tile_by_tile(tiling, channels, transform), kernel_gradient);
 }
 
 }  // namespace growkernels::convolution

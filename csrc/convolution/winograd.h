@@ -4,6 +4,7 @@
 #include "convolution/images.h"
 #include "convolution/winograd_transforms.h"
 
+#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 
 #include <functional>
@@ -67,6 +68,20 @@ struct FrequencyRows {
 // patches of the same tiles are given. May share its work among threads.
 using GradientOfStrips =
     std::function<void(int64_t first, int64_t last, FrequencyRows<const float> patches, FrequencyRows<float> gradient)>;
+
+// The one that transforms tile by tile: body(image, first row, first column of the output, target, frequency
+// stride) writes the frequencies of one tile, each a row of `channels` values.
+template <typename Body>
+GradientOfStrips tile_by_tile(const Tiling& tiling, int64_t channels, const Body& body) {
+  return [=](int64_t first, int64_t last, FrequencyRows<const float>, FrequencyRows<float> gradient) {
+    at::parallel_for(first, last, at::divup(last - first, at::get_num_threads()), [&](int64_t begin, int64_t end) {
+      float* const rows = gradient.data + (begin - first) * tiling.columns * channels;
+      tiling.for_each(begin, end, [&](int64_t tile, int64_t image, int64_t y, int64_t x) {
+        body(image, y, x, rows + tile * channels, gradient.frequency_stride);
+      });
+    });
+  };
+}
 
 // kernel_gradient = that of a loss with respect to the kernels of the convolution above, whose output is cut
 // into tiles as `tiling` says.

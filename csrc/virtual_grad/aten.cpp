@@ -11,9 +11,8 @@
 #include <torch/library.h>
 
 namespace growkernels::virtual_grad {
-namespace {
 
-at::Tensor gradient_at(const at::Tensor& h, const at::Tensor& g, const Kind& kind) {
+at::Tensor aten_gradient(const at::Tensor& h, const at::Tensor& g, const Kind& kind) {
   const at::ScalarType dtype = gradient_dtype(h.scalar_type());
   if (kind.layer == Layer::Conv2dRelu) {
     const at::Tensor weight = at::empty({h.size(1), h.size(1), 3, 3}, h.options(), h.suggest_memory_format());
@@ -30,6 +29,8 @@ at::Tensor gradient_at(const at::Tensor& h, const at::Tensor& g, const Kind& kin
   return at::mm(grad_rows.t(), activate(rows, kind));
 }
 
+namespace {
+
 at::Tensor squared_norm(const at::Tensor& x) {
   const at::Tensor flat = x.flatten();
   return at::dot(flat, flat);
@@ -37,7 +38,8 @@ at::Tensor squared_norm(const at::Tensor& x) {
 
 }  // namespace
 
-std::vector<at::Tensor> aten_gradients(at::TensorList inputs, at::TensorList grads, const Kind& kind) {
+std::vector<at::Tensor> aten_gradients(at::TensorList inputs, at::TensorList grads, const Kind& kind,
+                                       GradientAt gradient_at) {
   std::vector<at::Tensor> gradients;
   for (size_t l = 0; l < inputs.size(); ++l) {
     gradients.push_back(gradient_at(inputs[l], grads[l], kind));
@@ -45,7 +47,7 @@ std::vector<at::Tensor> aten_gradients(at::TensorList inputs, at::TensorList gra
   return gradients;
 }
 
-at::Tensor aten_gradient_norms(at::TensorList inputs, at::TensorList grads, const Kind& kind) {
+at::Tensor aten_gradient_norms(at::TensorList inputs, at::TensorList grads, const Kind& kind, GradientAt gradient_at) {
   std::vector<at::Tensor> squares;
   for (size_t l = 0; l < inputs.size(); ++l) {
     squares.push_back(squared_norm(gradient_at(inputs[l], grads[l], kind)));
@@ -54,7 +56,7 @@ at::Tensor aten_gradient_norms(at::TensorList inputs, at::TensorList grads, cons
 }
 
 at::Tensor aten_accumulate(at::TensorList inputs, at::TensorList grads, const Kind& kind, at::TensorList sums,
-                           const std::optional<at::Tensor>& second_moments) {
+                           const std::optional<at::Tensor>& second_moments, GradientAt gradient_at) {
   std::vector<at::Tensor> squares, batch_squares;
   for (size_t l = 0; l < inputs.size(); ++l) {
     const at::Tensor gradient = gradient_at(inputs[l], grads[l], kind);

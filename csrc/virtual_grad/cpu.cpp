@@ -1,12 +1,18 @@
 // The ops on the CPU: arguments in, the kernel of the right element type, results out.
 
 #include "virtual_grad/cpu_kernel.h"
+#include "virtual_grad/cpu_winograd.h"
 
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 namespace growkernels::virtual_grad {
 namespace {
+
+// Beyond Winograd's reach the vendor's weight gradient is at the machine's peak already.
+at::Tensor convolution_gradient(const at::Tensor& h, const at::Tensor& g, const Kind& kind) {
+  return winograd_pays(h) ? winograd_gradient(h, g) : aten_gradient(h, g, kind);
+}
 
 std::vector<Tile> run_kernel(std::vector<Position>& positions, const Kind& kind, Store store) {
   return positions[0].h.element_size() == 2 ? run_16_bit_kernel(positions, kind, store)
@@ -45,7 +51,7 @@ at::Tensor virtual_grad_norms(at::TensorList inputs, at::TensorList grads, c10::
   const Kind kind = parse_kind(layer, activation, scale);
   check_positions("virtual_grad_norms", inputs, grads, kind);
   if (kind.layer == Layer::Conv2dRelu) {
-    return aten_gradient_norms(inputs, grads, kind);
+    return aten_gradient_norms(inputs, grads, kind, convolution_gradient);
   }
   std::vector<Position> positions = positions_of(inputs, grads);
   return sum_over_tiles(run_kernel(positions, kind, Store::Nothing), positions.size(), &Tile::squares,
@@ -57,7 +63,7 @@ std::vector<at::Tensor> virtual_grads(at::TensorList inputs, at::TensorList grad
   const Kind kind = parse_kind(layer, activation, scale);
   check_positions("virtual_grads", inputs, grads, kind);
   if (kind.layer == Layer::Conv2dRelu) {
-    return aten_gradients(inputs, grads, kind);
+    return aten_gradients(inputs, grads, kind, convolution_gradient);
   }
   std::vector<Position> positions = positions_of(inputs, grads);
   std::vector<at::Tensor> gradients;
@@ -76,7 +82,7 @@ at::Tensor accumulate_virtual_grads(at::TensorList inputs, at::TensorList grads,
   check_positions("virtual_grads", inputs, grads, kind);
   check_sums(inputs, sums, second_moments, kind);
   if (kind.layer == Layer::Conv2dRelu) {
-    return aten_accumulate(inputs, grads, kind, sums, second_moments);
+    return aten_accumulate(inputs, grads, kind, sums, second_moments, convolution_gradient);
   }
   check_separate(sums);
   std::vector<Position> positions = positions_of(inputs, grads);

@@ -34,12 +34,16 @@ c10::SymDimVector gradient_shape(const at::Tensor& input, const Kind& kind);
 // sigma(scale * x), of ATen's own functions.
 at::Tensor activate(const at::Tensor& x, const Kind& kind);
 
-// The family composed of ATen's ops, one position after the other: for devices and dtypes without a kernel of
-// their own, and for convolutions, where the vendor's weight gradient already runs at the machine's
-// peak and all that remains to save is building the virtual layers.
-std::vector<at::Tensor> aten_gradients(at::TensorList inputs, at::TensorList grads, const Kind& kind);
-at::Tensor aten_gradient_norms(at::TensorList inputs, at::TensorList grads, const Kind& kind);
+// G at one position, composed of ATen's ops: for devices and dtypes without a kernel of their own.
+at::Tensor aten_gradient(const at::Tensor& h, const at::Tensor& g, const Kind& kind);
+
+// The family composed of ATen's ops and of gradients at single positions, one after the other.
+using GradientAt = at::Tensor (*)(const at::Tensor& h, const at::Tensor& g, const Kind& kind);
+std::vector<at::Tensor> aten_gradients(at::TensorList inputs, at::TensorList grads, const Kind& kind,
+                                       GradientAt gradient_at = aten_gradient);
+at::Tensor aten_gradient_norms(at::TensorList inputs, at::TensorList grads, const Kind& kind,
+                               GradientAt gradient_at = aten_gradient);
 at::Tensor aten_accumulate(at::TensorList inputs, at::TensorList grads, const Kind& kind, at::TensorList sums,
-                           const std::optional<at::Tensor>& second_moments);
+                           const std::optional<at::Tensor>& second_moments, GradientAt gradient_at = aten_gradient);
 
 }  // namespace growkernels::virtual_grad

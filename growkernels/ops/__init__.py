@@ -4,11 +4,8 @@ from growkernels.ops.library import load_library
 
 load_library()
 
-from growkernels.ops.basis_conv import (  # noqa: E402
-    basis_conv2d,
-    conv_algorithm,
-    set_conv_algorithm,
-)
+from growkernels.ops.basis_conv import basis_conv2d  # noqa: E402
+from growkernels.ops.convolution import conv_algorithm, set_conv_algorithm  # noqa: E402
 from growkernels.ops.splitting import (  # noqa: E402
     splitting_hvp,
     splitting_hvp_conv2d,

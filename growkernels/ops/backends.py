@@ -105,10 +105,14 @@ def _composed_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     return _no_such_device(device)
 
 
-def _convolution_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+def _winograd_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cpu":
         return f"the tensors are on {device.type}"
-    return "the vendor's weight gradient of a convolution is at the CPU's peak already"
+    if dtype != torch.float32:
+        return f"it is for float32, not {_name(dtype)}"
+    if torch.ops.growkernels.conv_algorithm() == "direct":
+        return "set_conv_algorithm or GROWKERNELS_CONV_ALGORITHM asks for 'direct'"
+    return None
 
 
 _PORTABLE = Backend("portable", _cpu_obstacle)
@@ -121,10 +125,10 @@ _VIRTUAL_GRAD = (
     *_CPU_TILES,
     _COMPOSED,
 )
+_WINOGRAD = Backend("winograd", _winograd_obstacle)
 _VIRTUAL_GRAD_CONVOLUTIONS = (
     Backend("cuda", _cuda_obstacle("virtual_grad", _CONVOLUTIONS)),
-    Backend("brgemm", _convolution_obstacle),
-    Backend("portable", _convolution_obstacle),
+    _WINOGRAD,
     _COMPOSED,
 )
 
@@ -178,16 +182,6 @@ def _basis_conv_kinds(kernel: int) -> tuple[Backend, ...]:
     return tuple(Backend(name, _basis_conv_obstacle(name, kernel)) for name in names)
 
 
-def _splitting_winograd_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
-    if device.type != "cpu":
-        return f"the tensors are on {device.type}"
-    if dtype != torch.float32:
-        return f"it is for float32, not {_name(dtype)}"
-    if torch.ops.growkernels.conv_algorithm() == "direct":
-        return "set_conv_algorithm or GROWKERNELS_CONV_ALGORITHM asks for 'direct'"
-    return None
-
-
 # Every op with its backends, the preferred one first; kinds of layers that fare otherwise apart.
 BACKENDS: dict[str, tuple[Backend, ...]] = {
     "virtual_grad_norms": _VIRTUAL_GRAD,
@@ -200,7 +194,7 @@ BACKENDS: dict[str, tuple[Backend, ...]] = {
     "splitting_hvp": (*_splitting_triton("linear"), *_CPU_TILES, _COMPOSED),
     "splitting_hvp_conv2d[3x3]": (
         *_splitting_triton("patches"),
-        Backend("winograd", _splitting_winograd_obstacle),
+        _WINOGRAD,
         *_CPU_TILES,
         _COMPOSED,
     ),

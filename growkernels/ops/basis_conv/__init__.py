@@ -21,7 +21,7 @@ from torch import Tensor
 
 from growkernels.ops.basis_conv import flops, gpu, vmap
 
-__all__ = ["basis_conv2d", "conv_algorithm", "set_conv_algorithm"]
+__all__ = ["basis_conv2d"]
 
 _ops = torch.ops.growkernels
 _basis_conv2d = _ops.basis_conv2d.default
@@ -76,30 +76,6 @@ def basis_conv2d(
         include_basis,
     )
     return y
-
-
-def set_conv_algorithm(algorithm: str) -> None:
-    """Chooses how `basis_conv2d` and `splitting_hvp_conv2d` compute their convolutions on the CPU.
-
-    The choice holds for the whole process.
-
-    "auto" takes the fastest by shape and dtype. "direct" sums products as the definition says, with
-    at most twice the rounding error of torch's own convolution. "winograd" takes the transforms of
-    Lavin and Gray ("Fast Algorithms for Convolutional Neural Networks", 2016) wherever there are
-    any: for 3 x 3 kernels with stride 1 and dilation 1 in float32. Everything else, float64 and the
-    16-bit types always, is computed directly. Winograd's error stays below 1e-5 of the largest
-    value of the result.
-
-    The environment variable GROWKERNELS_CONV_ALGORITHM sets the initial value, "auto" without it.
-    Raises ValueError for other names.
-    """
-    _ops.set_conv_algorithm(algorithm)
-
-
-def conv_algorithm() -> str:
-    """The algorithm asked for: "auto", "direct" or "winograd" (see `set_conv_algorithm`)."""
-    name: str = _ops.conv_algorithm()
-    return name
 
 
 def _pair(name: str, value: int | Sequence[int]) -> list[int]:
