@@ -1,24 +1,39 @@
-"""`python -m benchmarks [FAMILY ...] [--device DEVICE]`: run families, store their results."""
+"""`growkernels bench`, or `python -m benchmarks` in a checkout: run families, store results."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from pathlib import Path
 
 import pytest
 
 from benchmarks.families import cases_on, family_files, load_family
+from benchmarks.results import RESULTS
 from growkernels.ops.gpu_support import no_gpu
+
+DESCRIPTION = (
+    "Times our ops and their opponents in turn in one process, and prints a table of speed-ups, "
+    "memory and shares of the machine's ceiling. A family of which every case ran is stored in "
+    "benchmarks/results; a case takes some 20 seconds on a CPU."
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
     files = family_files()
-    parser = argparse.ArgumentParser(prog="growkernels bench", description=__doc__)
-    parser.add_argument("families", nargs="*", metavar="FAMILY", help=f"of {', '.join(files)}")
-    parser.add_argument("--quick", action="store_true", help="few rounds, nothing is stored")
+    parser = argparse.ArgumentParser(prog="growkernels bench", description=DESCRIPTION)
+    parser.add_argument(
+        "families", nargs="*", metavar="FAMILY", help=f"all, or some of {', '.join(files)}"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="few rounds, stored in --results alone"
+    )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="cpu by default")
     parser.add_argument("--list", action="store_true", help="name the cases, run nothing")
-    parser.add_argument("--results", help="folder to store every case in as soon as it has run")
+    parser.add_argument(
+        "--results", type=Path, help="folder to store every case in as soon as it has run"
+    )
     options = parser.parse_args(arguments)
     unknown = [name for name in options.families if name not in files]
     if unknown:
@@ -48,10 +63,25 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    folder = options.results or (None if options.quick else RESULTS)
+    if folder is not None and (reason := _no_folder_to_write(folder)):
+        print(f"growkernels bench: {reason}; give --results another folder", file=sys.stderr)
+        return 2
     flags = ["--benchmark-only", "-v", f"--device={options.device}"]
     flags += ["--quick"] if options.quick else []
     flags += [f"--results={options.results}"] if options.results else []
     return int(pytest.main([*(str(files[name]) for name in chosen if cases[name]), *flags]))
+
+
+def _no_folder_to_write(folder: Path) -> str | None:
+    """Why no results can be stored there, or None; makes the folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        return f"{folder} is a file"
+    except OSError as error:
+        return f"{folder} cannot be made ({error.strerror})"
+    return None if os.access(folder, os.W_OK) else f"{folder} cannot be written"
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,12 +28,13 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Fast ops and drivers for neural networks that grow while they train.",
+    help="Fast ops and drivers for neural networks that grow, or get compressed, while they train.",
 )
-reproduce = typer.Typer(no_args_is_help=True, help="Reproduce a paper's experiments.")
+reproduce = typer.Typer(no_args_is_help=True)
 app.add_typer(reproduce, name="reproduce")
 
 STOPPED = 3  # the exit status of a run that reached its time limit
+INTERRUPTED = 130  # that of a run ended by Ctrl-C, as shells count
 
 # The commands below parse their arguments themselves, `--help` included.
 HAND_OVER = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -41,7 +44,11 @@ HAND_OVER = {"allow_extra_args": True, "ignore_unknown_options": True, "help_opt
 def show_info(
     as_json: bool = typer.Option(False, "--json", help="The same as JSON, for programs."),
 ) -> None:
-    """Versions, what was built, GPU kernels, and every op's backend, each with reasons."""
+    """What was built, and which backend every op uses.
+
+    Versions, CPU features, GPU kernels, and for every op, device and dtype the backend that runs
+    and why the others do not.
+    """
     report = {
         "environment": information.environment(),
         "built": information.built(),
@@ -85,7 +92,7 @@ def print_report(report: dict[str, Any]) -> None:
 
 @app.command(context_settings=HAND_OVER, add_help_option=False)
 def bench(context: typer.Context) -> None:
-    """Run the benchmarks, all or those of the families named."""
+    """Measure the ops against their opponents."""
     checkout = Path(__file__).resolve().parents[1]
     if not (checkout / "benchmarks" / "__main__.py").is_file():
         raise FileNotFoundError(
@@ -96,6 +103,15 @@ def bench(context: typer.Context) -> None:
     raise typer.Exit(importlib.import_module("benchmarks.__main__").main(context.args))
 
 
+Images = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of images: CIFAR-10's unpacked archive, or train/<class>/*.jpg and "
+        "test/<class>/*.jpg (or .png). Without one, quick generates images."
+    ),
+]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Out = Annotated[Path, typer.Option(help="A new folder for the results.")]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Continue the run in --out, or start it there.")
 ]
@@ -107,7 +123,23 @@ Minutes = Annotated[
 
 @reproduce.callback()
 def papers() -> None:
-    """Reproduce a paper's experiments."""
+    """Reproduce a paper's experiments.
+
+    Each leaves report.html in --out, with what holds of the paper, curves and costs; beside it
+    summary.json has the final numbers and metrics.jsonl the curves. The quick preset takes minutes
+    on two cores. A run may be stopped in any way and goes on with --resume.
+    """
+
+
+@contextlib.contextmanager
+def resumable(minutes: float | None) -> Iterator[None]:
+    """Limits the time a run takes, and says how to continue after Ctrl-C."""
+    try:
+        with time_limit(minutes):
+            yield
+    except KeyboardInterrupt:
+        print("growkernels: Interrupted; continue with --resume.", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
 
 
 @reproduce.command()
@@ -120,7 +152,11 @@ def sensli(
         typer.Option(help="fc: fully connected networks on the spirals; cnn: CNNs on CIFAR-10."),
     ] = "fc",
     data: Annotated[
-        Path | None, typer.Option(help="Folder of the data set, for networks on images.")
+        Path | None,
+        typer.Option(
+            help="For cnn: folder of CIFAR-10, its unpacked archive, or train/<class>/*.jpg and "
+            "test/<class>/*.jpg (or .png)."
+        ),
     ] = None,
     optimizer: Annotated[
         str,
@@ -128,15 +164,19 @@ def sensli(
             help="For cnn: plain (the SGD the authors' code runs) or momentum (what it names)."
         ),
     ] = "plain",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    out: Annotated[Path, typer.Option(help="A new folder for the results.")] = Path("runs/sensli"),
+    device: Device = "cpu",
+    out: Out = Path("runs/sensli"),
     resume: Resume = False,
     minutes: Minutes = None,
 ) -> None:
-    """Layer insertion by virtual-layer gradients (SensLI, arXiv 2311.15995)."""
+    """Layers inserted where their gradient is largest (SensLI).
+
+    One and three insertions, by several rules and at several times, against the small and the
+    final network from scratch: loss and FLOPs (arXiv 2311.15995).
+    """
     from growkernels.experiments.sensli import run
 
-    with time_limit(minutes):
+    with resumable(minutes):
         run(preset, net, data, device, out, resume, optimizer)
 
 
@@ -145,22 +185,23 @@ def basis(
     preset: Annotated[
         str, typer.Option(help="quick, or paper: the full network and training.")
     ] = "quick",
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the data set; without one quick generates images."),
-    ] = None,
+    data: Images = None,
     autocast: Annotated[
         bool, typer.Option("--autocast", help="Train in bfloat16 where that is safe.")
     ] = False,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    out: Annotated[Path, typer.Option(help="A new folder for the results.")] = Path("runs/basis"),
+    device: Device = "cpu",
+    out: Out = Path("runs/basis"),
     resume: Resume = False,
     minutes: Minutes = None,
 ) -> None:
-    """Basis convolutions and the layer search (arXiv 2408.06024)."""
+    """Basis convolutions and the search for their layers.
+
+    ResNet-18 with basis convolutions in all, in searched and in no layers: accuracy and time per
+    step, and what the search costs (Layer-Specific Basis Search, arXiv 2408.06024).
+    """
     from growkernels.experiments.basis import run
 
-    with time_limit(minutes):
+    with resumable(minutes):
         run(preset, data, device, out, resume, autocast)
 
 
@@ -169,19 +210,20 @@ def scaling(
     preset: Annotated[
         str, typer.Option(help="quick, or paper: DeiT-S and DeiT's recipe, for one GPU.")
     ] = "quick",
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the data set; without one quick generates images."),
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    out: Annotated[Path, typer.Option(help="A new folder for the results.")] = Path("runs/scaling"),
+    data: Images = None,
+    device: Device = "cpu",
+    out: Out = Path("runs/scaling"),
     resume: Resume = False,
     minutes: Minutes = None,
 ) -> None:
-    """Growth where splitting matrices say so (Beyond Uniform Scaling, arXiv 2402.12418)."""
+    """Neurons added where splitting matrices say so.
+
+    A DeiT that grows, against homogeneous ones and other ways to choose neurons: accuracy,
+    parameters and FLOPs (Beyond Uniform Scaling, arXiv 2402.12418).
+    """
     from growkernels.experiments.scaling import run
 
-    with time_limit(minutes):
+    with resumable(minutes):
         run(preset, data, device, out, resume)
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from growkernels import info
+from growkernels import cli, info
+from growkernels.experiments import sensli
 from growkernels.ops.backends import BACKENDS, DEVICES, DTYPES
 
 COMMAND = str(Path(sys.executable).parent / "growkernels")
@@ -78,3 +79,17 @@ def test_a_time_limit_stops_a_run_that_can_be_resumed(tmp_path: Path) -> None:
     assert "Traceback" not in finished.stderr
     assert (out / "config.json").exists()
     assert not (out / "summary.json").exists()
+
+
+def test_ctrl_c_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sensli, "run", interrupted)
+    monkeypatch.setattr(sys, "argv", ["growkernels", "reproduce", "sensli"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "growkernels: Interrupted; continue with --resume.\n"

@@ -21,7 +21,12 @@ _end: ContextVar[float | None] = ContextVar("end of the time limit", default=Non
 
 @contextlib.contextmanager
 def time_limit(minutes: float | None) -> Iterator[None]:
-    """Inside, `run_parts` works for so long and then raises TimeLimitError; None: no limit."""
+    """Inside, `run_parts` works for so long and then raises TimeLimitError; None: no limit.
+
+    Raises ValueError for a negative number or NaN.
+    """
+    if minutes is not None and not minutes >= 0:
+        raise ValueError(f"--minutes is {minutes:g}; give a number of minutes from 0 up.")
     token = _end.set(None if minutes is None else time.monotonic() + 60 * minutes)
     try:
         yield

@@ -116,6 +116,19 @@ def test_an_unknown_family_is_named_with_the_known_ones(capsys: pytest.CaptureFi
     assert "virtual_grad" in message
 
 
+def test_a_folder_that_cannot_hold_results_is_refused_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("mine")
+    for folder, reason in ((taken, "is a file"), (taken / "below", "cannot be made")):
+        assert main(["virtual_grad", "--quick", "--results", str(folder)]) == 2
+        (sentence,) = capsys.readouterr().err.strip().splitlines()
+        assert f"{folder} {reason}" in sentence
+        assert sentence.endswith("give --results another folder")
+    assert taken.read_text() == "mine"
+
+
 def test_every_family_declares_its_name_cases_and_table() -> None:
     files = family_files()
     assert files

@@ -135,6 +135,9 @@ def test_what_the_user_may_get_wrong(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--device abacus cannot be used"):
         basis.run("quick", None, "abacus", out)
     assert not out.exists()
+    out.write_text("mine")
+    with pytest.raises(RunFolderError, match="is a file"):  # told before images are looked for
+        basis.run("quick", tmp_path / "none", "cpu", out)
 
 
 def test_bad_data_folders_are_one_sentence_on_the_command_line(

@@ -345,3 +345,6 @@ def test_what_the_user_may_get_wrong(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="There is no folder"):
         sensli.run("quick", "cnn", tmp_path / "none", "cpu", out)
     assert not out.exists()
+    out.write_text("mine")
+    with pytest.raises(RunFolderError, match="is a file"):  # told before images are looked for
+        sensli.run("quick", "cnn", tmp_path / "none", "cpu", out)

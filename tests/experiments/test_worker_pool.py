@@ -66,6 +66,12 @@ def test_nothing_begins_after_the_time_limit(tmp_path):
     assert (tmp_path / "c").exists()
 
 
+@pytest.mark.parametrize("minutes", [-1.0, float("nan")])
+def test_a_time_limit_counts_from_zero_up(minutes):
+    with pytest.raises(ValueError, match=r"--minutes is .+; give a number"), time_limit(minutes):
+        pass
+
+
 @pytest.mark.parametrize(
     ("end", "events"),
     [

@@ -37,7 +37,7 @@ from growkernels.experiments.image_study import (
     progress_bar,
     read_images,
 )
-from growkernels.experiments.run_folder import RunFolder
+from growkernels.experiments.run_folder import RunFolder, refuse_occupied
 from growkernels.experiments.seeds import seeded
 from growkernels.experiments.statistics import Claim
 from growkernels.info import environment
@@ -62,6 +62,7 @@ def run_study(
     folder that cannot be used. The data are read before the folder is made.
     """
     device = usable_device(device)
+    refuse_occupied(out, resume)
     console = Console()
     images = _images(settings, data, console)
     config = {

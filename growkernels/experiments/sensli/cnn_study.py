@@ -13,7 +13,7 @@ from rich.console import Console
 from growkernels.data.images import ImageData
 from growkernels.experiments.devices import usable_device
 from growkernels.experiments.image_study import describe_images, progress_bar, read_images
-from growkernels.experiments.run_folder import RunFolder, number
+from growkernels.experiments.run_folder import RunFolder, number, refuse_occupied
 from growkernels.experiments.sensli import cnn_report
 from growkernels.experiments.sensli.cnn_claims import cnn_claims
 from growkernels.experiments.sensli.cnn_engine import CnnRun
@@ -50,6 +50,7 @@ def run_cnn(
         cast(Preset, preset), cast("Literal['plain', 'momentum']", optimizer)
     )
     device = usable_device(device)
+    refuse_occupied(out, resume)
     console = Console()
     images = read_images(data, sizes.train_limit, sizes.test_limit, console)
     config = {
