@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from growkernels.data.images import ImageData, load_images
+from growkernels.experiments.progress import LoggedProgress
 from growkernels.experiments.seeds import seeded
 
 DATA_SEED = 1
@@ -21,7 +22,7 @@ LOSSY_IMAGES = (
 
 
 def progress_bar(console: Console, unit: str) -> Progress:
-    return Progress(
+    return LoggedProgress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),

@@ -53,17 +53,33 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]], x: float) -> 
     """Names curves at their right ends (y, text, colour), moved apart where they would overlap."""
     scale = axes.transData
     pixels_per_point = axes.figure.dpi / 72
-    gap = 10.5 * pixels_per_point
-    placed: list[float] = []
-    for y, text, colour in sorted(ends):
-        wanted = float(scale.transform((x, y))[1])
-        position = wanted if not placed else max(wanted, placed[-1] + gap)
-        placed.append(position)
+    ends = sorted(ends)
+    wanted = [float(scale.transform((x, y))[1]) for y, *_ in ends]
+    placed = moved_apart(wanted, 10.5 * pixels_per_point)
+    for (y, text, colour), want, place in zip(ends, wanted, placed, strict=True):
         axes.annotate(
-            text, (x, y), xytext=(7, (position - wanted) / pixels_per_point),
+            text, (x, y), xytext=(7, (place - want) / pixels_per_point),
             textcoords="offset points", va="center", color=colour, fontsize=8.5,
             annotation_clip=False,
         )  # fmt: skip
+
+
+def moved_apart(positions: Sequence[float], gap: float) -> list[float]:
+    """The nearest places, in least squares, for ascending positions at least ``gap`` apart.
+
+    Without their gaps the places only have to ascend: isotonic regression, whose solution averages
+    neighbours that are out of order.
+    """
+    blocks: list[tuple[float, int]] = []  # (mean, members)
+    for number, position in enumerate(positions):
+        mean, members = position - number * gap, 1
+        while blocks and blocks[-1][0] > mean:
+            other, more = blocks.pop()
+            mean = (mean * members + other * more) / (members + more)
+            members += more
+        blocks.append((mean, members))
+    means = [mean for mean, members in blocks for _ in range(members)]
+    return [mean + number * gap for number, mean in enumerate(means)]
 
 
 def png(figure: Figure) -> bytes:

@@ -31,6 +31,13 @@ figcaption { color: #444; font-size: .92rem; max-width: 80ch; }
 code, pre { background: #f4f4f4; border-radius: 4px; padding: .1rem .3rem; }
 pre { padding: .7rem; overflow-x: auto; }
 .scroll { overflow-x: auto; }
+@media (max-width: 640px) {
+  figure { overflow-x: auto; } figure img { width: 720px; }
+  .claims thead { display: none; }
+  .claims tr, .claims td { display: block; width: auto; border: 0; }
+  .claims td { padding: .1rem 0; } .claims td.claim { font-weight: 600; padding-top: .8rem; }
+  .claims tr { border-bottom: 1px solid #e5e5e5; padding: .4rem 0; }
+}
 """
 
 _VERDICTS = {
@@ -155,9 +162,9 @@ def claims_table(claims: Sequence[Claim]) -> str:
                 '<td colspan="3">not measured in this run</td></tr>'
             )
     return (
-        '<div class="scroll"><table><thead><tr><th>Claim of the paper</th><th>Setting</th>'
+        '<table class="claims"><thead><tr><th>Claim of the paper</th><th>Setting</th>'
         "<th>What we measured (mean ± standard error)</th><th>Verdict</th></tr></thead>"
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
+        f"<tbody>{''.join(rows)}</tbody></table>"
     )
 
 

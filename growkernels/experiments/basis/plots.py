@@ -62,22 +62,19 @@ def curves(study: Study) -> bytes:
 
 def time_and_accuracy(study: Study) -> bytes:
     """Every variant's accuracy against its time per epoch, both relative to dense."""
-    figure, (ax,) = style.panels(1, columns=1, size=(6.4, 4.2))
-    for variant in VARIANTS:
+    figure, (ax,) = style.panels(1, columns=1, size=(7.6, 4.0))
+    for variant, marker in zip(VARIANTS, "soDv^P", strict=True):
         gain, colour = study.gain(variant, DENSE), COLOURS[variant]
         low, middle, high = (100 * ratio for ratio in study.time_ratio(variant))
         ax.errorbar(
-            middle, gain.mean, yerr=gain.sem, xerr=[[middle - low], [high - middle]], fmt="o",
-            color=colour, capsize=2.5, ms=6,
-        )  # fmt: skip
-        ax.annotate(
-            NAMES[variant], (middle, gain.mean), xytext=(7, 6), textcoords="offset points",
-            color=colour, fontsize=8.5,
+            middle, gain.mean, yerr=gain.sem, xerr=[[middle - low], [high - middle]], fmt=marker,
+            color=colour, capsize=2.5, ms=6, label=NAMES[variant],
         )  # fmt: skip
     ax.axhline(0, color="#999999", lw=0.8, ls=(0, (3, 3)))
-    ax.margins(x=0.25, y=0.15)
+    ax.margins(x=0.1, y=0.15)
     ax.set_xlabel("time per epoch, % of dense (median and quartiles)")
     ax.set_ylabel("test accuracy against dense,\npercentage points (mean ± SEM)")
+    figure.legend(loc="outside right center", frameon=False, fontsize=8.5)
     return style.png(figure)
 
 

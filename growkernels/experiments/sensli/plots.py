@@ -87,7 +87,9 @@ def _loss_panel(ax: Axes, run: SettingRun, names: Sequence[str]) -> None:
     for epoch in inserted:
         ax.axvline(epoch, color="#999999", lw=0.8, ls=(0, (3, 3)))
     ax.set_yscale("log")
-    ax.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 3, 4, 5, 6, 7, 8)))
+    low, high = ax.get_ylim()
+    subs = (1, 2, 3, 4, 5, 6, 7, 8) if high < 8 * low else (1, 2, 5)  # no more than fit
+    ax.yaxis.set_major_locator(LogLocator(base=10, subs=subs))
     ax.yaxis.set_major_formatter("{x:g}")
     ax.yaxis.set_minor_formatter("")
     ax.set_xlim(0, run.setting.epochs)

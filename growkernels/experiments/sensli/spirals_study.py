@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
 from growkernels.experiments.devices import usable_device
+from growkernels.experiments.progress import LoggedProgress
 from growkernels.experiments.run_folder import RunFolder
 from growkernels.experiments.sensli import merit_timing
 from growkernels.experiments.sensli.claims import all_claims, overview
@@ -67,7 +68,7 @@ def _train(
         TextColumn("epoch {task.completed:.0f} of {task.total:.0f}"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console) as progress:
+    with LoggedProgress(*columns, console=console) as progress:
         tasks = {
             s.name: progress.add_task(f"{s.name:6} {s.family}", total=s.epochs) for s in settings
         }
