@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
-import triton_interpreter  # noqa: F401
 from test_splitting import (
     ACTIVATIONS,
     bound,
@@ -20,6 +20,7 @@ from test_splitting import (
     relative,
 )
 from torch import Tensor
+from triton_interpreter import rounded_to_tf32
 
 from growkernels.ops.splitting import gpu, reference, triton_launch
 from growkernels.ops.splitting.gpu_plan import (
@@ -101,6 +102,27 @@ def test_blocks_of_samples_neurons_and_columns(
     three_chunks = Tile(16, 16, 16, 3, 4, 2, 1)
     check(fused(product, v, three_chunks, programs=40), exact, plain)
     check(projected(product, v, SMALL, SMALL), exact, plain)
+
+
+def test_tf32_rounds_to_nearest() -> None:
+    """Tensor cores would cut the mantissas off."""
+    x, w, v = make((70, 9, 2, 40), torch.float32)
+    rows, vectors = rounded_to_tf32(x), rounded_to_tf32(v)
+    products = torch.einsum("md,nkd->mnk", rows, vectors) * w[:, :, None]
+    expected = torch.einsum("mnk,md->nkd", rounded_to_tf32(products.float()), rows)
+    out = torch.empty_like(v)
+    tile = Tile(16, 16, 16, 3, 4, 2, 1)
+    triton_launch.fused(triton_launch.linear_product(x, w, v), out, tile, "tf32", 2)
+    assert relative(out, expected) < 2e-5
+
+
+@pytest.mark.parametrize("bits", [0x7FFFFFFF, -1])
+def test_tf32_keeps_every_nan(bits: int) -> None:
+    x, w, v = make((20, 3, 1, 11), torch.float32)
+    w[4, 1] = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
+    out = torch.empty_like(v)
+    triton_launch.fused(triton_launch.linear_product(x, w, v), out, SMALL, "tf32", 2)
+    assert out.isnan().all(1).tolist() == [False, True, False]
 
 
 def test_passes_over_the_samples(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,6 +297,30 @@ def test_without_triton_it_is_aten(monkeypatch: pytest.MonkeyPatch) -> None:
     assert dict(chosen.refused)["fused"] == "Triton is not installed"
     check(gpu.splitting_hvp(CPU_KEYS, x, w, v), exact_product(x, w, v), plain_torch(x, w, v))
     assert gpu.splitting_weight(CPU_KEYS, w, w, "gelu", None).dtype == torch.bfloat16
+
+
+def test_wide_products_start_on_the_gpu_that_has_the_tensors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Triton launches on the current one, whatever the tensors are on."""
+    current: list[Tensor] = []
+    started: list[Tensor] = []
+
+    @contextlib.contextmanager
+    def device_of(tensor: Tensor) -> Iterator[None]:
+        current.append(tensor)
+        yield
+        current.pop()
+
+    def two_products(product: triton_launch.Product, *arguments: object) -> Tensor:
+        started.append(current[-1])
+        return torch.zeros(1, 3, 2, 11)
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setattr(triton_launch, "_two_products", two_products)
+    v = torch.ones(3, 1, 11)
+    triton_launch.WideProduct(torch.ones(5, 11).bfloat16(), torch.ones(5, 3), SMALL, SMALL, 2)(v)
+    assert [tensor is v for tensor in started] == [True]
 
 
 # --- which kernels run

@@ -43,6 +43,13 @@ def _dot_of_any_dtype(self: Any, *factors_and_sum: Any) -> Any:
     return _create_dot(self, a, b, *rest)
 
 
+def rounded_to_tf32(values: torch.Tensor) -> torch.Tensor:
+    """What float32 is on its way into a GPU's product of TF32: 11 significant bits, ties away."""
+    mantissa, exponent = torch.frexp(values.double())
+    nearest = torch.floor(mantissa.abs() * 2**11 + 0.5) * mantissa.sign()
+    return torch.ldexp(nearest, exponent - 11)
+
+
 interpreter._patch_lang_tensor = _patch_and_index
 interpreter.InterpreterBuilder.create_dot = _dot_of_any_dtype
 interpreter.InterpreterBuilder.cast_impl = _cast_and_round

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
-from growkernels.ops.basis_conv.triton_tiles import MOST_FILTERS, backward_tile
+from growkernels.ops.basis_conv.triton_tiles import backward_tile, most_filters
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -36,6 +36,7 @@ class Card(NamedTuple):
 
     capability: Pair
     multiprocessors: int
+    shared_bytes: int  # that a program can have
 
 
 class Decision(NamedTuple):
@@ -51,6 +52,7 @@ class Decision(NamedTuple):
 _LONGEST_SUM = 9 * 128
 _FEWEST_PROGRAMS = 0.75  # of the multiprocessors
 _POSITIONS = 64  # of a program where there are few
+_MOST_POSITIONS = 2**31 - 2**16  # they are counted in 32 bits, with room for the last program's
 
 
 @lru_cache(maxsize=1024)
@@ -136,8 +138,11 @@ def _obstacle(
             f"the GPU has compute capability {card.capability[0]}.{card.capability[1]}; our "
             "kernels need 8.0"
         )
-    if filters > MOST_FILTERS:
-        return f"{filters} filters do not fit into one program, {MOST_FILTERS} do"
+    if positions > _MOST_POSITIONS:
+        return f"{positions} positions are more than our kernels count"
+    most = most_filters(dtype, card.shared_bytes)
+    if filters > most:
+        return f"{filters} filters do not fit into one program, {most} do"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     return None
@@ -145,8 +150,12 @@ def _obstacle(
 
 @lru_cache
 def _card(device: torch.device) -> Card:
-    properties = torch.cuda.get_device_properties(device)
-    return Card((properties.major, properties.minor), properties.multi_processor_count)
+    properties: Any = torch.cuda.get_device_properties(device)
+    return Card(
+        (properties.major, properties.minor),
+        properties.multi_processor_count,
+        properties.shared_memory_per_block_optin,
+    )
 
 
 def decide_for(
@@ -274,12 +283,13 @@ def forward(
     """
     launch = _launch()
     y_rows = _channels_last(y)
-    if algorithm == "triton":
-        z_rows = None if z is None else _channels_last(z)
-        launch.convolve(x, basis, coeff, bias, *form, y_rows, z_rows, multiprocessors)
-    else:
-        z_rows = torch.ops.aten.convolution(x, basis, None, *form, False, [0, 0], 1)
-        launch.mix(z_rows, coeff, bias, y_rows, multiprocessors)
+    with torch.cuda.device_of(x):
+        if algorithm == "triton":
+            z_rows = None if z is None else _channels_last(z)
+            launch.convolve(x, basis, coeff, bias, *form, y_rows, z_rows, multiprocessors)
+        else:
+            z_rows = torch.ops.aten.convolution(x, basis, None, *form, False, [0, 0], 1)
+            launch.mix(z_rows, coeff, bias, y_rows, multiprocessors)
     if y_rows is not y:
         y.copy_(y_rows)
     if z is not None and z_rows is not None and z_rows is not z:
@@ -303,7 +313,8 @@ def backward(
     launch = _launch()
     dz = torch.empty_like(z, memory_format=torch.channels_last) if any(wanted) else None
     if backward_tile(coeff.shape[1], len(coeff), coeff.dtype) is not None:
-        launch.coefficient_backward(grad, z, z_bias, coeff, dz, dcoeff, dbias, multiprocessors)
+        with torch.cuda.device_of(x):
+            launch.coefficient_backward(grad, z, z_bias, coeff, dz, dcoeff, dbias, multiprocessors)
     else:
         _matrix_products(grad, z, z_bias, coeff, dz, dcoeff, dbias)
     dx = dbasis = None

@@ -26,6 +26,7 @@ import triton.language as tl
 
 from growkernels.ops.basis_conv.triton_tiles import BACKWARD_TILES, FORWARD_TILES, ROW_TILES
 from growkernels.ops.triton_build import TritonBuild
+from growkernels.ops.triton_tf32 import rounded_to_tf32
 
 # Of `add_sums_kernel`: elements of a program, and programs' sums it reads at a time.
 SUM_ELEMENTS, SUM_PROGRAMS = 64, 32
@@ -64,6 +65,7 @@ def _write_outputs(
             bias += filters
     # Filters that do not exist would turn infinities into NaN.
     factors = tl.where(f_inside[None, :], maps, 0.0).to(coeff.dtype.element_ty)
+    factors = rounded_to_tf32(factors)
     for first in range(0, combinations, COMBINATIONS):
         o = first + tl.arange(0, COMBINATIONS)
         o_inside = o < combinations
@@ -71,6 +73,7 @@ def _write_outputs(
             coeff + o[:, None] * filters + f[None, :],
             mask=o_inside[:, None] & f_inside[None, :], other=0.0,
         )  # fmt: skip
+        weights = rounded_to_tf32(weights)
         mixed = tl.dot(factors, tl.trans(weights), input_precision="tf32")
         if bias is not None:
             mixed += tl.load(bias + o, mask=o_inside, other=0.0).to(tl.float32)[None, :]
@@ -116,6 +119,7 @@ def convolve_kernel(
             filter_rows + (tap * channels + c)[None, :],
             mask=f_inside[:, None] & c_inside[None, :], other=0.0,
         )  # fmt: skip
+        pixels, weights = rounded_to_tf32(pixels), rounded_to_tf32(weights)
         maps = tl.dot(pixels, tl.trans(weights), maps, input_precision="tf32")
     _write_outputs(
         maps, first, inside, coeff, bias, y, z, filters, combinations,
@@ -219,7 +223,7 @@ def coefficient_backward_kernel(
     products = o[:, None] * filters + f[None, :]
     exists = o_inside[:, None] & f_inside[None, :]
     if DMAPS:
-        weights = tl.load(coeff + products, mask=exists, other=0.0)
+        weights = rounded_to_tf32(tl.load(coeff + products, mask=exists, other=0.0))
     if DCOEFF:
         dcoeff = tl.zeros([COMBINATIONS, FILTERS], tl.float32)
         if maps_bias is not None:
@@ -239,8 +243,9 @@ def coefficient_backward_kernel(
         )
         if KEEP_MAPS and (DMAPS or DBIAS):
             top = tl.load(grads + f[None, :], mask=at_filters, other=0.0).to(tl.float32)
+        factors = rounded_to_tf32(rest)
         if DMAPS:
-            dz = tl.dot(rest, weights, input_precision="tf32")
+            dz = tl.dot(factors, weights, input_precision="tf32")
             if KEEP_MAPS:
                 dz += top
             dmaps_rows = dmaps + _first_row(first, filters) + local[:, None] * filters
@@ -250,7 +255,8 @@ def coefficient_backward_kernel(
             own = tl.load(rows + f[None, :], mask=at_filters, other=0.0)
             if maps_bias is not None:
                 own = (own.to(tl.float32) - offset).to(own.dtype)
-            dcoeff = tl.dot(tl.trans(rest), own, dcoeff, input_precision="tf32")
+            own = rounded_to_tf32(own)
+            dcoeff = tl.dot(tl.trans(factors), own, dcoeff, input_precision="tf32")
         if DBIAS:
             dbias_rest += tl.sum(rest.to(tl.float32), 0)
             if KEEP_MAPS:

@@ -83,7 +83,15 @@ BACKWARD_TILES = {
         BackwardTile(64, 128, 32, 1, 8, 2),
     ),
 }
+# The widest forward tiles take up to 144 KiB of shared memory. The others, by bytes of an element,
+# and all backward tiles fit into the 99 KiB that every GPU has since compute capability 8.0.
 MOST_FILTERS = 256
+_MOST_FILTERS_IN_99_KIB = {2: 128, 4: 64}
+
+
+def most_filters(dtype: torch.dtype, shared_bytes: int) -> int:
+    """How many maps a program has room for on a GPU with so much shared memory."""
+    return MOST_FILTERS if shared_bytes >= 144 * 1024 else _MOST_FILTERS_IN_99_KIB[dtype.itemsize]
 
 
 def forward_tile(

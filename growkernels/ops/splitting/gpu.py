@@ -60,9 +60,10 @@ def splitting_weight(
 def splitting_hvp(keys: Any, x: Tensor, w: Tensor, v: Tensor) -> Tensor:
     name = "splitting_hvp"
     out: Tensor = _prepare[name].call_boxed(keys, x, w, v)
-    if not len(x) or not out.numel():
+    rows, width = x.shape
+    if not rows or not out.numel():
         return out.zero_()
-    chosen = plan_here(x, len(x), x.shape[1])
+    chosen = plan_here(x, rows, width)
     if chosen.backend == "aten":
         y: Tensor = _composed[name].call_boxed(keys, x, w, v)
         return y

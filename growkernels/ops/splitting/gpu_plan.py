@@ -5,6 +5,7 @@ Nothing here touches a GPU or imports Triton, so that the choice can be asked fo
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -65,14 +66,14 @@ FUSED: dict[tuple[int, str], tuple[Tile, ...]] = {
         Tile(64, 128, 128, 2, 8, 3, 1),
         Tile(32, 128, 128, 3, 8, 2, 1),
     ),
-    (90, "tf32"): (Tile(32, 128, 64, 1, 8, 3, 1), Tile(32, 128, 128, 1, 8, 2, 1)),
+    (90, "tf32"): (Tile(32, 128, 64, 1, 8, 3, 1), Tile(32, 128, 64, 2, 8, 2, 1)),
     (90, "ieee"): (Tile(32, 64, 32, 1, 4, 2, 3), Tile(32, 64, 64, 1, 8, 2, 2)),
     (80, "16 bit"): (
         Tile(32, 64, 64, 1, 4, 3, 2),
         Tile(64, 64, 128, 1, 4, 3, 2),
         Tile(32, 64, 256, 1, 4, 3, 1),
     ),
-    (80, "tf32"): (Tile(32, 64, 64, 1, 4, 2, 2), Tile(32, 64, 128, 1, 4, 2, 1)),
+    (80, "tf32"): (Tile(32, 64, 64, 1, 4, 2, 2), Tile(16, 64, 128, 1, 4, 3, 2)),
     (80, "ieee"): (Tile(32, 64, 32, 1, 4, 2, 3), Tile(32, 64, 64, 1, 8, 2, 2)),
 }
 # Of the two kernels of "projected", which are for 16 bits only.
@@ -150,6 +151,7 @@ def fused_tile(capability: tuple[int, int], kind: str, width: int) -> Tile | Non
     return next((tile for tile in tiles if tile.width >= width), None)
 
 
+@lru_cache(maxsize=1024)
 def choose_splits(columns: int, rows: int, block_m: int, programs: int) -> tuple[int, int]:
     """How often the samples are split, and the samples of a split, a multiple of `block_m`.
 

@@ -23,6 +23,7 @@ import triton.language as tl
 
 from growkernels.ops.splitting.gpu_plan import COMBINE, FUSED, PROJECT, Patches, Tile
 from growkernels.ops.triton_build import TritonBuild
+from growkernels.ops.triton_tf32 import rounded_to_tf32
 
 REDUCE_BLOCK = 1024
 WEIGHT_BLOCK = 2048
@@ -37,8 +38,8 @@ def _load_rows(x, start, last, columns, width, stride, BLOCK_M: tl.constexpr, PA
     m = start + tl.arange(0, BLOCK_M)
     inside = (m < last)[:, None] & (columns < width)[None, :]
     if PATCH is None:
-        base = x + tl.cast(start, tl.int64) * stride
-        offsets = tl.arange(0, BLOCK_M)[:, None] * stride + columns[None, :]
+        base = x + m.to(tl.int64)[:, None] * stride
+        offsets = columns[None, :]
     else:
         channels: tl.constexpr = PATCH[0]
         height: tl.constexpr = PATCH[1]
@@ -66,16 +67,24 @@ def _load_rows(x, start, last, columns, width, stride, BLOCK_M: tl.constexpr, PA
 
 
 @triton.jit
+def _factor(values, PRECISION: tl.constexpr):
+    """What a product with this `input_precision` is given."""
+    if PRECISION == "tf32":
+        values = rounded_to_tf32(values)
+    return values
+
+
+@triton.jit
 def _load_weights(
     w, start, last, first_neuron, neurons, stride_m, stride_n,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """[BLOCK_M, BLOCK_N] of w, zero from `last` and from `neurons` on."""
-    m = tl.arange(0, BLOCK_M)
-    n = tl.arange(0, BLOCK_N)
-    base = w + tl.cast(start, tl.int64) * stride_m + first_neuron.to(tl.int64) * stride_n
-    inside = (start + m < last)[:, None] & (first_neuron + n < neurons)[None, :]
-    return tl.load(base + (m[:, None] * stride_m + n[None, :] * stride_n), mask=inside, other=0.0)
+    m = start + tl.arange(0, BLOCK_M)
+    n = first_neuron + tl.arange(0, BLOCK_N)
+    rows = w + m.to(tl.int64)[:, None] * stride_m
+    inside = (m < last)[:, None] & (n < neurons)[None, :]
+    return tl.load(rows + n.to(tl.int64)[None, :] * stride_n, mask=inside, other=0.0)
 
 
 @triton.jit
@@ -100,28 +109,34 @@ def fused_kernel(
     v_rows = v + ((n.to(tl.int64) * k + vector) * width)[:, None]
     present = (n < neurons)[:, None]
     v0 = tl.load(v_rows + d[None, :], mask=present & (d < width)[None, :], other=0.0)
+    v0 = _factor(v0, PRECISION)
     sum0 = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     if CHUNKS > 1:
         d1 = BLOCK_D + d
         v1 = tl.load(v_rows + d1[None, :], mask=present & (d1 < width)[None, :], other=0.0)
+        v1 = _factor(v1, PRECISION)
         sum1 = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     if CHUNKS > 2:
         d2 = 2 * BLOCK_D + d
         v2 = tl.load(v_rows + d2[None, :], mask=present & (d2 < width)[None, :], other=0.0)
+        v2 = _factor(v2, PRECISION)
         sum2 = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     for start in tl.range(first, last, BLOCK_M, num_stages=STAGES):
         x0 = _load_rows(x, start, last, d, width, stride_x, BLOCK_M, PATCH)
+        x0 = _factor(x0, PRECISION)
         p = tl.dot(v0, tl.trans(x0), input_precision=PRECISION)
         if CHUNKS > 1:
             x1 = _load_rows(x, start, last, d1, width, stride_x, BLOCK_M, PATCH)
+            x1 = _factor(x1, PRECISION)
             p = tl.dot(v1, tl.trans(x1), p, input_precision=PRECISION)
         if CHUNKS > 2:
             x2 = _load_rows(x, start, last, d2, width, stride_x, BLOCK_M, PATCH)
+            x2 = _factor(x2, PRECISION)
             p = tl.dot(v2, tl.trans(x2), p, input_precision=PRECISION)
         weights = _load_weights(
             w, start, last, first_neuron, neurons, stride_wm, stride_wn, BLOCK_M, BLOCK_N
         )
-        p = (p * tl.trans(weights)).to(x0.dtype)
+        p = _factor((p * tl.trans(weights)).to(x0.dtype), PRECISION)
         sum0 = tl.dot(p, x0, sum0, input_precision=PRECISION)
         if CHUNKS > 1:
             sum1 = tl.dot(p, x1, sum1, input_precision=PRECISION)

@@ -76,7 +76,7 @@ def patch_product(
 def fused(product: Product, out: Tensor, tile: Tile, precision: str, programs: int) -> None:
     """Writes y into the contiguous `out`; `programs` run on the GPU at a time."""
     x, w, v, patches, taps = product
-    rows, (n, k, width) = len(w), v.shape
+    rows, (n, k, width) = w.shape[0], v.shape
     columns = k * triton.cdiv(n, tile.block_n)
     splits, per_split = choose_splits(columns, rows, tile.block_m, programs)
     direct = splits == 1 and taps == 1
@@ -117,7 +117,8 @@ class WideProduct:
         x_parts = self._x.shape[1] // width
         vectors = torch.cat([high] * x_parts + [low], 2)
         product = Product(self._x, self._w, vectors, None, 1)
-        partial = _two_products(product, x_parts * width, 2, *self._launch)
+        with torch.cuda.device_of(v):
+            partial = _two_products(product, x_parts * width, 2, *self._launch)
         return partial.view(-1, n, k, 2, x_parts, width).sum((0, 3, 4))
 
 
@@ -132,7 +133,7 @@ def _two_products(
 ) -> Tensor:
     """Partial sums [splits, n, k * parts, x_width] in float32."""
     x, w, v, patches, _ = product
-    rows, (n, k, width) = len(w), v.shape
+    rows, (n, k, width) = w.shape[0], v.shape
     vectors = k * parts
     pass_rows = rows_per_pass(rows, n * vectors * x.element_size(), project.block_m)
     p = x.new_empty(pass_rows, vectors, n)
@@ -164,7 +165,7 @@ def _two_products(
 def _reduce(partial: Tensor, out: Tensor, taps: int) -> None:
     size = out.numel()
     reduce_kernel[(triton.cdiv(size, REDUCE_BLOCK),)](
-        partial, out, len(partial), size, partial.shape[-1] // taps, taps, BLOCK=REDUCE_BLOCK
+        partial, out, partial.shape[0], size, partial.shape[-1] // taps, taps, BLOCK=REDUCE_BLOCK
     )
 
 
