@@ -12,24 +12,13 @@
 
 namespace growkernels::splitting {
 
-inline constexpr int kSearchBlocks = 6;  // of k directions in a full basis: BLOCKS in search_space.py
 inline constexpr int kSearchMostWarps = 8;
-
-// The state of one neuron, or the first of n.
-template <typename T>
-struct SearchSpace {
-  T *basis, *images;  // [6 k, d]
-  double* projected;  // [6 k, 6 k], the lower triangle
-  double* previous;   // [k, 6 k], the last Ritz vectors in the basis
-  bool* dead;         // [6 k]
-  T *norm, *unit;     // one each
-};
 
 template <typename T, int k>
 struct SearchScratch {
   static constexpr int columns = kSearchBlocks * k, kept = 2 * k + 1;
 
-  alignas(16) unsigned char eigen[EigenWorkspace::bytes(columns)];
+  alignas(16) unsigned char eigen[eigen_workspace_bytes(columns)];
   T partial[kSearchMostWarps][columns];
   T products[k][columns];      // of the new images with the basis
   T chosen[k][columns];        // coordinates of the Ritz vectors

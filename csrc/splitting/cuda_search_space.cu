@@ -1,84 +1,33 @@
-// search_space_step_ on CUDA: checks and the launch.
-
+#include "splitting/cuda_launch.h"
 #include "splitting/cuda_search_space.cuh"
-
-#include <ATen/Dispatch.h>
-#include <ATen/core/Tensor.h>
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
-#include <torch/library.h>
-
-#include <cstdint>
-#include <limits>
 
 namespace growkernels::splitting {
 namespace {
 
-void check_state(const char* name, const at::Tensor& state, at::ScalarType dtype, at::IntArrayRef shape,
-                 const at::Tensor& product) {
-  TORCH_CHECK(state.scalar_type() == dtype && state.sizes() == shape && state.is_contiguous() &&
-                  state.device() == product.device(),
-              "search_space_step_: got ", name, " of shape ", state.sizes(), ", dtype ", state.scalar_type(), " on ",
-              state.device(), "; it must be contiguous, ", shape, ", ", dtype, " on ", product.device());
-}
-
-template <typename T, int k, int width>
-void launch(const SearchSpace<T>& space, const at::Tensor& product, int64_t count) {
-  const auto n = static_cast<unsigned>(product.size(0));
-  const auto d = static_cast<int>(product.size(2));
-  search_space_kernel<T, k, width><<<n, search_space_threads(d), 0, c10::cuda::getCurrentCUDAStream()>>>(
-      space, product.const_data_ptr<T>(), d, static_cast<int>(count));
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
-}
-
 template <typename T, int k>
-void launch(const SearchSpace<T>& space, const at::Tensor& product, int64_t count) {
+auto kernel_of(int d, bool in_packs) {
   constexpr int most = 16 / sizeof(T);
-  const bool aligned = reinterpret_cast<uintptr_t>(product.const_data_ptr()) % 16 == 0;
-  if (aligned && search_space_width<T>(product.size(2)) == most) {
-    launch<T, k, most>(space, product, count);
-  } else {
-    launch<T, k, 1>(space, product, count);
-  }
-}
-
-void search_space_step(const at::Tensor& basis, const at::Tensor& images, const at::Tensor& projected,
-                       const at::Tensor& previous, const at::Tensor& dead, const at::Tensor& norms,
-                       const at::Tensor& units, const at::Tensor& product, int64_t count) {
-  TORCH_CHECK_VALUE(product.dim() == 3 && (product.size(1) == 1 || product.size(1) == 2),
-                    "search_space_step_: got a product of shape ", product.sizes(),
-                    "; pass [n, k, d] with k of 1 or 2");
-  const int64_t n = product.size(0), k = product.size(1), d = product.size(2), columns = kSearchBlocks * k;
-  constexpr int64_t most = std::numeric_limits<int32_t>::max();
-  TORCH_CHECK_VALUE(n <= most && columns * d <= most, "search_space_step_: got a product of shape ", product.sizes(),
-                    "; n and 6 k d may be ", most, " at most");
-  TORCH_CHECK_VALUE(count >= 0 && count + k <= columns, "search_space_step_: got count=", count,
-                    "; a basis has room for ", columns, " columns");
-  const at::ScalarType dtype = product.scalar_type();
-  check_state("basis", basis, dtype, {n, columns, d}, product);
-  check_state("images", images, dtype, {n, columns, d}, product);
-  check_state("projected", projected, at::kDouble, {n, columns, columns}, product);
-  check_state("previous", previous, at::kDouble, {n, k, columns}, product);
-  check_state("dead", dead, at::kBool, {n, columns}, product);
-  check_state("norms", norms, dtype, {n}, product);
-  check_state("units", units, dtype, {n}, product);
-  if (product.numel() == 0) {
-    return;
-  }
-  const c10::cuda::CUDAGuard guard(product.device());
-  const at::Tensor rows = product.contiguous();
-  AT_DISPATCH_FLOATING_TYPES(dtype, "search_space_step_", [&] {
-    const SearchSpace<scalar_t> space = {basis.mutable_data_ptr<scalar_t>(),   images.mutable_data_ptr<scalar_t>(),
-                                         projected.mutable_data_ptr<double>(), previous.mutable_data_ptr<double>(),
-                                         dead.mutable_data_ptr<bool>(),        norms.mutable_data_ptr<scalar_t>(),
-                                         units.mutable_data_ptr<scalar_t>()};
-    k == 1 ? launch<scalar_t, 1>(space, rows, count) : launch<scalar_t, 2>(space, rows, count);
-  });
+  return in_packs && search_space_width<T>(d) == most ? &search_space_kernel<T, k, most>
+                                                      : &search_space_kernel<T, k, 1>;
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(growkernels, CUDA, m) { m.impl("search_space_step_", &search_space_step); }
+template <typename T>
+cudaError_t launch_search_space_step(const SearchSpace<T>& state, const T* product, unsigned n, int k, int d, int count,
+                                     cudaStream_t stream) {
+  bool in_packs = true;
+  for (const T* array : {product, static_cast<const T*>(state.basis), static_cast<const T*>(state.images)}) {
+    in_packs &= reinterpret_cast<uintptr_t>(array) % 16 == 0;
+  }
+  const auto kernel = k == 1 ? kernel_of<T, 1>(d, in_packs) : kernel_of<T, 2>(d, in_packs);
+  kernel<<<n, search_space_threads(d), 0, stream>>>(state, product, d, count);
+  return cudaGetLastError();
+}
+
+template cudaError_t launch_search_space_step(const SearchSpace<float>&, const float*, unsigned, int, int, int,
+                                              cudaStream_t);
+template cudaError_t launch_search_space_step(const SearchSpace<double>&, const double*, unsigned, int, int, int,
+                                              cudaStream_t);
 
 }  // namespace growkernels::splitting

@@ -5,6 +5,7 @@
 // Torch-free CUDA; tests compile it for the host.
 
 #include "common/dynamic_shared.cuh"
+#include "splitting/cuda_plan.h"
 
 #include <math.h>
 
@@ -38,13 +39,6 @@ inline constexpr int kEigenSweeps = 40;
 // Rotations stop when every off-diagonal element is this small beside the largest element.
 inline constexpr double kEigenTolerance = 0x1p-54;
 
-// x is exchanged for cosine x - sine y, y for sine x + cosine y, so that x and y of a symmetric
-// matrix no longer couple. Then x's diagonal element falls by tangent times the coupling, and y's
-// rises by that.
-struct Rotation {
-  double cosine, sine, tangent;
-};
-
 // What one matrix needs beside the group's registers.
 struct EigenWorkspace {
   // size rows: the matrix, padded by zeros to an even size, and to its right the rows that become
@@ -56,12 +50,7 @@ struct EigenWorkspace {
 
   int m, size, stride;
 
-  static constexpr __host__ __device__ int padded(int m) { return m + m % 2; }
-
-  static constexpr __host__ __device__ size_t bytes(int m) {
-    const size_t size = padded(m), doubles = size * (2 * size + 1) + size / 2 * (sizeof(Rotation) / sizeof(double)) + 1;
-    return sizeof(double) * (doubles + (size + 1) / 2);
-  }
+  static __device__ int padded(int m) { return m + m % 2; }
 
   __device__ EigenWorkspace(void* memory, int m)
       : rows(static_cast<double*>(memory)),
@@ -240,7 +229,7 @@ template <typename T, typename Group, bool in_shared>
 __global__ void symmetric_eigs_kernel(const T* __restrict__ a, T* __restrict__ values, T* __restrict__ vectors,
                                       int64_t n, int m, unsigned char* __restrict__ global) {
   void* memory =
-      in_shared ? growkernels::dynamic_shared<unsigned char>() : global + EigenWorkspace::bytes(m) * blockIdx.x;
+      in_shared ? growkernels::dynamic_shared<unsigned char>() : global + eigen_workspace_bytes(m) * blockIdx.x;
   const EigenWorkspace work(memory, m);
   const int rank = Group::rank(), threads = Group::size();
   for (int64_t matrix = blockIdx.x; matrix < n; matrix += gridDim.x) {
@@ -257,19 +246,5 @@ __global__ void symmetric_eigs_kernel(const T* __restrict__ a, T* __restrict__ v
     Group::sync();
   }
 }
-
-// How symmetric_eigs_kernel is launched for matrices of one size.
-struct EigenLaunch {
-  int threads;
-  bool in_shared;
-  size_t bytes;  // of a block's workspace
-
-  // What a block may have on every GPU from compute capability 8.0 on: up to m = 98.
-  static constexpr size_t kMostShared = 160 << 10;
-
-  explicit EigenLaunch(int m) : threads(m <= 16 ? 32 : m <= 32 ? 128 : 256), bytes(EigenWorkspace::bytes(m)) {
-    in_shared = bytes <= kMostShared;
-  }
-};
 
 }  // namespace growkernels::splitting

@@ -12,12 +12,25 @@
 
 namespace growkernels::virtual_grad::cuda {
 
+// Features for which blocks, tiles and their sums are still counted in 32 bits; G would take 256 GiB.
+constexpr int64_t widest = 1 << 18;
+
 // One entry of a call's lists.
 struct Input {
   const void *h, *g;
   void* gradient;
   int64_t h_stride, g_stride, samples;  // strides in elements
   int width;
+};
+
+// All that is asked for at once.
+struct Call {
+  std::vector<Input> inputs;
+  Kind kind;
+  Store store;
+  float* norms;           // null where none are wanted
+  float* second_moments;  // or null
+  int64_t second_moments_stride;
 };
 
 // What planning must know of a kind of tile.

@@ -1,5 +1,5 @@
 #pragma once
-// From a call to launches. The device is a parameter: torch's (cuda_launch.cuh), or a host that emulates
+// From a call to launches. The device is a parameter: torch's (cuda_launch.h), or a host that emulates
 // one in tests. It has
 //   int multiprocessors, shared_bytes;                                    // the latter: most for a block
 //   void* workspace(size_t bytes);                                        // aligned to 16 bytes
@@ -12,15 +12,6 @@
 #include <iterator>
 
 namespace growkernels::virtual_grad::cuda {
-
-struct Call {
-  std::vector<Input> inputs;
-  Kind kind;
-  Store store;
-  float* norms;           // null where none are wanted
-  float* second_moments;  // or null
-  int64_t second_moments_stride;
-};
 
 template <typename... Tiles>
 struct TileList {};

@@ -1,4 +1,5 @@
-#include "virtual_grad/cuda_launch.cuh"
+#include "virtual_grad/cuda_launch.h"
+#include "virtual_grad/cuda_run.cuh"
 
 namespace growkernels::virtual_grad::cuda {
 

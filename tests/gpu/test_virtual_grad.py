@@ -39,10 +39,14 @@ CONV_SHAPES = [[(2, 3, 5, 5), (1, 4, 1, 1), (3, 16, 8, 6)]]
 
 @pytest.fixture(autouse=True)
 def full_precision() -> Iterator[None]:
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
+    """Without TF32, which torch allows convolutions unasked."""
+    libraries = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [library.allow_tf32 for library in libraries]
+    for library in libraries:
+        library.allow_tf32 = False
     yield
-    torch.backends.cuda.matmul.allow_tf32 = before
+    for library, allowed in zip(libraries, before, strict=True):
+        library.allow_tf32 = allowed
 
 
 def draw(shapes: list[tuple[int, ...]], dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:

@@ -62,6 +62,21 @@ def test_random_matrices(kernels: HostLibrary, n: int, m: int, dtype: torch.dtyp
     check(a, eigs(kernels, a))
 
 
+# An RTX card, an A100, an H100.
+@pytest.mark.parametrize("most_shared", [99 << 10, 163 << 10, 227 << 10])
+def test_no_launch_asks_for_more_shared_memory_than_the_gpu_has(
+    kernels: HostLibrary, most_shared: int
+) -> None:
+    in_shared, size = torch.zeros(2, dtype=torch.int64)
+    fits = []
+    for m in range(1, 257):
+        kernels.call("eigen_launch", m, most_shared, in_shared, size)
+        assert bool(in_shared) == (int(size) <= most_shared)
+        fits.append(bool(in_shared))
+    assert all(fits[:78])
+    assert not all(fits)
+
+
 def special(dtype: torch.dtype) -> Tensor:
     vector = torch.randn(6, dtype=dtype)
     ones = torch.ones(5, dtype=dtype)

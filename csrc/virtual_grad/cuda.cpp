@@ -1,7 +1,7 @@
 // The ops on CUDA: arguments in, the kernels of the right dtype, results out. float64, and the vendor's
 // weight gradient for convolutions, stay with ATen.
 
-#include "virtual_grad/cuda_launch.cuh"
+#include "virtual_grad/cuda_launch.h"
 #include "virtual_grad/virtual_grad.h"
 
 #include <ATen/Context.h>
@@ -9,9 +9,8 @@
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
+#include <cuda_runtime_api.h>
 #include <torch/library.h>
-
-#include <limits>
 
 namespace growkernels::virtual_grad {
 namespace cuda {
@@ -46,10 +45,12 @@ void* TorchDevice::workspace(size_t bytes) {
 
 void TorchDevice::launch(void (*kernel)(Table), int blocks, int threads, int shared, const Table& table) {
   if (shared > 48 << 10) {
-    C10_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
+    C10_CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                        cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
   }
-  kernel<<<blocks, threads, shared, c10::cuda::getCurrentCUDAStream()>>>(table);
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  void* arguments[] = {const_cast<Table*>(&table)};
+  C10_CUDA_CHECK(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(blocks), dim3(threads), arguments, shared,
+                                  c10::cuda::getCurrentCUDAStream()));
 }
 
 }  // namespace cuda
@@ -57,7 +58,8 @@ void TorchDevice::launch(void (*kernel)(Table), int blocks, int threads, int sha
 namespace {
 
 bool has_kernel(const at::Tensor& first, const Kind& kind) {
-  return kind.layer != Layer::Conv2dRelu && first.scalar_type() != at::kDouble;
+  const at::ScalarType dtype = first.scalar_type();
+  return kind.layer != Layer::Conv2dRelu && (dtype == at::kBFloat16 || dtype == at::kHalf || dtype == at::kFloat);
 }
 
 bool tf32_allowed() {
@@ -72,8 +74,8 @@ void run(at::TensorList inputs, at::TensorList grads, const Kind& kind, Store st
   cuda::Call call{{}, kind, store, nullptr, nullptr, 0};
   for (size_t l = 0; l < inputs.size(); ++l) {
     const at::Tensor h = as_rows(inputs[l]), g = as_rows(grads[l]);
-    TORCH_CHECK_VALUE(h.size(1) < std::numeric_limits<int>::max() / 2, "virtual_grad: inputs[", l, "] has ", h.size(1),
-                      " features; CUDA kernels take at most 2^30");
+    TORCH_CHECK_VALUE(h.size(1) <= cuda::widest, "virtual_grad: inputs[", l, "] has ", h.size(1),
+                      " features; CUDA kernels take at most ", cuda::widest);
     call.inputs.push_back({h.const_data_ptr(), g.const_data_ptr(),
                            store == Store::Nothing ? nullptr : gradients[l].mutable_data_ptr(), h.stride(0),
                            g.stride(0), h.size(0), static_cast<int>(h.size(1))});

@@ -1,8 +1,8 @@
 #pragma once
-// Torch's side of a launch: memory from its allocator, its current stream. It is compiled in cuda.cu alone:
-// torch's headers take nvcc three times as long as the kernels.
+// Torch's side of a launch: memory from its allocator, its current stream. No kernels here: what includes
+// torch's headers is left to the C++ compiler, which has them precompiled; nvcc takes them three times.
 
-#include "virtual_grad/cuda_run.cuh"
+#include "virtual_grad/cuda_plan.h"
 
 #include <memory>
 
