@@ -10,6 +10,13 @@
 
 namespace growkernels {
 
+// Row-major, `stride` from row to row.
+template <typename T>
+struct Rows {
+  const T* data;
+  int64_t stride;
+};
+
 // bfloat16 is the upper half of a float32: widening is a shift, and so is the way back for a value
 // that was bfloat16 before. Written as shifts because compilers vectorise those.
 template <typename Out, typename In>
@@ -61,36 +68,52 @@ template <typename T, int bytes, int distance, typename Integer>
 }
 
 // out[i, m] = source(m, i) for m < depth, i < width; zeros for m from depth to padded_depth, the length
-// of out's rows. Elements change places in registers, in the type Source::Element, and
-// Source::Out Source::out(Element) is what is stored.
+// of out's rows. Elements change places in registers: Source::Out Source::out(Source::Element) is what is
+// stored, 16-bit values two at a time.
 template <typename Source>
 struct Transpose {
   using Element = typename Source::Element;
   using Out = typename Source::Out;
-  using Integer = std::conditional_t<sizeof(Element) == 8, int64_t, int32_t>;
+  static constexpr bool paired = sizeof(Out) == 2;
+  using Lane = std::conditional_t<paired, uint32_t, Element>;
+  using Index = std::conditional_t<sizeof(Lane) == 8, int64_t, int32_t>;
+  static constexpr int64_t lane_depth = paired ? 2 : 1;
+
+  [[gnu::always_inline]] static inline Lane lane(const Source& source, int64_t m, int64_t i) {
+    if constexpr (paired) {
+      const uint32_t first = Source::out(source(m, i)).x, second = Source::out(source(m + 1, i)).x;
+      return first | second << 16;
+    } else {
+      return source(m, i);
+    }
+  }
 
   template <int bytes>
   [[gnu::always_inline]] static inline void run(Source source, int64_t depth, int64_t padded_depth, int64_t width,
                                                 Out* out) {
-    constexpr int64_t block = bytes / sizeof(Element);
-    const int64_t full_depth = depth / block * block, full_width = width / block * block;
-    for (int64_t m = 0; m < full_depth; m += block) {
+    constexpr int64_t block = bytes / sizeof(Lane), block_depth = block * lane_depth;
+    const int64_t full_depth = depth / block_depth * block_depth, full_width = width / block * block;
+    for (int64_t m = 0; m < full_depth; m += block_depth) {
       for (int64_t i = 0; i < full_width; i += block) {
-        Vector<Element, bytes> rows[block];
+        Vector<Lane, bytes> rows[block];
 #pragma GCC unroll 16
         for (int64_t r = 0; r < block; ++r) {
-          Element values[block];
+          Lane values[block];
           for (int64_t q = 0; q < block; ++q) {
-            values[q] = source(m + r, i + q);
+            values[q] = lane(source, m + r * lane_depth, i + q);
           }
-          rows[r] = *reinterpret_cast<const Vector<Element, bytes>*>(values);
+          rows[r] = *reinterpret_cast<const Vector<Lane, bytes>*>(values);
         }
-        transpose_registers<Element, bytes, block / 2, Integer>(rows);
+        transpose_registers<Lane, bytes, block / 2, Index>(rows);
 #pragma GCC unroll 16
         for (int64_t q = 0; q < block; ++q) {
           Out* target = out + (i + q) * padded_depth + m;
-          for (int64_t r = 0; r < block; ++r) {
-            target[r] = Source::out(rows[q][r]);
+          if constexpr (paired) {
+            *reinterpret_cast<Vector<Lane, bytes>*>(target) = rows[q];
+          } else {
+            for (int64_t r = 0; r < block; ++r) {
+              target[r] = Source::out(rows[q][r]);
+            }
           }
         }
       }

@@ -4,7 +4,7 @@
 //   P = X V^T,   P *= W,   Y += P^T X,
 // so that the product P lives in cache and x is loaded once for both. A tile holds the first vectors of its
 // neurons, then their second ones and so on, each lot of which meets the same weights. The second product takes P as
-// the first left it (multiply_transposed_tile); bfloat16 tiles want it transposed, which the multiplication by W does
+// the first left it (portable_transposed_tile); bfloat16 tiles want it transposed, which the multiplication by W does
 // on the way.
 //
 // Threads take items (neurons, range of rows) from one queue. Sums over several items are added in a

@@ -11,13 +11,6 @@
 
 namespace growkernels::splitting {
 
-// Row-major, `stride` from row to row.
-template <typename T>
-struct Rows {
-  const T* data;
-  int64_t stride;
-};
-
 template <typename In, typename Out>
 struct CopyRows {
   template <int bytes>

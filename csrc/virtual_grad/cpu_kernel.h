@@ -7,6 +7,7 @@
 // from one queue. Sums over several items of a tile are added in a fixed order by whichever thread
 // finishes the tile, so results do not depend on the schedule.
 
+#include "common/portable_tile.h"
 #include "common/scratch.h"
 #include "virtual_grad/cpu_pack.h"
 #include "virtual_grad/cpu_plan.h"
@@ -17,7 +18,6 @@
 #include <atomic>
 #include <memory>
 #include <numeric>
-#include <utility>
 #include <vector>
 
 namespace growkernels::virtual_grad {
@@ -75,6 +75,9 @@ class Kernel {
   }
 
  private:
+  // Narrower products leave the registers of outer products mostly empty.
+  static constexpr int64_t fewest_columns_of_outer_products = 16;
+
   struct Buffers {
     Scratch<Operand> a, b;
     Scratch<Acc> activated, sums;
@@ -107,29 +110,51 @@ class Kernel {
     const In* g = p.g.const_data_ptr<In>() + tile.row;
     const In* mask = p.h.const_data_ptr<In>() + tile.row;
     const In* h = p.h.const_data_ptr<In>() + tile.column;
+    const bool masked = kind_.layer == Layer::LinearRelu;
     Operand* a = buffers.a.at_least(tile.rows * (std::min(chunk, item.end - item.begin) + 1));
     if (item.begin == item.end) {
       std::fill_n(sums, tile.rows * tile.columns, Acc(0));
     }
     for (int64_t m = item.begin; m < item.end; m += chunk) {
       const int64_t depth = std::min(chunk, item.end - m);
+      const auto [b, ldb] = load_input(h + m * h_stride, h_stride, depth, tile.columns, buffers);
+      if constexpr (!interleaved) {
+        if (tile.columns >= fewest_columns_of_outer_products) {
+          const Rows<Operand> left = load_gradient(g + m * g_stride, g_stride, masked ? mask + m * h_stride : nullptr,
+                                                   h_stride, depth, tile.rows, a);
+          portable_transposed_tile(tile.rows, tile.columns, depth, left.data, left.stride, b, ldb, sums, tile.columns,
+                                   m > item.begin);
+          continue;
+        }
+      }
       const int64_t padded_depth = interleaved ? (depth + 1) / 2 * 2 : depth;
       const auto pack = [&](auto gradient) {
         widest<Transpose<decltype(gradient)>>(gradient, depth, padded_depth, tile.rows, a);
       };
-      if (kind_.layer == Layer::LinearRelu) {
+      if (masked) {
         pack(Gradient<In, Operand, true>{g + m * g_stride, g_stride, mask + m * h_stride, h_stride});
       } else {
         pack(Gradient<In, Operand, false>{g + m * g_stride, g_stride, nullptr, 0});
       }
-      const auto [b, ldb] = load_input(h + m * h_stride, h_stride, depth, tile.columns, buffers);
       multiply_tile(tile.rows, tile.columns, padded_depth, a, padded_depth, b, ldb, sums, tile.columns, m > item.begin);
     }
   }
 
-  // The second operand and its row stride: the tensor itself where it can be used as it is.
-  std::pair<const Operand*, int64_t> load_input(const In* h, int64_t stride, int64_t depth, int64_t columns,
-                                                Buffers& buffers) {
+  // The first operand as it lies, masked where `mask` is not null: in place where it can be.
+  Rows<Operand> load_gradient(const In* g, int64_t stride, const In* mask, int64_t mask_stride, int64_t depth,
+                              int64_t columns, Operand* packed) {
+    if (mask != nullptr) {
+      widest<MaskRows<In, Operand>>(g, stride, mask, mask_stride, depth, columns, packed);
+    } else if constexpr (std::is_same_v<In, Operand>) {
+      return {g, stride};
+    } else {
+      widest<Widen<In, Operand>>(g, stride, depth, columns, Operand(1), packed);
+    }
+    return {packed, columns};
+  }
+
+  // The second operand: the tensor itself where it can be used as it is.
+  Rows<Operand> load_input(const In* h, int64_t stride, int64_t depth, int64_t columns, Buffers& buffers) {
     if (kind_.layer == Layer::Residual) {
       Acc* activated = buffers.activated.at_least(depth * columns);
       widest<Widen<In, Acc>>(h, stride, depth, columns, static_cast<Acc>(kind_.scale), activated);

@@ -43,6 +43,20 @@ struct Gradient {
   [[gnu::always_inline]] static inline Operand out(Element x) { return cast<Operand>(x); }
 };
 
+// g where h > 0, and zeros elsewhere, as contiguous rows.
+template <typename In, typename Operand>
+struct MaskRows {
+  template <int bytes>
+  [[gnu::always_inline]] static inline void run(const In* g, int64_t g_stride, const In* h, int64_t h_stride,
+                                                int64_t rows, int64_t width, Operand* out) {
+    for (int64_t m = 0; m < rows; ++m) {
+      for (int64_t i = 0; i < width; ++i) {
+        out[m * width + i] = cast<Operand>(h[m * h_stride + i]) > 0 ? cast<Operand>(g[m * g_stride + i]) : Operand(0);
+      }
+    }
+  }
+};
+
 // In place. Apart from tanh these are ATen's own vectorised functions, called below the dispatcher
 // because this runs on worker threads.
 template <typename Acc>

@@ -97,6 +97,13 @@ def _brgemm_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
+def _transposed_brgemm_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    reason = _brgemm_obstacle(device, dtype)
+    if reason is None and dtype != torch.bfloat16:
+        return "from 16 columns on, loops that take the gradient as it lies are faster"
+    return reason
+
+
 def _cpu_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     return None if device.type == "cpu" else f"the tensors are on {device.type}"
 
@@ -122,7 +129,8 @@ _FLOAT64 = {torch.float64: "float64 is left to the vendor's products"}
 _CONVOLUTIONS = dict.fromkeys(DTYPES, "the vendor's weight gradient of a convolution serves as is")
 _VIRTUAL_GRAD = (
     Backend("cuda", _cuda_obstacle("virtual_grad", _FLOAT64)),
-    *_CPU_TILES,
+    Backend("brgemm", _transposed_brgemm_obstacle),
+    _PORTABLE,
     _COMPOSED,
 )
 _WINOGRAD = Backend("winograd", _winograd_obstacle)
