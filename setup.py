@@ -101,4 +101,5 @@ setup(
     ext_modules=[Extension("growkernels._build_info", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
     install_requires=[torch_requirement()],
+    license="MIT",
 )

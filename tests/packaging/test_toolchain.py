@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -91,6 +92,15 @@ def test_old_setuptools_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("setuptools.__version__", "65.5.0")
     with pytest.raises(SystemExit, match=rf"needs setuptools {oldest} or newer, not 65\.5\.0;"):
         importlib.reload(build_backend)
+
+
+def test_the_licence_is_stated_where_every_setuptools_reads_it() -> None:
+    # As a string in [project] it stops `setup.py build_ext` under the setuptools of many a machine.
+    assert not re.search(r"^license", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    stated = subprocess.run(
+        [sys.executable, "setup.py", "--license"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert stated.stdout.splitlines()[-1:] == ["MIT"], stated.stderr
 
 
 def test_build_is_refused_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
