@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -67,7 +68,8 @@ def smallest_eigenpairs(
             seed. The same seed gives the same bits on the same machine.
         select: given the indices of neurons, a matvec for those alone. With it, on the CPU,
             neurons that have converged cost nothing further.
-        device, dtype: of the vectors; float32 or float64.
+        device, dtype: of the vectors; float32 or float64. Autocast is off while they are computed,
+            in `matvec` as well.
 
     Returns:
         values [n, k] ascending; vectors [n, k, d], orthonormal, of either sign; and residuals
@@ -86,8 +88,9 @@ def smallest_eigenpairs(
     check_request(name, n, d, k, iters, tol)
     if dtype not in (torch.float32, torch.float64):
         raise TypeError(f"{name}: dtype is {dtype}; use torch.float32 or torch.float64")
-    with torch.no_grad():
-        start = random_start(n, k, d, generator, torch.device(device), dtype)
+    device = torch.device(device)
+    with torch.no_grad(), full_precision(device):
+        start = random_start(n, k, d, generator, device, dtype)
         solution = solve(name, start, matvec, select, iters=iters, tol=tol)
     warn_unless_converged(name, solution.residuals, iters, tol)
     values, vectors, residuals = solution
@@ -143,6 +146,13 @@ def solve(
         else:
             space.add(pairs.residuals)
     return found
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast off: its 16-bit products would be neither orthonormal nor within tol."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def random_start(

@@ -13,6 +13,7 @@ from growkernels.solvers.batched_lanczos import (
     Matvec,
     Select,
     check_request,
+    full_precision,
     random_start,
     solve,
     warn_unless_converged,
@@ -38,7 +39,7 @@ def splitting_eigs(
 
     Args:
         x: [M, d], the layer's inputs. float32 or float64; bfloat16 and float16 are solved for in
-            float32. Any strides.
+            float32. Any strides. Under autocast as without it.
         w: [M, n], see `growkernels.splitting_weight`; the dtype and device of `x`.
         k: eigenpairs wanted of each neuron, at most d.
         iters: the most steps, one product with S each; 200 on the CPU, where the solver stops as
@@ -62,7 +63,7 @@ def splitting_eigs(
     _check_inputs(x, w)
     check_request(_NAME, w.shape[1], x.shape[1], k, iters, tol)
     rows, weights = (t.float() if t.dtype.itemsize == 2 else t for t in (x, w))
-    with torch.no_grad():
+    with torch.no_grad(), full_precision(x.device):
         start = random_start(w.shape[1], k, x.shape[1], generator, x.device, rows.dtype)
         wide = wide_product(x, w) if tol >= _WIDE_TOL else None
         products = (wide, None) if wide else _products(rows, weights)
@@ -70,7 +71,8 @@ def splitting_eigs(
     warn_unless_converged(_NAME, solution.residuals, iters, tol)
     values, vectors, residuals = solution
     if torch.is_grad_enabled() and (x.requires_grad or w.requires_grad):
-        values = (vectors * splitting_hvp(rows, weights, vectors)).sum(2)
+        with full_precision(x.device):
+            values = (vectors * splitting_hvp(rows, weights, vectors)).sum(2)
     return values, vectors, residuals
 
 

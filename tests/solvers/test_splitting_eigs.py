@@ -171,6 +171,20 @@ def test_the_same_seed_gives_the_same_bits() -> None:
     torch.testing.assert_close(seeded[0][0], unseeded[0], rtol=1e-4, atol=1e-3)
 
 
+def test_autocast_changes_nothing() -> None:
+    x, w = draw(100, 20, 12, torch.float32)
+    x.requires_grad_()
+    plain = gk.splitting_eigs(x, w)
+    matvec = partial(gk.splitting_hvp, x.detach(), w)
+    summed = smallest_eigenpairs(matvec, 20, 12, iters=30, tol=1e-3)
+    with torch.autocast("cpu", torch.bfloat16):
+        for part, expected in zip(gk.splitting_eigs(x, w), plain, strict=True):
+            assert torch.equal(part, expected)
+        again = smallest_eigenpairs(matvec, 20, 12, iters=30, tol=1e-3)
+    for part, expected in zip(again, summed, strict=True):
+        assert torch.equal(part, expected)
+
+
 def test_neurons_that_have_converged_are_retired() -> None:
     d = 64
     easy = torch.linspace(0, 1, d)
