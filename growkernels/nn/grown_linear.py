@@ -164,7 +164,7 @@ def grown(layer: nn.Linear | nn.Conv2d) -> GrownLinear | GrownConv2d:
             "weights is not known; nn.Linear and nn.Conv2d can."
         )
     vars(new).update(vars(layer), _modules={})
-    new.branches = nn.ModuleList()
+    new.branches = nn.ModuleList().train(layer.training)
     return new
 
 

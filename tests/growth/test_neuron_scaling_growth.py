@@ -372,3 +372,32 @@ def test_starts_that_are_not_possible() -> None:
     with pytest.raises(ValueError, match="'random' has no eigenvectors to start from"):
         random.grow(picked, init="eigenvector")
     scaling.grow(chosen, init="eigenvector")
+
+
+def test_torchs_encoder_evaluates_its_grown_layers() -> None:
+    """Its fused kernel for evaluation would read the weights of linear1 and linear2 alone."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 8, 0.0, "gelu", batch_first=True)
+    model = nn.Sequential(nn.TransformerEncoder(layer, 2), nn.Linear(8, 4))
+    scaling = NeuronScaling(model, "random", layers=["0.layers.1.*"])
+    x = torch.randn(3, 5, 8)
+    scaling.grow(scaling.select(scaling.scores(), 80, 1), sample=x)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".branches." in name:
+                parameter.normal_()
+    model.eval()
+    padded = torch.zeros(3, 5, dtype=torch.bool)
+    padded[0, 3:] = True
+    for mask in (None, padded):
+        with_gradients = model[0](x, src_key_padding_mask=mask)
+        with torch.no_grad():
+            without = model[0](x, src_key_padding_mask=mask)
+        torch.testing.assert_close(without[:, :3], with_gradients[:, :3])
+
+
+def test_growth_in_eval_mode_stays_there() -> None:
+    model = small_deit().eval()
+    scaling = NeuronScaling(model, "magnitude", form="pair")
+    scaling.grow(scaling.select(scaling.scores(), 600, 1))
+    assert not any(module.training for module in model.modules())

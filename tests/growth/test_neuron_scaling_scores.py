@@ -273,6 +273,61 @@ def test_loss_scale_and_autocast() -> None:
         torch.testing.assert_close(values, plain.values[layer], rtol=0.1, atol=0.05 * largest)
 
 
+@pytest.mark.parametrize("criterion", ["splitting", "s2d", "gradient_sum"])
+@pytest.mark.parametrize("layer", [nn.Linear(8, 5), nn.Conv2d(3, 5, 3)])
+def test_an_open_autocast_does_not_round_the_scores(
+    criterion: str, layer: nn.Linear | nn.Conv2d
+) -> None:
+    model = nn.Sequential(layer, nn.GELU())
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn((6, *((8,) if layer.weight.dim() == 2 else (3, 8, 8))), generator=generator)
+    found = []
+    for autocast in (False, True):
+        generator = torch.Generator().manual_seed(0)
+        scaling = NeuronScaling(
+            model, criterion, kinds=("linear", "conv2d"), layers=["0"], generator=generator
+        )
+        # A gradient that autocast itself does not round.
+        y = model(x) if criterion == "s2d" else layer(x)
+        loss = (y * torch.arange(y.numel()).view_as(y).sin()).sum()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            with scaling.recording():
+                loss.backward()
+            found.append(scaling.scores().values["0"])
+        scaling.close()
+    assert bool((found[0] < 0).any())
+    assert torch.equal(*found)
+
+
+def test_images_come_alone_in_batches_of_any_length_and_of_one_size() -> None:
+    model = small_cnn()[:3]
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    options: dict[str, Any] = {"kinds": ("conv2d",), "layers": ["conv1"]}
+    for criterion in ("gradient_sum", "splitting", "s2d"):
+        generators = [torch.Generator().manual_seed(0) for _ in range(2)]
+        one, many = (
+            NeuronScaling(model, criterion, generator=generator, **options)
+            for generator in generators
+        )
+        with many.recording():
+            model(x).square().sum().backward()
+            model(x[:0]).sum().backward()
+        with one.recording():
+            for image in x:
+                model(image).square().sum().backward()
+        expected, values = many.scores().values["conv1"], one.scores().values["conv1"]
+        assert bool((expected < 0).any())
+        torch.testing.assert_close(values, expected)
+    message = "'conv1' ran on inputs of shapes .*; record at one image size"
+    with pytest.raises(RuntimeError, match=message), one.recording():
+        (model(x).sum() + model(x[..., 1:7]).sum()).backward()
+    with pytest.raises(RuntimeError, match=message), one.recording():
+        model(x[..., 1:7]).sum().backward()
+    one.reset()
+    with one.recording():
+        model(x[..., 1:7]).sum().backward()
+
+
 class TwoHeads(nn.Module):
     """One layer of two is used by the loss, and an input can be changed in place."""
 

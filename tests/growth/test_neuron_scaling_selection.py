@@ -123,11 +123,91 @@ def test_models_that_cannot_be_grown() -> None:
         NeuronScaling(nn.Sequential(layer, layer, nn.Linear(3, 3)))
     with pytest.raises(ValueError, match="has no layer to grow"):
         NeuronScaling(nn.Sequential(LinearReLU(3, 3)))
+    with pytest.raises(ValueError, match="has no layer to grow"):
+        NeuronScaling(nn.Linear(3, 3))
     with pytest.raises(TypeError, match=r"wrapped in DataParallel: pass model\.module"):
         NeuronScaling(nn.DataParallel(small_deit()))
     overwriting = nn.Sequential(nn.Linear(3, 3), nn.SiLU(inplace=True), nn.Linear(3, 3))
     with pytest.raises(ValueError, match="Activation '1' overwrites its input"):
         NeuronScaling(overwriting, "s2d")
+
+
+class TwoWays(nn.Module):
+    """A module whose own parts are called branches, of different widths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        narrow = nn.Sequential(nn.Linear(3, 5), nn.GELU(), nn.Linear(5, 4))
+        self.branches = nn.ModuleList([nn.Linear(3, 4), narrow])
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.branches[0](x) + self.branches[1](x)
+        return out
+
+
+def test_branches_of_the_models_own_are_layers_like_others() -> None:
+    model = nn.Sequential(TwoWays(), nn.Linear(4, 4)).double()
+    names = ("0.branches.0", "0.branches.1.0", "0.branches.1.2")
+    assert NeuronScaling(model, layers=["0.branches.1.*"]).layers == names[1:]
+    scaling = NeuronScaling(model, "magnitude", form="pair")
+    assert scaling.layers == names
+    for _ in range(2):
+        before = parameters(model)
+        chosen = choose(scaling, 150)
+        scaling.grow(chosen, sample=torch.randn(2, 3, dtype=torch.float64))
+        assert parameters(model) - before == chosen.parameters <= 150
+
+
+class GatedMlp(nn.Module):
+    """Half of fc1's outputs gate the others, as in timm's GluMlp."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.act, self.fc2 = nn.Linear(3, 8), nn.GELU(), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.fc1(x).chunk(2, -1)
+        out: Tensor = self.fc2(self.act(gate) * value)
+        return out
+
+
+class NormedMlp(nn.Module):
+    """The activation takes what a norm makes of fc1's outputs, as in timm's ConvMlp."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.norm, self.act, self.fc2 = (
+            nn.Linear(3, 4), nn.LayerNorm(4), nn.GELU(), nn.Linear(4, 4)
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("mlp", [GatedMlp, NormedMlp])
+def test_an_activation_behind_something_else_is_not_the_layers_own(mlp: type[nn.Module]) -> None:
+    model = nn.Sequential(mlp(), nn.Linear(4, 4))
+    with pytest.raises(ValueError, match="every 's2d' matrix is zero"):
+        NeuronScaling(model, "s2d")
+    with pytest.raises(ValueError, match="No layer can be widened as 'fc1'"):
+        NeuronScaling(model, widen=("fc1",))
+
+
+def test_widening_needs_weights_that_are_the_layers_own() -> None:
+    """The weights of both the widened layer and the one behind it are exchanged."""
+
+    def mlp() -> nn.Sequential:
+        last = nn.Sequential(nn.Softmax(-1), nn.Linear(3, 3))
+        return nn.Sequential(nn.Linear(3, 3), nn.GELU(), nn.Linear(3, 3), *last)
+
+    for place in (0, 2):
+        model = mlp()
+        torch.nn.utils.spectral_norm(model[place])
+        assert len(NeuronScaling(model).layers) == 2
+        with pytest.raises(ValueError, match="No layer can be widened as 'fc1'"):
+            NeuronScaling(model, widen=("fc1",))
+    tied = mlp()
+    tied[4].weight = tied[2].weight
+    assert NeuronScaling(tied, layers=["0"]).layers == ("0",)
+    with pytest.raises(ValueError, match=r"'2' shares a parameter \('2.weight' is '4.weight'\)"):
+        NeuronScaling(tied, layers=["0"], widen=("fc1",))
 
 
 @pytest.mark.parametrize("form", ["pair", "single", "gated"])

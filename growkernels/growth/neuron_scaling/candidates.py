@@ -14,7 +14,6 @@ from growkernels.nn.grown_linear import Branch, GrownConv2d, GrownLinear
 
 KINDS = ("linear", "conv2d")
 WIDTHS = ("fc1", "v", "qk")
-BRANCHES = ".branches."  # separates a grown layer's path from those of its new layers
 
 # What acts on each element by itself, so that a new element cannot disturb the others.
 ELEMENTWISE = (
@@ -51,6 +50,7 @@ class Candidate:
 
     Attributes:
         name: its path.
+        root: the layer of the base model that it is a part of, or is.
         category: layers of one category share one part of the budget: the last name in the path
             that is not a number, q, k and v counted as ``"qkv"``.
         activation: path of the activation module that takes this layer's outputs, if known.
@@ -58,19 +58,10 @@ class Candidate:
     """
 
     name: str
+    root: str
     category: str
     activation: str | None
     widening: Widening | None
-
-    @property
-    def root(self) -> str:
-        """The layer of the base model that this layer is a part of, or is."""
-        return root_of(self.name)
-
-
-def root_of(name: str) -> str:
-    """The path of the base model's layer: what comes before the first branch."""
-    return name.partition(BRANCHES)[0]
 
 
 def find_candidates(
@@ -94,48 +85,51 @@ def find_candidates(
     """
     if isinstance(layers, str):
         raise TypeError(f"layers is the string {layers!r}; give a list of paths or patterns.")
-    found: dict[str, nn.Module] = {}
+    roots: dict[str, str] = {}  # of each layer found
     left_out: dict[str, str] = {}
     for name, module in model.named_modules():
-        reason = _why_not(name, module, kinds)
+        reason = _why_not(model, name, module, kinds)
         if reason is None:
-            found[name] = module
+            roots[name] = _root(model, name)
         elif reason:
             left_out[name] = reason
     if layers is None:
-        linear = [root_of(name) for name, module in found.items() if isinstance(module, nn.Linear)]
-        if linear and len({root_of(name) for name in found}) > 1:
+        linear = [
+            root for name, root in roots.items() if isinstance(model.get_submodule(name), nn.Linear)
+        ]
+        if linear and len(set(roots.values())) > 1:
             output = linear[-1]
-            found = {name: module for name, module in found.items() if root_of(name) != output}
+            roots = {name: root for name, root in roots.items() if root != output}
             left_out[output] = "it is the last linear layer, whose outputs are the logits"
     else:
         for pattern in layers:
-            if not any(fnmatchcase(root_of(name), pattern) for name in found):
+            if not any(fnmatchcase(root, pattern) for root in roots.values()):
                 raise ValueError(
                     f"No layer that can be grown matches {pattern!r}"
                     + (f": {left_out[pattern]}." if pattern in left_out else ".")
                 )
-        found = {
-            name: module
-            for name, module in found.items()
-            if any(fnmatchcase(root_of(name), pattern) for pattern in layers)
+        roots = {
+            name: root
+            for name, root in roots.items()
+            if any(fnmatchcase(root, pattern) for pattern in layers)
         }
-    if not found:
+    if not roots:
         raise ValueError(
             f"The model has no layer to grow: it needs nn.Linear or nn.Conv2d layers of the kinds "
             f"{tuple(kinds)} besides its output layer."
         )
-    _refuse_shared_weights(model, found)
     activations, widenings = _activations(model), _widenings(model)
     candidates = [
         Candidate(
             name,
-            _category(root_of(name)),
+            root,
+            _category(root),
             activations.get(name),
             widening if (widening := widenings.get(name)) and widening.role in widen else None,
         )
-        for name in found
+        for name, root in roots.items()
     ]
+    _refuse_shared_weights(model, candidates)
     for role in widen:
         if not any(c.widening is not None and c.widening.role == role for c in candidates):
             raise ValueError(
@@ -147,14 +141,26 @@ def find_candidates(
     return candidates, left_out
 
 
-def _why_not(name: str, module: nn.Module, kinds: Collection[str]) -> str | None:
+def _root(model: nn.Module, name: str) -> str:
+    parts = name.split(".")
+    for end in range(1, len(parts)):
+        path = ".".join(parts[:end])
+        if isinstance(model.get_submodule(path), GrownLinear | GrownConv2d):
+            return path
+    return name
+
+
+def _why_not(model: nn.Module, name: str, module: nn.Module, kinds: Collection[str]) -> str | None:
     """None for a layer to grow, a reason for one that looks like it, "" for anything else."""
     if not isinstance(module, nn.Linear | nn.Conv2d):
         return ""
     kind = "linear" if isinstance(module, nn.Linear) else "conv2d"
     if kind not in kinds:
         return f"layers of kind {kind!r} are not asked for"
-    if name.endswith(".minus") and BRANCHES in name:
+    if module is model:
+        return "it is the whole model, in which no grown layer can take its place"
+    parent, _, child = name.rpartition(".")
+    if child == "minus" and isinstance(model.get_submodule(parent), Branch):
         return "it always receives the gradients of its partner, 'plus'"
     if type(module) not in (nn.Linear, nn.Conv2d, GrownLinear, GrownConv2d):
         return f"what the forward of a {type(module).__name__} does with its weights is not known"
@@ -166,18 +172,20 @@ def _why_not(name: str, module: nn.Module, kinds: Collection[str]) -> str | None
     return None
 
 
-def _refuse_shared_weights(model: nn.Module, found: dict[str, nn.Module]) -> None:
+def _refuse_shared_weights(model: nn.Module, candidates: Sequence[Candidate]) -> None:
     holders: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         holders.setdefault(id(parameter), []).append(name)
-    for name, module in found.items():
-        for parameter in module.parameters(recurse=False):
+    edited = [c.name for c in candidates]
+    edited += [c.widening.follower for c in candidates if c.widening is not None]
+    for name in edited:
+        for parameter in model.get_submodule(name).parameters(recurse=False):
             names = holders[id(parameter)]
             if len(names) > 1:
                 raise ValueError(
                     f"Layer {name!r} shares a parameter ({' is '.join(map(repr, names))}): "
-                    "growing one use would not grow the others. Leave these layers out by naming "
-                    "the others in layers=."
+                    "growing one use would not grow the others. Leave these layers, and those "
+                    "that are widened in front of them, out by naming the others in layers=."
                 )
 
 
@@ -204,36 +212,54 @@ def _activations(model: nn.Module) -> dict[str, str]:
 def _widenings(model: nn.Module) -> dict[str, Widening]:
     found: dict[str, Widening] = {}
     for name, follower in _followers(model):
-        if isinstance(model.get_submodule(follower), nn.Linear) and isinstance(
-            model.get_submodule(name), nn.Linear
-        ):
+        if _can_be_widened(model, name, follower):
             found[name] = Widening("fc1", follower, heads=1)
     for name, module in model.named_modules():
         if isinstance(module, Attention):
             at = f"{name}." if name else ""
-            found[f"{at}v"] = Widening("v", f"{at}proj", module.heads)
-            found[f"{at}q"] = Widening("qk", f"{at}k", module.heads)
-            found[f"{at}k"] = Widening("qk", f"{at}q", module.heads)
+            if _can_be_widened(model, f"{at}v", f"{at}proj"):
+                found[f"{at}v"] = Widening("v", f"{at}proj", module.heads)
+            if _can_be_widened(model, f"{at}q", f"{at}k"):
+                found[f"{at}q"] = Widening("qk", f"{at}k", module.heads)
+                found[f"{at}k"] = Widening("qk", f"{at}q", module.heads)
     return found
+
+
+def _can_be_widened(model: nn.Module, *names: str) -> bool:
+    """Whether these are linear layers whose weights are their own.
+
+    A weight that a parametrization or a hook computes (weight_norm, spectral_norm, pruning) is no
+    parameter of the layer, so rows and columns cannot be added to it.
+    """
+    layers = [model.get_submodule(name) for name in names]
+    return all(
+        type(layer) in (nn.Linear, GrownLinear) and "weight" in layer._parameters
+        for layer in layers
+    )
 
 
 def _followers(model: nn.Module) -> Iterator[tuple[str, str]]:
     """(layer, what takes its outputs): its activation, and the layer behind elementwise modules.
 
-    Known in Sequentials, and in modules with fc1, act and fc2, as timm's and this package's MLPs.
+    Known in Sequentials, and in modules with fc1, act and fc2, as timm's and this package's MLPs,
+    unless something else, such as a norm, is registered between fc1 and act.
     """
     runs = [[(name, module) for name, module in chain] for chain in chains("", model)]
     for name, module in model.named_modules():
         at = f"{name}." if name else ""
         children = dict(module.named_children())
         fc1, act, fc2 = (children.get(key) for key in ("fc1", "act", "fc2"))
-        between = [child for key, child in children.items() if key not in ("fc1", "fc2")]
-        if fc1 is None or act is None:
+        if fc1 is None or act is None or _is_gated(fc1, fc2):
             continue
-        if fc2 is not None and all(isinstance(child, ELEMENTWISE) for child in between):
-            runs.append([(f"{at}fc1", fc1), (f"{at}act", act), (f"{at}fc2", fc2)])
-        else:
-            runs.append([(f"{at}fc1", fc1), (f"{at}act", act)])
+        others = [key for key in children if key != "fc2"]
+        between = others[others.index("fc1") + 1 : others.index("act")]
+        if not all(isinstance(children[key], ELEMENTWISE) for key in between):
+            continue
+        run = [(f"{at}fc1", fc1), (f"{at}act", act)]
+        others.remove("fc1")
+        if fc2 is not None and all(isinstance(children[key], ELEMENTWISE) for key in others):
+            run.append((f"{at}fc2", fc2))
+        runs.append(run)
     for run in runs:
         for index, (name, module) in enumerate(run):
             if not isinstance(module, nn.Linear | nn.Conv2d):
@@ -248,3 +274,10 @@ def _followers(model: nn.Module) -> Iterator[tuple[str, str]]:
                 if first_activation and not isinstance(next_module, nn.Dropout | nn.Identity):
                     first_activation = False
                     yield name, follower
+
+
+def _is_gated(fc1: nn.Module, fc2: nn.Module | None) -> bool:
+    """Whether fc2 has another width than fc1, which halves or gates its outputs (timm's GluMlp)."""
+    if not isinstance(fc1, nn.Linear) or not isinstance(fc2, nn.Linear):
+        return False
+    return fc1.out_features != fc2.in_features

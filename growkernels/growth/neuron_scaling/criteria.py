@@ -149,7 +149,7 @@ def _eigenpairs(
     S is the sum over all ranks, each of which multiplies by its own rows.
     """
     x, shape = sample.x, layer.weight.shape
-    weight = weight * (sample.seen / len(x))
+    weight = weight * (sample.seen / max(1, len(x)))
     seed = int(torch.randint(2**62, (), generator=generator))
     start = torch.Generator(x.device).manual_seed(seed)
     if isinstance(layer, nn.Linear) and not _distributed():

@@ -142,10 +142,22 @@ def _add_branch(
     new = grown(layer)
     if new is not layer:
         parent_name, _, child = name.rpartition(".")
-        model.get_submodule(parent_name)._modules[child] = new
+        parent = model.get_submodule(parent_name)
+        parent._modules[child] = new
+        _forbid_fused_evaluation(model, parent)
     new.branches.append(branch)
     if optimizer is not None and groups is not None:
         join_groups(model, branch, optimizer, groups)
+
+
+def _forbid_fused_evaluation(model: nn.Module, parent: nn.Module) -> None:
+    """Make torch's encoder call its layers: its kernel for evaluation reads their weights alone."""
+    if not isinstance(parent, nn.TransformerEncoderLayer):
+        return
+    parent.activation_relu_or_gelu = 0
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder) and parent in module.layers:
+            module.use_nested_tensor = False
 
 
 def _widen_outputs(

@@ -10,6 +10,7 @@ keeps whole images.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -152,12 +153,15 @@ class SampleRecorder:
                 is dropped, earlier ones are kept.
         """
         for name in self._names.values():
-            if name not in self._batch:
+            sample, kept = self._batch.get(name), self.kept.layers.get(name)
+            if sample is not None and kept is not None:
+                self._compare_sizes(name, kept, sample)
+            elif sample is None:
                 self._problems.append(
                     f"No gradient reached layer {name!r}: the loss does not depend on it, no "
-                    "backward pass ran inside recording(), everything in front of it and the layer "
-                    "itself are frozen, or the model ran compiled. Leave it out of layers=, or "
-                    "record with the plain module."
+                    "backward pass ran inside recording(), the layer and everything in front of it "
+                    "are frozen, its input was passed by keyword, or the model ran compiled. Leave "
+                    "it out of layers=, or record with the plain module."
                 )
         if self._problems:
             raise RuntimeError(self._problems[0])
@@ -197,26 +201,43 @@ class SampleRecorder:
                 "use inplace=False there."
             )
             return
-        with torch.no_grad():
+        # Under autocast the sums would be rounded to 16 bits.
+        with torch.no_grad(), torch.autocast(grad.device.type, enabled=False):
             sample = self._sample(layer, taken.x, preact, grad)
         old = self._batch.get(name)  # a layer that runs several times is one layer with more rows
-        self._batch[name] = sample if old is None else old.joined(sample, self._limit(sample))
+        if old is None:
+            self._batch[name] = sample
+        elif self._compare_sizes(name, old, sample):
+            self._batch[name] = old.joined(sample, self._limit(sample))
+
+    def _compare_sizes(self, name: str, old: LayerSample, new: LayerSample) -> bool:
+        """Whether rows can be joined; if not, that is a problem of the batch."""
+        sizes = [tuple(sample.x.shape[1:]) for sample in (old, new)]
+        if sizes[0] != sizes[1]:
+            self._problems.append(
+                f"Layer {name!r} ran on inputs of shapes {sizes[0]} and {sizes[1]}, and its sample "
+                "is of whole images of one shape; record at one image size, or leave the layer out "
+                "of layers=."
+            )
+        return sizes[0] == sizes[1]
 
     def _sample(
         self, layer: nn.Module, x: Tensor, preact: Tensor | None, grad: Tensor
     ) -> LayerSample:
+        dtype = _sum_dtype(torch.promote_types(x.dtype, grad.dtype))
         if isinstance(layer, nn.Conv2d):
-            ones = x.new_ones(1, 1, *layer.kernel_size)
-            inputs = F.conv2d(
-                x.sum(-3, keepdim=True), ones, None, layer.stride, layer.padding, layer.dilation
-            )
-            sums = (grad * inputs.to(grad.dtype)).to(_sum_dtype(grad)).sum((0, -2, -1))
+            if x.dim() == 3:  # one image without a batch
+                x, grad = x[None], grad[None]
+                preact = None if preact is None else preact[None]
+            channels = x.sum(-3, keepdim=True, dtype=dtype)
+            ones = channels.new_ones(1, 1, *layer.kernel_size)
+            inputs = F.conv2d(channels, ones, None, layer.stride, layer.padding, layer.dilation)
+            sums = (grad * inputs).sum((0, -2, -1))
         else:
             x, grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
             preact = None if preact is None else preact.reshape(grad.shape)
-            sums = grad.to(_sum_dtype(grad)).T @ x.to(_sum_dtype(grad)).sum(-1)
+            sums = grad.to(dtype).T @ x.sum(-1, dtype=dtype)
         keys = torch.rand(len(x), generator=self._generator, dtype=torch.float64)
-        dtype = _sum_dtype(torch.promote_types(x.dtype, grad.dtype))
         rows = _smallest(keys, self._limit_of(grad))
         return LayerSample(
             x=_pick(x, rows).to(dtype),
@@ -232,7 +253,7 @@ class SampleRecorder:
 
     def _limit_of(self, grad: Tensor) -> int:
         """Rows to keep; of a convolution images with about as many positions."""
-        return self._rows if grad.dim() == 2 else max(1, self._rows // grad[0, 0].numel())
+        return self._rows if grad.dim() == 2 else max(1, self._rows // math.prod(grad.shape[2:]))
 
 
 def _smallest(keys: Tensor, keep: int) -> Tensor:
@@ -246,6 +267,5 @@ def _pick(rows: Tensor, index: Tensor) -> Tensor:
     return rows.clone() if len(index) == len(rows) else rows[index.to(rows.device)]
 
 
-def _sum_dtype(of: Tensor | torch.dtype) -> torch.dtype:
-    dtype = of.dtype if isinstance(of, Tensor) else of
+def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
