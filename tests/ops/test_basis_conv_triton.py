@@ -19,7 +19,7 @@ from torch import Tensor
 if torch.cuda.is_available():
     pytest.skip("a GPU is visible: tests/gpu runs these kernels on it", allow_module_level=True)
 
-from basis_conv_shape import FORMATS, Shape
+from basis_conv_shape import BEYOND_32_BITS, CHOSEN, FORMATS, Shape
 from triton_interpreter import rounded_to_tf32
 
 from growkernels.ops.basis_conv import gpu, reference, triton_kernels
@@ -384,6 +384,13 @@ class TestDecision:
         decision = self.decision(**changes)
         assert decision.algorithm == algorithm
         assert reason in decision.reason
+
+    @pytest.mark.parametrize("shape", [*CHOSEN, BEYOND_32_BITS], ids=str)
+    def test_tests_on_a_gpu_run_the_kernels_they_mean(self, shape: Shape) -> None:
+        basis, coeff = (shape.filters, shape.x[1], *shape.kernel), (shape.mixed, shape.filters)
+        for dtype in DTYPES:
+            decision = gpu.decide(shape.x, basis, coeff, dtype, H100, *shape.form)
+            assert decision.algorithm == "triton"
 
     def test_composed_algorithms_are_what_the_composed_op_chooses(self) -> None:
         """Its C++ decides by the same counts of operations."""
