@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -307,6 +308,18 @@ def test_the_cache_is_made_once_and_again_for_another_source(
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(RunFolderError, match="delete it and use --resume again"):
         stored_images(path)
+
+
+def test_a_cache_that_cannot_be_written_is_one_sentence(images: ImageData, tmp_path: Path) -> None:
+    path = tmp_path / "state" / "images.pt"
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limit[1]))  # a disk that soon is full
+    try:
+        with pytest.raises(RunFolderError, match=r"could not be written to .*images\.pt \(File"):
+            store_images(path, {"a": 1}, lambda: images)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert not list(path.parent.iterdir())
 
 
 @pytest.fixture(scope="module")

@@ -30,9 +30,13 @@ def store_images(path: Path, source: Mapping[str, Any], make: Callable[[], Image
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        # torch.save's own error, about positions in the file, hides the system's.
+        reason = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(reason, OSError):
+            raise
         raise RunFolderError(
-            f"The decoded images could not be written to {path} ({error.strerror}); free some "
+            f"The decoded images could not be written to {path} ({reason.strerror}); free some "
             "space there or give --out another folder."
         ) from error
     finally:
