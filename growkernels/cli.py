@@ -234,6 +234,12 @@ def main() -> int:
     except TimeLimitError as error:
         print(f"growkernels: {error}", file=sys.stderr)
         return STOPPED
+    except PermissionError as error:
+        print(
+            f"growkernels: No permission to use {error.filename}; allow it or give another path.",
+            file=sys.stderr,
+        )
+        return 1
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         print(f"growkernels: {error}", file=sys.stderr)
         return 1

@@ -93,3 +93,16 @@ def test_ctrl_c_says_how_to_go_on(
         cli.main()
     assert ended.value.code == 130
     assert capsys.readouterr().err == "growkernels: Interrupted; continue with --resume.\n"
+
+
+def test_a_path_without_permission_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", "images/train")
+
+    monkeypatch.setattr(sensli, "run", refused)
+    monkeypatch.setattr(sys, "argv", ["growkernels", "reproduce", "sensli"])
+    assert cli.main() == 1
+    message = "growkernels: No permission to use images/train; allow it or give another path.\n"
+    assert capsys.readouterr().err == message

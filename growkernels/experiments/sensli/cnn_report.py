@@ -17,6 +17,12 @@ from growkernels.growth.merit_norms import NORMS
 
 TITLE = "SensLI on images: inserting convolutions into a small VGG"
 
+VARIANTS = (
+    "The variants: small is never changed; max and min insert one convolution where the merit is "
+    "largest or smallest; large has one more in front from the start; sensli tries three times to "
+    "insert, and final trains what it ends as from the start."
+)
+
 DEVIATIONS = (
     "Optimizer: the authors name SGD with momentum 0.9 and weight decay 5e-4 (Adam in exp1), but "
     "their training loop updates every parameter by the bare gradient, so what they ran is plain "
@@ -79,7 +85,9 @@ def render(
         report.differences(DEVIATIONS),
         _how_to(summary),
     ]
-    return report.render(TITLE, summary["overview"], claims, RULE, sections, summary["environment"])
+    return report.render(
+        TITLE, summary["overview"], claims, f"{RULE} {VARIANTS}", sections, summary["environment"]
+    )
 
 
 def _conditions(summary: Mapping[str, Any]) -> Section:

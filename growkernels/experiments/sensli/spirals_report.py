@@ -14,6 +14,13 @@ from growkernels.experiments.statistics import RULE, Claim
 
 TITLE = "SensLI on the spirals: where and when to insert a layer"
 
+VARIANTS = (
+    "The variants: small is never changed; max, min and random insert one layer where the merit is "
+    "largest, smallest, or anywhere, and max_3 and so on three; scratch_1 and scratch_3 train what "
+    "these end as from the start; large has twice the hidden layers. Settings (exp2 and so on) are "
+    "described below."
+)
+
 DEVIATIONS = (
     "All initialisations of all variants of a setting train as one batched network, in float32; a "
     "test shows that each equals the network trained alone with autograd and torch.optim.SGD.",
@@ -94,7 +101,9 @@ def write_report(
         report.differences(DEVIATIONS),
         _how_to(summary),
     ]
-    page = report.render(TITLE, summary["overview"], claims, RULE, sections, summary["environment"])
+    page = report.render(
+        TITLE, summary["overview"], claims, f"{RULE} {VARIANTS}", sections, summary["environment"]
+    )
     folder.write_bytes("report.html", page.encode())
 
 
