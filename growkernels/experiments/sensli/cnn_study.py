@@ -85,7 +85,7 @@ def _train(
     behind: Counter[tuple[str, int]] = Counter()
     with progress_bar(console, "epochs") as progress:
         tasks = {
-            s.name: progress.add_task(f"{s.name:9} {s.title}", total=s.runs * s.epochs_to_train)
+            s.name: progress.add_task(f"{s.name:9} {s.role}", total=s.runs * s.epochs_to_train)
             for s in settings
         }
 
