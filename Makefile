@@ -94,7 +94,7 @@ reproduce: setup  ## reproduce the papers' experiments in minutes; the reports l
 bench: setup  ## run the benchmarks; results are stored in benchmarks/results
 	$(BIN)/growkernels bench
 
-readme-tables: setup  ## write the README's tables anew from the stored benchmark results
+readme-tables: setup  ## write the documents' tables and draw docs/speed.png anew from the stored benchmark results
 	$(BIN)/python -m benchmarks.readme_tables
 
 gpu-kernels: setup  ## docs/gpu_kernels.md anew, without a GPU; with CUDA C++ kernels after setup-cuda

@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks import markdown
+
 REPRODUCTIONS = Path(__file__).resolve().parent.parent / "docs"
 
 
@@ -25,7 +27,7 @@ class ClaimsTable:
                 "summary.json there"
             )
         claims = json.loads(path.read_text())["claims"]
-        rows = [["claim of the paper", "verdict", "settings"], ["---"] * 3]
+        rows = []
         for claim in claims:
             verdicts: dict[str, list[str]] = {}
             for finding in claim["findings"]:
@@ -34,7 +36,7 @@ class ClaimsTable:
                     setting.append(finding["setting"])
             settings = "; ".join(f"{key}: {', '.join(names)}" for key, names in verdicts.items())
             rows.append([claim["claim"], f"**{claim['verdict']}**", settings])
-        return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        return markdown.table(("claim of the paper", "verdict", "settings"), rows)
 
 
 CLAIMS = tuple(ClaimsTable(f"claims {name}", name) for name in ("sensli", "scaling", "basis"))

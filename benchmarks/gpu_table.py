@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from benchmarks import markdown
 from benchmarks.case import OURS
 from benchmarks.results import CaseResult, stored
-from benchmarks.table import Table
+from benchmarks.table import COMMON, Table
 
 _COLUMNS = (
     "family", "case", "shape", "dtype", "opponent", "speed-up", "growkernels", "rate",
@@ -53,8 +54,7 @@ class GpuTable:
         rows = [cells for row in self.rows for cells in row.cells(results)]
         if not rows:
             return _NOTHING
-        heading = [list(_COLUMNS), ["---"] * len(_COLUMNS)]
-        return "\n".join(f"| {' | '.join(row)} |" for row in [*heading, *rows])
+        return markdown.table(_COLUMNS, rows, COMMON)
 
 
 _COMPOSED = (

@@ -1,4 +1,4 @@
-"""The README's table of headlines: a few figures measured on CPUs, over several cases."""
+"""The README's headlines: a few figures measured on CPUs, over several cases."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import geometric_mean
 
+from benchmarks import markdown
 from benchmarks.results import FamilyResult, stored
 
 
 @dataclass(frozen=True)
 class Headline:
-    """One row per opponent: the geometric mean of its median ratios over `cases` of `family`."""
+    """`cases` of `family` against each of the opponents."""
 
     what: str
     shape: str
@@ -19,22 +20,22 @@ class Headline:
     cases: tuple[str, ...]
     opponents: tuple[str, ...]
 
-    def rows(self, results: Path) -> list[list[str]]:
-        """The rows of every CPU. Raises FileNotFoundError or ValueError for missing results."""
+    def speedups(self, results: Path) -> dict[str, dict[str, float]]:
+        """By machine, every CPU that has results, and opponent: the geometric mean over the cases
+        of the median ratios. Raises FileNotFoundError or ValueError for missing results.
+        """
         families = stored(self.family, results, "cpu")
         if not families:
             raise FileNotFoundError(
                 f"no results of {self.family!r} are stored in {results}; "
                 f"run 'growkernels bench {self.family}' first"
             )
-        return [
-            [
-                self.what, self.shape, opponent, f"{self._mean(family, opponent):.2f}×",
-                str(family.environment["machine"]),
-            ]
+        return {
+            str(family.environment["machine"]): {
+                opponent: self._mean(family, opponent) for opponent in self.opponents
+            }
             for family in families
-            for opponent in self.opponents
-        ]  # fmt: skip
+        }
 
     def _mean(self, family: FamilyResult, opponent: str) -> float:
         by_name = {case.name: case for case in family.cases}
@@ -52,6 +53,11 @@ class Headline:
         return geometric_mean(by_name[name].speedup(opponent).median for name in self.cases)
 
 
+def times(ratio: float) -> str:
+    """A ratio as text, in three figures."""
+    return f"{ratio:.2f}×" if ratio < 10 else f"{ratio:.1f}×" if ratio < 100 else f"{ratio:.0f}×"
+
+
 @dataclass(frozen=True)
 class HeadlineTable:
     """The table `name` of headlines, in the order given."""
@@ -61,11 +67,17 @@ class HeadlineTable:
 
     def markdown(self, results: Path) -> str:
         """The whole table in Markdown."""
-        heading = ["what", "shape", "opponent", "speed-up", "machine"]
-        rows = [row for headline in self.headlines for row in headline.rows(results)]
-        return "\n".join(
-            f"| {' | '.join(row)} |" for row in [heading, ["---"] * len(heading), *rows]
-        )
+        rows = [
+            [
+                headline.what,
+                headline.shape,
+                "; ".join(f"**{times(ratio)}** {name}" for name, ratio in speedups.items()),
+                machine,
+            ]
+            for headline in self.headlines
+            for machine, speedups in headline.speedups(results).items()
+        ]
+        return markdown.table(("what", "shape", "speed-up over", "machine"), rows, ("machine",))
 
 
 _COMPOSED = ("eager dense", "eager conv, 1x1, cat", "torch.compile conv, 1x1, cat")
@@ -140,6 +152,16 @@ HEADLINES = HeadlineTable(
             "virtual_grad",
             ("linear_relu",),
             ("eager loop", "torch.compile"),
+        ),
+        Headline(
+            "`virtual_grad_norms`, convolutions",
+            "mean of [128, 64, 32, 32], [128, 128, 16, 16], [128, 256, 8, 8], float32",
+            "virtual_grad",
+            tuple(
+                f"conv2d_relu {64 << stage} at {32 >> stage}x{32 >> stage} channels_last"
+                for stage in range(3)
+            ),
+            ("conv2d_weight", "autograd"),
         ),
         Headline(
             "`virtual_grad_norms`",

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.readme_tables`: regenerates the documents' tables from stored results.
+"""`python -m benchmarks.readme_tables`: the documents' tables and picture, from stored results.
 
 A table stands between the markers `<!-- table: NAME -->` and `<!-- end table -->` in one of the
 documents; NAME is the name of a TABLE that a family declares, of a reproduction's table of claims,
@@ -19,10 +19,12 @@ from benchmarks.families import family_files, load_family
 from benchmarks.gpu_table import GPU_TABLE, GpuTable
 from benchmarks.headlines import HEADLINES, HeadlineTable
 from benchmarks.results import RESULTS, stored
+from benchmarks.speed_plot import draw
 from benchmarks.table import Table
 
 _ROOT = Path(__file__).resolve().parent.parent
 _DOCUMENTS = ("README.md", "docs/benchmarks.md")
+_PICTURE = "docs/speed.png"
 # Up to the next end marker, but never across the beginning of another table.
 _BLOCK = re.compile(
     r"<!-- table: ([^>]+?) -->\n(?:(?!<!-- table: ).)*?<!-- end table -->", re.DOTALL
@@ -86,6 +88,7 @@ def main() -> int:
     try:
         old = {document: (_ROOT / document).read_text() for document in _DOCUMENTS}
         new = regenerate(old, tables)
+        draw(HEADLINES.headlines, RESULTS, _ROOT / _PICTURE)
     except (FileNotFoundError, ValueError) as error:
         print(f"readme-tables: {error}", file=sys.stderr)
         return 1
@@ -97,6 +100,7 @@ def main() -> int:
         part.write_text(text)
         os.replace(part, _ROOT / document)
         print(f"{document}: tables regenerated")
+    print(f"{_PICTURE}: drawn")
     return 0
 
 

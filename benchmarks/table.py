@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from benchmarks import markdown
 from benchmarks.case import OURS
 from benchmarks.peak_memory import RESOLUTION_BYTES
 from benchmarks.results import CaseResult, FamilyResult, Spread
@@ -73,6 +74,8 @@ COLUMNS: dict[str, Cell] = {
     "opponent's memory": lambda family, case, opponent: _memory(case, opponent),
     "machine": lambda family, case, opponent: str(family.environment["machine"]),
 }
+# Columns that are said once where they are the same in all rows.
+COMMON = ("dtype", "layout", "machine")
 _COMPANIONS_OF_A_SPEEDUP = ("opponent", "shape", "machine")
 
 
@@ -110,8 +113,7 @@ class Table:
 
     def markdown(self, results: Sequence[FamilyResult]) -> str:
         """The whole table in Markdown."""
-        rows = [list(self.columns), ["---"] * len(self.columns), *self.cells(results)]
-        return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        return markdown.table(self.columns, self.cells(results), COMMON)
 
     def plain(self, results: Sequence[FamilyResult]) -> str:
         """The whole table aligned for a terminal."""

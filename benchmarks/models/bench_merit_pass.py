@@ -22,8 +22,8 @@ TABLE = Table(
     name=FAMILY,
     family=FAMILY,
     columns=(
-        "case", "shape", "dtype", "opponent", "speed-up", "opponent's time", "growkernels",
-        "growkernels adds", "peak memory", "opponent's memory", "machine",
+        "case", "shape", "dtype", "growkernels", "growkernels adds", "peak memory", "opponent",
+        "speed-up", "opponent's time", "opponent's memory", "machine",
     ),
 )  # fmt: skip
 

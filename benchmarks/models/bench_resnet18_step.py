@@ -22,8 +22,8 @@ TABLE = Table(
     name=FAMILY,
     family=FAMILY,
     columns=(
-        "case", "shape", "dtype", "layout", "opponent", "speed-up", "opponent's time",
-        "growkernels", "peak memory", "opponent's memory", "machine",
+        "case", "shape", "dtype", "layout", "growkernels", "peak memory", "opponent", "speed-up",
+        "opponent's time", "opponent's memory", "machine",
     ),
 )  # fmt: skip
 

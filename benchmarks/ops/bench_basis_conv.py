@@ -20,8 +20,8 @@ TABLE = Table(
     name=FAMILY,
     family=FAMILY,
     columns=(
-        "case", "shape", "dtype", "layout", "direction", "opponent", "speed-up", "growkernels",
-        "of ceiling", "peak memory", "opponent's memory", "machine",
+        "case", "shape", "dtype", "layout", "direction", "growkernels", "of ceiling", "peak memory",
+        "opponent", "speed-up", "opponent's memory", "machine",
     ),
 )  # fmt: skip
 

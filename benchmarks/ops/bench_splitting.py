@@ -18,8 +18,8 @@ TABLE = Table(
     name=FAMILY,
     family=FAMILY,
     columns=(
-        "case", "shape", "dtype", "opponent", "speed-up", "growkernels", "of ceiling",
-        "peak memory", "opponent's memory", "machine",
+        "case", "shape", "dtype", "growkernels", "of ceiling", "peak memory", "opponent",
+        "speed-up", "opponent's memory", "machine",
     ),
 )  # fmt: skip
 

@@ -20,8 +20,8 @@ TABLE = Table(
     name=FAMILY,
     family=FAMILY,
     columns=(
-        "case", "shape", "dtype", "opponent", "speed-up", "opponent's time", "growkernels",
-        "peak memory", "opponent's memory", "machine",
+        "case", "shape", "dtype", "growkernels", "peak memory", "opponent", "speed-up",
+        "opponent's time", "opponent's memory", "machine",
     ),
 )  # fmt: skip
 

@@ -19,8 +19,8 @@ TABLE = Table(
     name=FAMILY,
     family=FAMILY,
     columns=(
-        "case", "shape", "dtype", "layout", "opponent", "speed-up", "growkernels", "of ceiling",
-        "peak memory", "opponent's memory", "machine",
+        "case", "shape", "dtype", "layout", "growkernels", "of ceiling", "peak memory", "opponent",
+        "speed-up", "opponent's memory", "machine",
     ),
 )  # fmt: skip
 

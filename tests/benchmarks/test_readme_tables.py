@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 from test_benchmark_results import family_result
 
+from benchmarks import markdown
 from benchmarks.case import OURS
 from benchmarks.claims_table import ClaimsTable
 from benchmarks.families import cases_on, family_files, load_family
 from benchmarks.gpu_table import GPU_TABLE, GpuRow, GpuTable
 from benchmarks.headlines import Headline, HeadlineTable
 from benchmarks.readme_tables import regenerate
+from benchmarks.speed_plot import draw
 from benchmarks.table import COLUMNS, Table
 
 TABLE = Table("speed", "toy", ("case", "shape", "opponent", "speed-up", "machine"))
@@ -32,9 +34,11 @@ def test_regeneration_fills_the_marked_place_and_is_idempotent(tmp_path: Path) -
     assert once.splitlines() == [
         "Before",
         "<!-- table: speed -->",
-        "| case | shape | opponent | speed-up | machine |",
-        "| --- | --- | --- | --- | --- |",
-        "| toy | 2 × [8, 4] | eager | 3.00× (2.50 to 3.00) | Some CPU, 2 threads |",
+        "Machine: Some CPU, 2 threads.",
+        "",
+        "| case | shape | opponent | speed-up |",
+        "| --- | --- | --- | --- |",
+        "| toy | 2 × [8, 4] | eager | 3.00× (2.50 to 3.00) |",
         "<!-- end table -->",
         "After",
     ]
@@ -63,13 +67,45 @@ def test_headlines_are_geometric_means_over_cases(tmp_path: Path) -> None:
     replace(family, cases=[case, twice]).store(tmp_path)
     both = Headline("sums", "two sizes", "toy", ("toy", "toy 2"), ("eager",))
     table = HeadlineTable("speed", (both,)).markdown(tmp_path)
-    assert table.splitlines()[2:] == ["| sums | two sizes | eager | 6.00× | Some CPU, 2 threads |"]
+    assert table.splitlines() == [
+        "Machine: Some CPU, 2 threads.",
+        "",
+        "| what | shape | speed-up over |",
+        "| --- | --- | --- |",
+        "| sums | two sizes | **6.00×** eager |",
+    ]
 
     lacking = Headline("sums", "two sizes", "toy", ("toy", "toy 3"), ("eager",))
     with pytest.raises(ValueError, match=r"needs 'eager' in the cases \['toy 3'\] of 'toy'"):
         HeadlineTable("speed", (lacking,)).markdown(tmp_path)
     with pytest.raises(FileNotFoundError, match="run 'growkernels bench other' first"):
         HeadlineTable("speed", (replace(both, family="other"),)).markdown(tmp_path)
+
+
+def test_a_table_says_nothing_twice() -> None:
+    rows = [["a", "1", "x", "CPU"], ["a", "1", "y", "CPU"], ["b", "1", "y", "CPU"]]
+    heading = ["case", "size", "opponent", "machine"]
+    assert markdown.table(heading, rows, ["machine"]).splitlines() == [
+        "Machine: CPU.",
+        "",
+        "| case | size | opponent |",
+        "| --- | --- | --- |",
+        "| a | 1 | x |",
+        "|  |  | y |",
+        "| b | 1 | y |",
+    ]
+    assert markdown.table(heading[:1], [["a"], ["a"]]).splitlines()[2:] == ["| a |", "| a |"]
+
+
+def test_the_picture_needs_every_headline(tmp_path: Path) -> None:
+    family_result().store(tmp_path)
+    headline = Headline("`sum`", "one", "toy", ("toy",), ("eager",))
+    picture = tmp_path / "speed.png"
+    draw([headline], tmp_path, picture)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="needs 'compiled' in the cases"):
+        draw([replace(headline, opponents=("compiled",))], tmp_path, tmp_path / "other.png")
+    assert [path.name for path in tmp_path.glob("*.png")] == ["speed.png"]
 
 
 def test_headlines_are_of_cpus_alone(tmp_path: Path) -> None:
@@ -91,10 +127,10 @@ def test_the_gpu_table_has_one_row_per_case_against_its_best_opponent(tmp_path: 
     variants = {"eager": eager, "compiled": faster, OURS: case.variants[OURS]}
     other = replace(case, name="of no interest")
     replace(family, cases=[other, replace(case, variants=variants)]).store(tmp_path)
-    (row,) = table.markdown(tmp_path).splitlines()[2:]
+    facts, _, *_, row = table.markdown(tmp_path).splitlines()
+    assert facts.endswith("; machine: Some GPU.")
     assert row.startswith("| `toy` | toy | 2 × [8, 4] |")
     assert " | compiled | 1.50× (1.25 to 1.50) | " in row
-    assert row.endswith("| Some GPU |")
     (row,) = GpuRow("toy", "toy", ("eager",)).cells(tmp_path)
     assert row[4:6] == ["eager", "3.00× (2.50 to 3.00)"]
 
