@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,14 @@ REHEARSED = "9.0"  # the compute capability that a dry run plans for
 
 # Families in the order in which they are measured while there is time; others follow.
 FIRST = ("basis_conv", "splitting", "virtual_grad", "resnet18_step", "splitting_eigs")
+# Tests of what the build has compiled need seconds; Triton compiles while its tests run.
+TESTED_FIRST = ("virtual_grad", "small_eigen", "search_space")
+# Side by side: the processor compiles for several, and one that loses the GPU stops no other.
+_TESTERS = 6
+_TEST_SECONDS = 120
+# With pytest -v, and with pytest-xdist's workers.
 _OUTCOME = re.compile(r"^(tests/\S+::.+) (PASSED|FAILED|SKIPPED|ERROR)\b")
+_OUTCOME_OF_WORKER = re.compile(r"^\[gw\d+\] .*?(PASSED|FAILED|SKIPPED|ERROR) (tests/\S+::.*\S)")
 _COLLECTED = re.compile(r"^(\d+) tests? collected")
 _MOST_NAMES = 50
 
@@ -50,11 +58,14 @@ print(json.dumps({"torch": torch.__version__, "cuda": torch.version.cuda, "gpu":
 
 @dataclass
 class Step:
-    """One command of the suite, the most seconds it may take, and what came of it."""
+    """One command of the suite, and what came of it.
+
+    `share` is the part of the time left when it begins that it may take.
+    """
 
     name: str
     command: list[str]
-    share: float
+    share: float = 1.0
     environment: dict[str, str] = field(default_factory=dict)
     status: str = "not started"
     seconds: float = 0.0
@@ -69,8 +80,9 @@ def families() -> list[str]:
 
 
 def tested() -> list[str]:
-    """What `tests/gpu` has files for."""
-    return sorted(path.stem.removeprefix("test_") for path in GPU_TESTS.glob("test_*.py"))
+    """What `tests/gpu` has files for, in the order in which they run."""
+    names = sorted(path.stem.removeprefix("test_") for path in GPU_TESTS.glob("test_*.py"))
+    return sorted(names, key=lambda name: name not in TESTED_FIRST)
 
 
 def plan(only: str | None, capability: str | None, scratch: Path) -> list[Step]:
@@ -85,28 +97,48 @@ def plan(only: str | None, capability: str | None, scratch: Path) -> list[Step]:
         )
     rehearsal = capability is None
     python = sys.executable
-    steps = [] if capability is None else [build_step(capability)]
-    if only != "bench":
-        file = GPU_TESTS / f"test_{only}.py"
-        folder = file.relative_to(ROOT) if only in tested() else GPU_TESTS.relative_to(ROOT)
+    weighed: list[tuple[float, Step]] = []
+    if chosen := [name for name in tested() if only in (None, "tests", name)]:
+        files = [str((GPU_TESTS / f"test_{name}.py").relative_to(ROOT)) for name in chosen]
         flags = ["--collect-only", "-q"] if rehearsal else ["-v", "-rf", "--color=no"]
-        if only in (None, "tests", *tested()):
-            command = [python, "-m", "pytest", str(folder), "-p", "no:cacheprovider", *flags]
-            steps.append(Step("tests", command, 0.35))
+        if not rehearsal:
+            flags += _plugin_flags()
+        command = [python, "-m", "pytest", *files, "-p", "no:cacheprovider", *flags]
+        weighed.append((6, Step("tests", command)))
     if only in (None, "tests"):
-        steps += _sanitizer_steps(rehearsal)
+        sanitizers = _sanitizer_steps(rehearsal)
+        weighed += [(0 if step.status == "skipped" else 2, step) for step in sanitizers]
     measured = [name for name in families() if only in (None, "bench", name)]
     bench = [python, "-m", "benchmarks", "--device", "cuda"]
-    if not measured or only == "tests":
-        return steps
-    if rehearsal:
-        return [*steps, Step("list of cases", [*bench, "--list", *measured], 1.0)]
-    steps.append(Step("ceilings", [python, "-m", "benchmarks.ceilings", "cuda"], 0.1))
-    for left, name in zip(range(len(measured), 0, -1), measured, strict=True):
-        # A family may take time from those behind it, which may not need theirs.
-        command = [*bench, "--results", str(scratch), name]
-        steps.append(Step(f"bench {name}", command, min(1.0, 1.5 / left)))
-    return steps
+    if measured and rehearsal:
+        weighed.append((2, Step("list of cases", [*bench, "--list", *measured])))
+    elif measured:
+        weighed.append((0.5, Step("ceilings", [python, "-m", "benchmarks.ceilings", "cuda"])))
+        for name in measured:
+            command = [*bench, "--results", str(scratch), name]
+            weighed.append((2, Step(f"bench {name}", command)))
+    return [*([] if capability is None else [build_step(capability)]), *_shared_out(weighed)]
+
+
+def _plugin_flags() -> list[str]:
+    """For the plugins of pytest that are installed."""
+    side_by_side = ["-n", str(_TESTERS)] if find_spec("xdist") else []
+    # The thread ends the process: nothing else ends one that waits for a kernel.
+    limit = [f"--timeout={_TEST_SECONDS}", "--timeout-method=thread"]
+    return [*side_by_side, *(limit if find_spec("pytest_timeout") else [])]
+
+
+def _shared_out(weighed: list[tuple[float, Step]]) -> list[Step]:
+    """The steps with shares by weight.
+
+    A step may take half as much again from those behind it, which may not need theirs, but leaves
+    them a quarter of the time; the last one may take all.
+    """
+    left = sum(weight for weight, _ in weighed)
+    for weight, step in weighed:
+        step.share = 1.0 if weight == left else min(0.75, 1.5 * weight / left)
+        left -= weight
+    return [step for _, step in weighed]
 
 
 def build_step(capability: str) -> Step:
@@ -120,7 +152,7 @@ def build_step(capability: str) -> Step:
 def _sanitizer_steps(rehearsal: bool) -> list[Step]:
     calls = [sys.executable, SANITIZED]
     if rehearsal:
-        return [Step("sanitized calls", [*calls, "cpu"], 1.0)]
+        return [Step("sanitized calls", [*calls, "cpu"])]
     # Without torch's own cache of memory every tensor is an allocation whose end is guarded.
     tools = {"memcheck": {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, "racecheck": {}}
     program = shutil.which("compute-sanitizer")
@@ -128,10 +160,14 @@ def _sanitizer_steps(rehearsal: bool) -> list[Step]:
         program = shutil.which(toolkit / "bin" / "compute-sanitizer")
     if program is None:
         missing = {"reason": "compute-sanitizer is not on PATH and not in a CUDA toolkit"}
-        return [Step(tool, [], 0.0, status="skipped", detail=missing) for tool in tools]
+        return [Step(tool, [], status="skipped", detail=missing) for tool in tools]
     return [
-        Step(tool, [program, "--tool", tool, "--error-exitcode", "86", *calls, "cuda"], 0.2, env)
-        for tool, env in tools.items()
+        Step(
+            tool,
+            [program, "--tool", tool, "--error-exitcode", "86", *calls, "cuda"],
+            environment=environment,
+        )
+        for tool, environment in tools.items()
     ]
 
 
@@ -191,7 +227,8 @@ class Suite:
         step.status, step.seconds = outcome.status, round(outcome.seconds, 1)
         step.detail |= counts.summary()
         if step.name == "ceilings" and outcome.status == "passed":
-            self.about["ceilings"] = json.loads(lines[-1])
+            # Other lines are what libraries say of themselves.
+            self.about["ceilings"] = json.loads([line for line in lines if line[:1] == "{"][-1])
         if outcome.status == "failed":
             step.detail["last lines"] = lines[-15:]
 
@@ -228,14 +265,18 @@ class Counts:
 
     def read(self, line: str) -> None:
         if found := _OUTCOME.match(line):
-            outcome = found[2].lower()
-            self._add(outcome, 1)
-            if outcome in ("failed", "error"):
-                self._failed.append(found[1])
+            self._add_test(found[1], found[2].lower())
+        elif found := _OUTCOME_OF_WORKER.match(line):
+            self._add_test(found[2], found[1].lower())
         elif found := _COLLECTED.match(line):
             self._add("tests", int(found[1]))
         elif "; against " in line:
             self._add("cases", 1)
+
+    def _add_test(self, name: str, outcome: str) -> None:
+        self._add(outcome, 1)
+        if outcome in ("failed", "error"):
+            self._failed.append(name)
 
     def _add(self, what: str, number: int) -> None:
         self._counts[what] = self._counts.get(what, 0) + number

@@ -1,4 +1,4 @@
-"""What tests on a GPU share: proof that nothing waits for the device, and CUDA graphs.
+"""What tests on a GPU share: a GPU that still works, proof that nothing waits for it, CUDA graphs.
 
 Skipping without a GPU and memory that is NaN until written come from `tests/conftest.py`.
 """
@@ -6,6 +6,7 @@ Skipping without a GPU and memory that is NaN until written come from `tests/con
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -13,6 +14,24 @@ from typing import Any
 import pytest
 import torch
 from torch.utils import _pytree as pytree
+
+
+@pytest.fixture(autouse=True)
+def working_gpu() -> Iterator[None]:
+    """Waits for what the test has launched, and ends the process where the GPU is lost to it.
+
+    After an illegal access every call of CUDA fails in that process. pytest-xdist replaces such a
+    worker by a new one, which goes on with the tests that are left.
+    """
+    yield
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        reason = f"this process has lost the GPU ({str(error).splitlines()[0]})"
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            print(reason, flush=True)
+            os._exit(1)
+        pytest.exit(f"{reason}; install pytest-xdist and use -n 1 to go on", returncode=1)
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from gpu_suite import Counts, Step, Suite, plan, scratch_folder  # noqa: E402
 from suite_table import render  # noqa: E402
 from timed_command import Log, run_timed  # noqa: E402
 
+files_with_tests = gpu_suite.tested  # the fixture below replaces it
 ABOUT = {
     "device": {"gpu": "Some GPU", "torch": "2.11.0", "cuda": "13.0"},
     "started": "2026-01-01T00:00:00+00:00",
@@ -54,8 +55,28 @@ def test_the_plan_has_the_steps_asked_for(only: str | None, names: str) -> None:
     assert steps[0].environment["TORCH_CUDA_ARCH_LIST"] == "9.0"
     tests = [step.command for step in steps if step.name == "tests"]
     if tests:
-        whole = only in (None, "tests")
-        assert ("tests/gpu" if whole else f"tests/gpu/test_{only}.py") in tests[0]
+        names = gpu_suite.tested() if only in (None, "tests") else [only]
+        files = [part for part in tests[0] if part.startswith("tests/gpu")]
+        assert files == [f"tests/gpu/test_{name}.py" for name in names]
+    shares = [step.share for step in steps]
+    assert shares[-1] == 1
+    assert all(0 < share <= 0.75 for share in shares[:-1])
+
+
+def test_what_is_compiled_already_is_tested_first() -> None:
+    names = files_with_tests()
+    assert names[:3] == ["search_space", "small_eigen", "virtual_grad"]
+    assert len(names) == len(list((ROOT / "tests" / "gpu").glob("test_*.py")))
+
+
+@pytest.mark.parametrize("plugin", ["xdist", "pytest_timeout"])
+def test_plugins_that_keep_a_lost_gpu_from_the_other_tests(
+    plugin: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {"xdist": "-n", "pytest_timeout": "--timeout-method=thread"}
+    monkeypatch.setattr(gpu_suite, "find_spec", lambda name: name == plugin or None)
+    command = plan("small_eigen", "9.0", Path())[1].command
+    assert [flag for flag in found.values() if flag in command] == [found[plugin]]
 
 
 def test_an_unknown_part_is_named_with_the_known_ones() -> None:
@@ -78,14 +99,17 @@ def test_outcomes_are_counted_while_tests_run() -> None:
         "collected 3 items",
         "tests/gpu/test_a.py::test_x[a b-1] PASSED [ 33%]",
         "tests/gpu/test_a.py::test_y FAILED    [ 66%]",
-        "tests/gpu/test_a.py::test_z PASSED    [100%]",
+        "[gw0] [ 80%] PASSED tests/gpu/test_a.py::test_x[c] ",
+        "[gw1] [ 90%] ERROR tests/gpu/test_a.py::test_w ",
+        "tests/gpu/test_a.py::test_w ",
         "FAILED tests/gpu/test_a.py::test_y - assert 1 == 2",
     ):
         counts.read(line)
     assert counts.summary() == {
         "passed": 2,
         "failed": 1,
-        "failed tests": ["tests/gpu/test_a.py::test_y"],
+        "error": 1,
+        "failed tests": ["tests/gpu/test_a.py::test_y", "tests/gpu/test_a.py::test_w"],
     }
 
 
@@ -196,6 +220,25 @@ def test_what_was_measured_before_the_end_of_time_is_on_disk(tmp_path: Path) -> 
     assert row.split() == [
         "small", "100.0", "us", "500", "TFLOP/s", "70.0", "%", "2.00x", "compiled",
     ]  # fmt: skip
+
+
+def test_ceilings_are_read_among_other_lines(tmp_path: Path) -> None:
+    program = "print('{\"copy\": 3e12}'); print('a warning')"
+    assert Suite(tmp_path, [Step("ceilings", python(program))], 60.0, ABOUT).run()
+    assert json.loads((tmp_path / "results.json").read_text())["ceilings"] == {"copy": 3e12}
+
+
+def test_a_test_that_loses_the_gpu_ends_its_process(tmp_path: Path) -> None:
+    conftest = (ROOT / "tests" / "gpu" / "conftest.py").read_text()
+    lost = "def lost():\n    raise RuntimeError('CUDA error: an illegal access\\nmore')\n"
+    (tmp_path / "conftest.py").write_text(f"{conftest}\n\n{lost}\ntorch.cuda.synchronize = lost\n")
+    (tmp_path / "test_toy.py").write_text("def test_a(): pass\n\ndef test_b(): pass\n")
+    command = [sys.executable, "-m", "pytest", "-v", str(tmp_path), "-p", "no:cacheprovider"]
+    finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert finished.returncode == 1
+    assert "lost the GPU (CUDA error: an illegal access)" in finished.stdout
+    assert "test_a PASSED" in finished.stdout
+    assert "test_b" not in finished.stdout
 
 
 def test_nothing_runs_after_a_failed_build_or_without_time(tmp_path: Path) -> None:
