@@ -41,7 +41,9 @@ def _memory(case: CaseResult, variant: str) -> str:
     peak = case.variants[variant].peak_bytes
     if peak is None:
         return _NOTHING
-    return f"{peak / 2**20:.3g} MiB" if peak >= RESOLUTION_BYTES else "< 0.5 MiB"
+    if peak < RESOLUTION_BYTES:
+        return "< 0.5 MiB"
+    return f"{peak / 2**20:.3g} MiB" if peak < 1000 * 2**20 else f"{peak / 2**30:.3g} GiB"
 
 
 def _rate(case: CaseResult) -> str:
