@@ -50,18 +50,28 @@ def rebuild(
         ValueError: a record that does not fit the model; model and optimizer are untouched.
     """
     with undone_on_error(model, optimizer):
-        for record in records:
-            if record["kind"] == growing.KIND:
-                growing.apply(model, record, optimizer)
-                continue
-            grow(
-                model,
-                Position(record["position"], record["kind"]),
-                optimizer,
-                width=record["width"],
-                activation=record["activation"],
-                scale=record["scale"],
-            )
+        for number, record in enumerate(records):
+            try:
+                _repeat(model, record, optimizer)
+            except KeyError as error:
+                raise ValueError(
+                    f"Record {number} of the growth has no {error}; pass what "
+                    "gk.growth.insertions(model) gave, whole."
+                ) from error
+
+
+def _repeat(model: nn.Module, record: dict[str, Any], optimizer: Optimizer | None) -> None:
+    if record["kind"] == growing.KIND:
+        growing.apply(model, record, optimizer)
+        return
+    grow(
+        model,
+        Position(record["position"], record["kind"]),
+        optimizer,
+        width=record["width"],
+        activation=record["activation"],
+        scale=record["scale"],
+    )
 
 
 def grow(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -15,12 +17,12 @@ RECORD = "_growkernels_insertions"  # attribute of a grown model: how it grew, i
 
 def growth_records(model: nn.Module) -> list[dict[str, Any]]:
     """How the model has grown so far, in order: copies of its records."""
-    return [dict(record) for record in getattr(model, RECORD, [])]
+    return copy.deepcopy(getattr(model, RECORD, []))
 
 
-def append_record(model: nn.Module, record: dict[str, Any]) -> None:
+def append_record(model: nn.Module, record: Mapping[str, Any]) -> None:
     """Note one more growth step in the model."""
-    setattr(model, RECORD, [*growth_records(model), record])
+    setattr(model, RECORD, [*growth_records(model), copy.deepcopy(record)])
 
 
 def refuse_wrappers(model: nn.Module) -> None:

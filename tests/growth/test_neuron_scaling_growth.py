@@ -345,6 +345,32 @@ def test_an_error_leaves_model_and_optimizer_as_they_were(
     scaling.grow(chosen, None, sample=data[0][0])  # nothing that was recorded is lost
 
 
+def test_gradients_that_wait_for_a_step_stay() -> None:
+    """Growth between backward passes that accumulate loses none of them."""
+    model = small_deit()
+    x, y = batches(model, 1)[0]
+    nn.functional.cross_entropy(model(x), y).backward()
+    old = {name: p.grad for name, p in model.named_parameters()}
+    scaling = scaling_of(model, criterion="magnitude", depth=False, widen=("fc1",))
+    scaling.grow(scaling.select(scaling.scores(), 200, 1), sample=x)
+    for name, parameter in model.named_parameters():
+        before, after = old[name], parameter.grad
+        assert before is not None
+        assert after is not None
+        assert after.shape == parameter.shape
+        assert torch.equal(after[tuple(map(slice, before.shape))], before)
+        assert after.count_nonzero() == before.count_nonzero()
+
+
+def test_a_model_that_others_changed_is_one_sentence() -> None:
+    model = nn.Sequential(nn.Linear(3, 5), nn.GELU(), nn.Linear(5, 2))
+    scaling = NeuronScaling(model, "magnitude")
+    chosen = scaling.select(scaling.scores(), 20, 1)
+    model[0] = nn.Linear(3, 1)
+    with pytest.raises(ValueError, match="layer '0', which has 1 now: the model was changed"):
+        scaling.grow(chosen)
+
+
 def test_starts_that_are_not_possible() -> None:
     model = small_deit()
     scaling = scaling_of(model, form="gated")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Callable
 
@@ -106,3 +107,16 @@ def test_a_record_that_does_not_fit_changes_nothing() -> None:
     assert len(list(model)) == 5
     assert insertions(model) == []
     assert len(optimizer.param_groups[0]["params"]) == 6
+    with pytest.raises(ValueError, match="Record 1 of the growth has no 'width'; pass what"):
+        rebuild(model, [good, {k: v for k, v in good.items() if k != "width"}], optimizer)
+    assert insertions(model) == []
+
+
+def test_records_that_were_handed_out_are_copies() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2))
+    records = [{"kind": "neurons", "form": "pair", "gain": 2.0, "depth": {"0": [1]}, "width": []}]
+    rebuild(model, records)
+    kept = copy.deepcopy(records)
+    for given in (records, insertions(model)):
+        given[0]["depth"]["0"].append(2)  # type: ignore[index]
+        assert insertions(model) == kept

@@ -239,7 +239,7 @@ class NeuronScaling:
     ) -> None:
         """Grow the chosen neurons; the network computes what it did before.
 
-        Existing parameters keep their values and their optimizer state, widened ones too; new
+        Existing parameters keep their values, ``.grad`` and optimizer state, widened ones too; new
         parameters join the groups of the weights and biases beside them. If anything fails, model
         and optimizer are untouched. Afterwards the candidates are found anew and nothing is
         recorded. ``gk.growth.insertions(model)`` has the record of the growth for checkpoints,
@@ -287,7 +287,12 @@ class NeuronScaling:
         self._candidates, self._recorder = candidates, recorder
 
     def close(self) -> None:
-        """Take the hooks off the model."""
+        """Take the hooks off the model.
+
+        A grown layer computes its branches one by one while they are watched, and in one product
+        afterwards, which is faster and may differ in the last bits. So a resumed run repeats the
+        bits of a first one if both have such a driver on the model, or neither.
+        """
         self._recorder.remove()
 
     def _watch(self) -> tuple[list[Candidate], SampleRecorder]:

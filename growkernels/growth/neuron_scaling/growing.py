@@ -108,7 +108,7 @@ def apply(
             if isinstance(inner, nn.Linear):
                 _replace(inner, "weight", places, 1, None, optimizer)
                 inner.in_features += places.new
-    append_record(model, dict(record))
+    append_record(model, record)
 
 
 @dataclass(frozen=True)
@@ -198,6 +198,8 @@ def _replace(
         return larger
 
     new = nn.Parameter(enlarged(old, values), requires_grad=old.requires_grad)
+    if old.grad is not None:
+        new.grad = enlarged(old.grad)
     module._parameters[name] = new
     if optimizer is None:
         return

@@ -27,7 +27,8 @@ def initial_values(
         must_move: layers that grow in a form in which weights of 0 would never get a gradient.
 
     Raises:
-        ValueError: unknown init, a scale that is not positive, no eigenvectors, or a parent of 0.
+        ValueError: unknown init, a scale that is not positive, no eigenvectors, a parent of 0, or
+            a layer that has fewer outputs than were chosen from.
     """
     if init not in INITS:
         raise ValueError(f"Unknown init {init!r}; choose one of {', '.join(INITS)}.")
@@ -57,6 +58,11 @@ def _of_layer(
     assert isinstance(layer, nn.Linear | nn.Conv2d)
     index = torch.tensor(outputs, device=layer.weight.device)
     weight: Tensor = layer.weight.detach()
+    if max(outputs) >= len(weight):
+        raise ValueError(
+            f"The choice names output {max(outputs)} of layer {name!r}, which has {len(weight)} "
+            "now: the model was changed by others. Build a new NeuronScaling for it."
+        )
     if init == "parent":
         own = weight[index] * scale
         if must_move and not bool(own.flatten(1).any(dim=1).all()):
