@@ -105,15 +105,21 @@ inline Plan make_plan(const std::vector<Input>& inputs, const std::vector<int>& 
   Plan plan;
   plan.positions = tiled(inputs, chosen, shape);
   int most_steps = 1;
+  int64_t tiles = 0;
   for (const Position& p : plan.positions) {
     most_steps = std::max(most_steps, ceil_div(p.samples, shape.depth));
+    tiles += p.tiles;
+  }
+  std::vector<int64_t> tried = {1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128};
+  for (const int64_t waves : {1, 2, 3, 4}) {  // that are full
+    tried.push_back(waves * multiprocessors * shape.blocks / std::max<int64_t>(tiles, 1));
   }
   int best = most_steps;
   plan.cost = std::numeric_limits<double>::infinity();
-  for (const int splits : {1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128}) {
-    const int longest = ceil_div(most_steps, splits);
+  for (const int64_t splits : tried) {
+    const int longest = ceil_div(most_steps, std::clamp<int64_t>(splits, 1, 128));
     if (splits > 1 && longest < shortest) {
-      break;
+      continue;
     }
     for (Position& p : plan.positions) {
       split(p, shape, longest);

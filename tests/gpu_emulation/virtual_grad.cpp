@@ -5,6 +5,8 @@
 
 #include "virtual_grad/cuda_run.cuh"
 
+#include <numeric>
+
 using namespace growkernels::virtual_grad;
 using namespace growkernels::virtual_grad::cuda;
 
@@ -65,6 +67,21 @@ CUDA_ON_HOST_EXPORT void virtual_grad(const int64_t* positions, int64_t count, i
       return run_tile(run, tile, FloatTiles{});
     default:
       return run_tile(run, tile, Tf32Tiles{});
+  }
+}
+
+// Blocks that multiply so many positions [samples, width] in the widest tiles of bfloat16.
+CUDA_ON_HOST_EXPORT void planned_blocks(int64_t count, int64_t samples, int64_t width, int64_t multiprocessors,
+                                        int64_t* blocks) {
+  const Input one{nullptr, nullptr, nullptr, width, width, samples, static_cast<int>(width)};
+  const std::vector<Input> inputs(count, one);
+  std::vector<int> chosen(count);
+  std::iota(chosen.begin(), chosen.end(), 0);
+  *blocks = 0;
+  for (const Position& p :
+       make_plan(inputs, chosen, shape_of<HalfTile<BFloat16, 128, 384, 64, 64, 1>>(), static_cast<int>(multiprocessors))
+           .positions) {
+    *blocks += p.tiles * p.splits;
   }
 }
 

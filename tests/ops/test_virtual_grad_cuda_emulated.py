@@ -142,6 +142,17 @@ def test_ranges_of_samples(kernels: HostLibrary, dtype: int) -> None:
     assert torch.equal(result.norms, again.norms)
 
 
+@pytest.mark.parametrize(("count", "width"), [(1, 384), (12, 384), (1, 1024), (1, 768)])
+@pytest.mark.parametrize("multiprocessors", [108, 132])
+def test_many_samples_fill_every_wave_of_blocks(
+    kernels: HostLibrary, multiprocessors: int, count: int, width: int
+) -> None:
+    blocks = torch.zeros(1, dtype=torch.int64)
+    kernels.call("planned_blocks", count, 50_432, width, multiprocessors, blocks)
+    waves = math.ceil(int(blocks) / multiprocessors)
+    assert int(blocks) >= 0.9 * waves * multiprocessors
+
+
 @pytest.mark.parametrize("multiprocessors", [1, 64])
 def test_accumulate(kernels: HostLibrary, multiprocessors: int) -> None:
     inputs, grads = draw([(600, 40), (40, 70), (9, 3)], FLOAT32)
