@@ -314,6 +314,10 @@ def test_widened_heads_get_the_same_number_each() -> None:
     chosen = scaling.select(scores, 10**6, min_eligible=1)
     assert chosen.neurons["blocks.0.attn.v"] == (0, 2, 5)  # the best of each head
     assert "blocks.0.attn.q" not in chosen.neurons  # its second head has none
+    scores = Scores("magnitude", dict.fromkeys(scores.values, scores.values["blocks.0.attn.q"]))
+    chosen = scaling.select(scores, 10**6, min_eligible=4)
+    assert not chosen
+    assert "has 4 eligible neurons (score below 0), but none in one of its heads" in chosen.reason
 
 
 def test_budgets_and_scores_that_do_not_fit() -> None:

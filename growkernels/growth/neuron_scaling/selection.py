@@ -68,13 +68,16 @@ def select(
     ]
     if not units:
         most = max(candidates, key=lambda c: eligible[c])
-        return Selection(
-            {},
-            0,
-            scores,
+        reason = (
             f"No layer has {min_eligible} eligible neurons (score below 0); {most.name!r} has the "
-            f"most, {eligible[most]}.",
+            f"most, {eligible[most]}."
         )
+        if eligible[most] >= max(min_eligible, 1):
+            reason = (
+                f"{most.name!r} has {eligible[most]} eligible neurons (score below 0), but none in "
+                "one of its heads, which are widened together."
+            )
+        return Selection({}, 0, scores, reason)
     units.sort(key=lambda unit: unit.score)  # stable: registration order decides ties
     cheapest = min(units, key=lambda unit: ledger.cost(unit.candidate, len(unit.neurons)))
     price = ledger.cost(cheapest.candidate, len(cheapest.neurons))
