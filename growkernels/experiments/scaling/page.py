@@ -50,7 +50,8 @@ def draw_plots(setting: Setting, results: Results) -> dict[str, Plot]:
     return {
         "accuracy_by_parameters": Plot(
             plots.accuracy_by_parameters(setting, results),
-            "Final accuracy against size. Squares keep their size, discs grow during training.",
+            "Final accuracy against size. Squares keep their size, discs grow during training. "
+            "Variants of about one size stand side by side.",
         ),
         "accuracy": Plot(
             plots.curves(setting, results, "top1"),

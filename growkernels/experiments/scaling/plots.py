@@ -21,7 +21,7 @@ from growkernels.experiments.scaling.results import (
     parameters,
     root,
 )
-from growkernels.experiments.scaling.settings import Setting
+from growkernels.experiments.scaling.settings import Setting, Variant
 from growkernels.experiments.statistics import estimate
 
 # Title, and the variants in it: label, colour.
@@ -35,7 +35,7 @@ CURVE_PANELS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "criteria, at the small size": {
         "splitting": ("splitting", style.BLUE),
-        "s2d": ("S2D's own", style.SKY),
+        "s2d": ("S2D's own", style.RED),
         "gradient_sum": ("gradient sum", style.ORANGE),
         "magnitude": ("magnitude", style.PINK),
         "random": ("random", style.GREY),
@@ -89,24 +89,30 @@ def accuracy_by_parameters(setting: Setting, results: Results) -> bytes:
         runs = results[variant.name]
         accuracy, size = estimate(final(runs, "top1")), parameters(runs).mean().item()
         colour = COLOURS.get(variant.name, style.GREEN)
-        marker = "s" if variant.growth is None else "o"
-        ax.errorbar(
-            size, accuracy.mean, yerr=accuracy.sem, fmt=marker, ms=6, color=colour, capsize=2.5
-        )
-        points.append((size, accuracy.mean, variant.name.replace("_", " "), colour))
-    sizes = [size for size, *_ in points]
-    ax.set_xlim(min(sizes) - 0.04 * max(sizes), max(sizes) * 1.13)
+        points.append((accuracy.mean, accuracy.sem, size, variant, colour))
+    largest = max(size for _, _, size, *_ in points)
+    # Variants of about one size would hide one another's errors: they stand side by side, in order
+    # of their accuracies, and are labelled as one column.
+    columns: dict[int, list[tuple[float, float, float, Variant, str]]] = {}
+    for point in sorted(points, key=lambda point: point[0]):
+        columns.setdefault(round(20 * point[2] / largest), []).append(point)
+    labels = []
+    for column in columns.values():
+        ends = []
+        for number, (mean, error, size, variant, colour) in enumerate(column):
+            x = size + (number - (len(column) - 1) / 2) * 0.008 * largest
+            marker = "s" if variant.growth is None else "o"
+            ax.errorbar(x, mean, yerr=error, fmt=marker, ms=6, color=colour, capsize=2.5)
+            ends.append((mean, variant.name.replace("_", " "), colour))
+        labels.append((ends, x))
+    ax.margins(x=0.04)
+    ax.set_xlim(right=largest * 1.13)
     ax.set_xlabel("parameters")
     ax.xaxis.set_major_formatter(FuncFormatter(_short))
     ax.set_ylabel(f"{AXIS['top1']}, mean ± SEM of {setting.runs}")
     figure.draw_without_rendering()
-    # Variants of about one size are labelled as one column.
-    columns: dict[int, list[tuple[float, float, str, str]]] = {}
-    for point in points:
-        columns.setdefault(round(20 * point[0] / max(sizes)), []).append(point)
-    for column in columns.values():
-        x = max(point[0] for point in column)
-        style.label_ends(ax, [(y, label, colour) for _, y, label, colour in column], x)
+    for ends, x in labels:
+        style.label_ends(ax, ends, x)
     return style.png(figure)
 
 
