@@ -230,7 +230,7 @@ class Suite:
             # Other lines are what libraries say of themselves.
             self.about["ceilings"] = json.loads([line for line in lines if line[:1] == "{"][-1])
         if outcome.status == "failed":
-            step.detail["last lines"] = lines[-15:]
+            step.detail["last lines"] = lines[-40:]
 
     def _collect(self) -> None:
         """Takes in what the benchmarks have stored since the last look."""
