@@ -58,8 +58,9 @@ test: setup  ## run the tests, and test-cuda-build where a CUDA toolkit is found
 	else echo "make test-cuda-build is left out: $$obstacle"; fi; \
 	$(MAKE) --no-print-directory test-cpu && exit $$cuda
 
+# Tests wait for compilers and for Python more than for arithmetic: two at a time take half as long.
 test-cpu: setup
-	$(BIN)/python -m pytest -q tests
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 
 setup-cuda: $(PACKAGE_CUDA_STAMP)  ## make .venv-cuda: growkernels with its CUDA sources, timm, torchvision
 	@$(BIN_CUDA)/python -I -c "from growkernels import _build_info as b; \

@@ -50,6 +50,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "bench_toy_family.py"
     path.write_text(TOY_FAMILY)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(CHECKOUT)]))
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # the benchmarks are no worker's
     return path
 
 

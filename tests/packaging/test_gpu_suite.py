@@ -228,7 +228,10 @@ def test_ceilings_are_read_among_other_lines(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "results.json").read_text())["ceilings"] == {"copy": 3e12}
 
 
-def test_a_test_that_loses_the_gpu_ends_its_process(tmp_path: Path) -> None:
+def test_a_test_that_loses_the_gpu_ends_its_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     conftest = (ROOT / "tests" / "gpu" / "conftest.py").read_text()
     lost = "def lost():\n    raise RuntimeError('CUDA error: an illegal access\\nmore')\n"
     (tmp_path / "conftest.py").write_text(f"{conftest}\n\n{lost}\ntorch.cuda.synchronize = lost\n")
