@@ -16,7 +16,7 @@ from growkernels.ops.gpu_support import no_gpu
 DESCRIPTION = (
     "Times our ops and their opponents in turn in one process, and prints a table of speed-ups, "
     "memory and shares of the machine's ceiling. A family of which every case ran is stored in "
-    "benchmarks/results; a case takes some 20 seconds on a CPU."
+    "benchmarks/results; most cases take some 20 seconds on a CPU, the slowest minutes."
 )
 
 
