@@ -16,9 +16,7 @@ at::Tensor composed_weight(const at::Tensor& grad, const at::Tensor& preact, c10
                            std::optional<double> beta) {
   const Curvature curvature = parse_activation(activation, beta);
   check_weight(grad, preact);
-  const bool narrow = preact.element_size() == 2;
-  const at::Tensor z = narrow ? preact.to(at::kFloat) : preact;
-  return at::empty_like(preact).copy_(grad * second_derivative(z, curvature));
+  return at::empty_like(preact).copy_(grad * second_derivative(preact, curvature));
 }
 
 at::Tensor composed_hvp(const at::Tensor& x, const at::Tensor& w, const at::Tensor& v) {

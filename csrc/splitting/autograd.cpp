@@ -62,8 +62,9 @@ at::Tensor splitting_weight(const at::Tensor& grad, const at::Tensor& preact, c1
       "SplittingWeightBackward", {grad, preact}, [&] { return call_splitting_weight(grad, preact, activation, beta); },
       [curvature](const Tensors& inputs, const Tensors& incoming, const Wanted& wanted) -> Tensors {
         const at::Tensor &g = inputs[0], &z = inputs[1];
-        return {wanted(0) ? incoming[0] * second_derivative(z, curvature) : at::Tensor(),
-                wanted(1) ? incoming[0] * g * third_derivative(z, curvature) : at::Tensor()};
+        const at::ScalarType dtype = z.scalar_type();
+        return {wanted(0) ? (incoming[0] * second_derivative(z, curvature)).to(dtype) : at::Tensor(),
+                wanted(1) ? (incoming[0] * g * third_derivative(z, curvature)).to(dtype) : at::Tensor()};
       });
 }
 

@@ -28,12 +28,20 @@ struct Second {
   // `size` with the sign of z.
   [[gnu::always_inline]] static inline V signed_like(V size, V z) { return z < 0 ? -size : size; }
 
-  [[gnu::always_inline]] static inline V gelu(V z) {
+  // Beyond it exp(-z) is zero in every type, and the polynomials it is multiplied by may overflow.
+  [[gnu::always_inline]] static inline V bounded(V z) {
+    const V bound = V{} + T(1000);
+    return z > bound ? bound : z < -bound ? -bound : z;  // keeps NaN
+  }
+
+  [[gnu::always_inline]] static inline V gelu(V value) {
+    const V z = bounded(value);
     const V square = z * z;
     return Decay<T>::template of<bytes>(square * T(0.5)).power * T(M_2_SQRTPI * M_SQRT1_2 / 2) * (T(2) - square);
   }
 
-  [[gnu::always_inline]] static inline V gelu_tanh(V z) {
+  [[gnu::always_inline]] static inline V gelu_tanh(V value) {
+    const V z = bounded(value);
     constexpr T scale = T(M_2_SQRTPI * M_SQRT1_2), cubic = T(0.044715);
     const V square = z * z, u = scale * z * (T(1) + cubic * square);
     const auto decay = Decay<T>::template of<bytes>(T(2) * magnitude(u));
@@ -58,7 +66,8 @@ struct Second {
     return {decay.power / (sum * sum), -signed_like(decay.rest / sum, z)};
   }
 
-  [[gnu::always_inline]] static inline V silu(V z) {
+  [[gnu::always_inline]] static inline V silu(V value) {
+    const V z = bounded(value);
     const Logistic s = logistic(z);
     return s.bell * (T(2) + z * s.tilt);
   }

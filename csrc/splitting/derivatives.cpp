@@ -3,6 +3,7 @@
 #include "splitting/splitting.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/clamp.h>
 #include <ATen/ops/exp.h>
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/tanh.h>
@@ -13,6 +14,13 @@ namespace growkernels::splitting {
 namespace {
 
 constexpr double tanh_scale = M_2_SQRTPI * M_SQRT1_2, tanh_cubic = 0.044715;  // of GELU's tanh approximation
+
+// 16-bit values as float32. Beyond 1000 exp(-|z|) is zero in every type, while the polynomials it is multiplied by
+// may overflow; softplus has none.
+at::Tensor operand(const at::Tensor& preact, const Curvature& curvature) {
+  const at::Tensor z = preact.element_size() == 2 ? preact.to(at::kFloat) : preact;
+  return curvature.activation == Activation::Softplus ? z : at::clamp(z, -1000, 1000);
+}
 
 at::Tensor normal_density(const at::Tensor& z) { return at::exp(-0.5 * z * z) * (M_2_SQRTPI * M_SQRT1_2 / 2); }
 
@@ -29,7 +37,8 @@ struct GeluTanhTerms {
 
 }  // namespace
 
-at::Tensor second_derivative(const at::Tensor& z, const Curvature& curvature) {
+at::Tensor second_derivative(const at::Tensor& preact, const Curvature& curvature) {
+  const at::Tensor z = operand(preact, curvature);
   switch (curvature.activation) {
     case Activation::Gelu:
       return normal_density(z) * (2 - z * z);
@@ -57,7 +66,8 @@ at::Tensor second_derivative(const at::Tensor& z, const Curvature& curvature) {
   TORCH_INTERNAL_ASSERT(false);
 }
 
-at::Tensor third_derivative(const at::Tensor& z, const Curvature& curvature) {
+at::Tensor third_derivative(const at::Tensor& preact, const Curvature& curvature) {
+  const at::Tensor z = operand(preact, curvature);
   switch (curvature.activation) {
     case Activation::Gelu:
       return normal_density(z) * z * (z * z - 4);

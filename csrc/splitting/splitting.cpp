@@ -8,8 +8,8 @@ namespace growkernels::splitting {
 namespace {
 
 void check_float(const char* op, const char* name, const at::Tensor& tensor) {
-  TORCH_CHECK_TYPE(at::isFloatingType(tensor.scalar_type()), op, ": ", name, " has dtype ", tensor.scalar_type(),
-                   "; pass float16, bfloat16, float32 or float64");
+  TORCH_CHECK_TYPE(at::isFloatingType(tensor.scalar_type()) && tensor.element_size() >= 2, op, ": ", name,
+                   " has dtype ", tensor.scalar_type(), "; pass float16, bfloat16, float32 or float64");
 }
 
 // `tensor` must go with `first`: one dtype, one device.

@@ -41,7 +41,7 @@ at::Tensor composed_hvp_conv2d(const at::Tensor& x, const at::Tensor& w, const a
                                at::IntArrayRef padding, at::IntArrayRef dilation);
 
 // act'' and act''' of ATen's differentiable ops.
-at::Tensor second_derivative(const at::Tensor& z, const Curvature& curvature);
-at::Tensor third_derivative(const at::Tensor& z, const Curvature& curvature);
+at::Tensor second_derivative(const at::Tensor& preact, const Curvature& curvature);
+at::Tensor third_derivative(const at::Tensor& preact, const Curvature& curvature);
 
 }  // namespace growkernels::splitting

@@ -52,8 +52,8 @@ void check_positions(const char* op, at::TensorList inputs, at::TensorList grads
   const at::Tensor& first = inputs[0];
   for (size_t l = 0; l < inputs.size(); ++l) {
     const at::Tensor &h = inputs[l], &g = grads[l];
-    TORCH_CHECK_TYPE(at::isFloatingType(h.scalar_type()), op, ": inputs[", l, "] has dtype ", h.scalar_type(),
-                     "; pass float16, bfloat16, float32 or float64");
+    TORCH_CHECK_TYPE(at::isFloatingType(h.scalar_type()) && h.element_size() >= 2, op, ": inputs[", l, "] has dtype ",
+                     h.scalar_type(), "; pass float16, bfloat16, float32 or float64");
     TORCH_CHECK_TYPE(h.scalar_type() == first.scalar_type(), op, ": inputs[", l, "] has dtype ", h.scalar_type(),
                      " but inputs[0] has ", first.scalar_type(), "; cast all positions to one dtype");
     TORCH_CHECK_TYPE(g.scalar_type() == first.scalar_type(), op, ": grads[", l, "] has dtype ", g.scalar_type(),

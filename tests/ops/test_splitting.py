@@ -179,6 +179,20 @@ def test_weight_in_the_tails(name: str) -> None:
         torch.testing.assert_close(actual[:-1], expected[:-1].float(), rtol=2e-4, atol=1e-37)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_weight_of_huge_preactivations_is_zero(name: str, dtype: torch.dtype) -> None:
+    activation, beta, _ = ACTIVATIONS[name]
+    largest = torch.finfo(dtype).max
+    z = torch.tensor([-largest, -torch.inf, torch.inf, largest], dtype=dtype).repeat(16)
+    grad = torch.ones_like(z).requires_grad_()
+    for preact in (z, z.clone().requires_grad_()):
+        weight = gk.splitting_weight(grad, preact, activation, beta=beta)
+        assert weight.eq(0).all()
+    for gradient in torch.autograd.grad(weight.sum(), (grad, preact)):
+        assert gradient.eq(0).all()
+
+
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_weight_gradients_of_gradients(name: str) -> None:
     activation, beta, _ = ACTIVATIONS[name]

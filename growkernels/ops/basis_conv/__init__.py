@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from growkernels.ops.arguments import check_tensors
 from growkernels.ops.basis_conv import flops, gpu, vmap
 
 __all__ = ["basis_conv2d"]
@@ -65,6 +66,7 @@ def basis_conv2d(
     Raises ValueError for shapes, parameters and devices that do not fit (groups are not supported),
     TypeError for dtypes.
     """
+    check_tensors("basis_conv2d", x=x, basis=basis, coeff=coeff)
     y: Tensor = _basis_conv2d(
         x,
         basis,

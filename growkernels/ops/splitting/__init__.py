@@ -16,6 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from growkernels.ops.arguments import check_tensors
 from growkernels.ops.splitting import flops, gpu, vmap
 
 __all__ = ["splitting_hvp", "splitting_hvp_conv2d", "splitting_weight"]
@@ -48,6 +49,7 @@ def splitting_weight(
         and in forward mode. Raises ValueError for shapes, devices and names that do not fit,
         TypeError for dtypes. NaN and inf propagate.
     """
+    check_tensors("splitting_weight", grad=grad, preact=preact)
     w: Tensor = _weight(grad, preact, activation, beta)
     return w
 
@@ -66,6 +68,7 @@ def splitting_hvp(x: Tensor, w: Tensor, v: Tensor) -> Tensor:
         Raises ValueError for shapes and devices that do not fit, TypeError for dtypes. NaN and inf
         propagate.
     """
+    check_tensors("splitting_hvp", x=x, w=w, v=v)
     y: Tensor = _hvp(x, w, v)
     return y
 
@@ -92,6 +95,7 @@ def splitting_hvp_conv2d(
     On the CPU, 3 x 3 filters with stride and dilation 1 in float32 go through Winograd's algorithm
     where it is faster; `set_conv_algorithm` decides otherwise and states the rounding error.
     """
+    check_tensors("splitting_hvp_conv2d", x=x, w=w, v=v)
     sliding = [
         _pair(name, value)
         for name, value in (("stride", stride), ("padding", padding), ("dilation", dilation))

@@ -238,6 +238,9 @@ def reduce_kernel(
 @triton.jit
 def _second_derivative(z, beta, ACTIVATION: tl.constexpr):
     """act''(z) from exp(-|z|), so that nothing cancels in the tails; NaN comes through."""
+    if ACTIVATION == "gelu" or ACTIVATION == "gelu_tanh" or ACTIVATION == "silu":
+        # Beyond 1000 the exponential is zero, while what it is multiplied by may overflow.
+        z = tl.where(z > 1000.0, 1000.0, tl.where(z < -1000.0, -1000.0, z))
     if ACTIVATION == "gelu":
         square = z * z
         result = tl.exp(-0.5 * square) * 0.3989422804014327 * (2.0 - square)

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from growkernels.ops.arguments import check_tensor_lists
 from growkernels.ops.virtual_grad import flops, vmap
 
 __all__ = ["virtual_grad_norms", "virtual_grads"]
@@ -68,6 +69,7 @@ def virtual_grad_norms(
     when accumulating. The norm alone never writes G to memory on the CPU. Raises ValueError for
     lists, shapes, devices or names that do not fit, TypeError for dtypes. NaN and inf propagate.
     """
+    check_tensor_lists("virtual_grad_norms", inputs=inputs, grads=grads)
     if accumulate is None:
         if second_moments is not None:
             raise ValueError(
@@ -98,6 +100,7 @@ def virtual_grads(
         L tensors, [width, width] or [C, C, 3, 3], contiguous, float64 for float64 inputs and
         float32 for all others. Differentiable in `inputs` and `grads`, twice, without `out`.
     """
+    check_tensor_lists("virtual_grads", inputs=inputs, grads=grads)
     if out is None:
         gradients: list[Tensor] = _grads(inputs, grads, layer, activation, scale)
         return gradients
