@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from growkernels.growth.positions import is_plain_sequential, layers_before
 from growkernels.nn.optimizer_surgery import ParamGroup, check_takes_parameters, group_of_each
+from growkernels.nn.plain_module import check_plain_module
 
 RECORD = "_growkernels_insertions"  # attribute of a grown model: how it grew, in order
 
@@ -26,13 +27,8 @@ def append_record(model: nn.Module, record: Mapping[str, Any]) -> None:
 
 
 def refuse_wrappers(model: nn.Module) -> None:
-    """Raise TypeError for a model that is compiled, or wrapped for data parallelism."""
-    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-        raise TypeError(
-            f"The model is wrapped in {type(model).__name__}: pass model.module (recording works "
-            "while you call the wrapper), and after growing wrap the module again, because the "
-            "old wrapper does not know the new parameters."
-        )
+    """Raise TypeError for what is no module, or is compiled or wrapped for data parallelism."""
+    check_plain_module(model)
     for name, module in model.named_modules():
         if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
             raise TypeError(

@@ -26,6 +26,7 @@ from growkernels.nn.optimizer_surgery import (
     exchange,
     undone_on_error,
 )
+from growkernels.nn.plain_module import check_plain_module
 
 Layer = nn.Conv2d | BasisConv2d
 MOMENTUM = "momentum_buffer"
@@ -98,16 +99,17 @@ def convert(
         init: ``"svd"`` or ``"select"``, see :meth:`BasisConv2d.from_conv`.
 
     Raises:
-        TypeError: an optimizer whose state can take no parameter, a wrapped model.
+        TypeError: an optimizer whose state can take no parameter, a wrapped model or none.
         ValueError: a path that is not there, is the model itself, is no convolution that a basis
             convolution can replace (from_conv says which), is used in several places, shares its
             weights or carries hooks; an R or fraction out of range; an unknown init; an optimizer
             that holds no parameter of the model.
     """
-    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+    check_plain_module(model)
+    if not isinstance(plan, Mapping):
         raise TypeError(
-            f"The model is wrapped in {type(model).__name__}, which would not know the new "
-            "parameters: pass model.module and wrap it again afterwards."
+            f"The plan is a {type(plan).__name__}; pass a dictionary of module paths and numbers "
+            "or fractions of filters."
         )
     if init not in ("svd", "select"):
         raise ValueError(f"Unknown init {init!r}; choose 'svd' or 'select'.")

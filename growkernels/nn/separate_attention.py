@@ -17,6 +17,7 @@ from growkernels.nn.optimizer_surgery import (
     exchange,
     undone_on_error,
 )
+from growkernels.nn.plain_module import check_plain_module
 
 PROJECTIONS = ("q", "k", "v")
 
@@ -96,15 +97,11 @@ def separate_attention(model: nn.Module, optimizer: Optimizer | None = None) -> 
         with masks of their own, other keys than queries, or normalised heads.
 
     Raises:
-        TypeError: an optimizer whose state can take no parameter, a wrapped model.
+        TypeError: an optimizer whose state can take no parameter, a wrapped model or none.
         ValueError: nothing to exchange; an optimizer that holds no parameter of the model, or
             whose state is not shaped like its parameter.
     """
-    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-        raise TypeError(
-            f"The model is wrapped in {type(model).__name__}, which would not know the new "
-            "parameters: pass model.module and wrap it again afterwards."
-        )
+    check_plain_module(model)
     if optimizer is not None:
         check_takes_parameters(optimizer)
         check_holds_parameters(model, optimizer)

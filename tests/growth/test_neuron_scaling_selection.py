@@ -320,6 +320,19 @@ def test_widened_heads_get_the_same_number_each() -> None:
     assert "has 4 eligible neurons (score below 0), but none in one of its heads" in chosen.reason
 
 
+def test_scores_and_selection_print_a_line_per_layer() -> None:
+    scaling = NeuronScaling(small_deit())
+    scores = random_scores(scaling)
+    chosen = scaling.select(scores, 400, min_eligible=1)
+    lines = str(scores).splitlines()
+    assert len(lines) == 1 + len(scaling.layers)
+    eligible = int((scores.values[scaling.layers[0]] < 0).sum())
+    assert lines[1].startswith(f"{scaling.layers[0]}: {eligible} of ")
+    *layers, last = str(chosen).splitlines()
+    assert [line.split(":")[0] for line in layers] == list(chosen.neurons)
+    assert last == f"{chosen.parameters} parameters. {chosen.reason}"
+
+
 def test_budgets_and_scores_that_do_not_fit() -> None:
     model = small_deit()
     scaling = NeuronScaling(model, "magnitude", form="pair")

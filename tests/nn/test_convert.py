@@ -377,6 +377,10 @@ def test_bad_arguments_leave_everything_untouched() -> None:
         convert(model, PLAN, optimizer, init="random")
     with pytest.raises(TypeError, match=r"pass model\.module"):
         convert(nn.DataParallel(model), {"module.stem.0": 2}, optimizer)
+    with pytest.raises(TypeError, match=r"The model is a NoneType; pass a torch\.nn\.Module"):
+        convert(None, PLAN)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="The plan is a list; pass a dictionary"):
+        convert(model, list(PLAN), optimizer)  # type: ignore[arg-type]
     assert snapshot(model, optimizer) == before
 
 

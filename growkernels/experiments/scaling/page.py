@@ -118,9 +118,9 @@ def _conditions(setting: Setting, summary: Mapping[str, Any]) -> Section:
         f"{recipe.smoothing:g}, drop path {recipe.drop_path:g}, {mixing}, random erasing "
         f"{recipe.erasing:g}, {'RandAugment' if recipe.rand_augment else 'no RandAugment'}, "
         f"{'resized crops' if recipe.resized_crops else 'shifted crops'} and mirroring, "
-        f"{recipe.repeats} views of an image in a batch. First growth before epoch "
-        f"{setting.first_growth + 1}, scores from {setting.growth_rows:,} tokens of "
-        f"{setting.growth_batches} batches; {setting.runs} runs."
+        f"{recipe.repeats} view{'s' * (recipe.repeats > 1)} of an image in a batch. "
+        f"First growth before epoch {setting.first_growth + 1}, scores from "
+        f"{setting.growth_rows:,} tokens of {setting.growth_batches} batches; {setting.runs} runs."
     )
     if summary["reduced"]:
         section.text(summary["reduced"])

@@ -23,6 +23,7 @@ from growkernels.growth.basis_search.short_trainings import (
     measured_costs,
 )
 from growkernels.growth.basis_search.taylor import Batches, Loss, predicted_costs
+from growkernels.nn.plain_module import check_plain_module
 
 
 class BasisSearch:
@@ -61,6 +62,7 @@ class BasisSearch:
         fractions: Sequence[float] = (0.25, 0.5, 0.75),
         layers: Collection[str] | None = None,
     ) -> None:
+        check_plain_module(model)
         self.model = model
         self.candidates = find_candidates(model, fractions, layers)
 

@@ -26,6 +26,14 @@ class Sensitivities:
     baseline: float
     seconds: float
 
+    def __str__(self) -> str:
+        """One line per layer: what each number of basis filters costs."""
+        lines = [f"{self.method}, baseline {self.baseline:.4g}, {self.seconds:.0f} s of computing"]
+        for path, costs in self.costs.items():
+            parts = (f"{rank} filters {cost:+.3g}" for rank, cost in sorted(costs.items()))
+            lines.append(f"{path}: {', '.join(parts)}")
+        return "\n".join(lines)
+
     def cost_of(self, plan: Mapping[str, int]) -> float:
         """The sum of a plan's costs; layers are taken to act independently of one another.
 

@@ -50,6 +50,16 @@ class Scores:
     residuals: dict[str, Tensor] = field(default_factory=dict)
     batches: int = 0
 
+    def __str__(self) -> str:
+        """One line per layer: how many neurons are eligible, and the lowest score."""
+        lines = [f"{self.criterion}, {self.batches} batches"]
+        for layer, values in self.values.items():
+            eligible = int((values < 0).sum())
+            lines.append(
+                f"{layer}: {eligible} of {len(values)} eligible, lowest {values.min().item():.3g}"
+            )
+        return "\n".join(lines)
+
 
 def activation_name(module: nn.Module) -> str | None:
     """gk.splitting_weight's name of an activation module; None: it does not know the module."""

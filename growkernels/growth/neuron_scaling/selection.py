@@ -32,6 +32,11 @@ class Selection:
     def __bool__(self) -> bool:
         return bool(self.neurons)
 
+    def __str__(self) -> str:
+        """One line per layer, and the reason."""
+        lines = [f"{layer}: {len(chosen)} neurons" for layer, chosen in self.neurons.items()]
+        return "\n".join([*lines, f"{self.parameters:,} parameters. {self.reason}"])
+
 
 @dataclass(frozen=True)
 class Unit:
