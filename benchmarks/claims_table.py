@@ -1,10 +1,12 @@
-"""The README's table of a paper's claims, from the stored summary of a reproduction."""
+"""The README's table of a paper's claims, from the stored summaries of a reproduction."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks import markdown
 
@@ -13,30 +15,63 @@ REPRODUCTIONS = Path(__file__).resolve().parent.parent / "docs"
 
 @dataclass(frozen=True)
 class ClaimsTable:
-    """The table `name`, one row per claim in the summary.json stored in `docs/<experiment>`."""
+    """The table `name`, one row per claim in the summary.json of the folders below `docs`.
+
+    A single run shows its verdict for every setting. Of several, on different data, only the
+    verdicts stand side by side; the keys of `runs` head their columns.
+    """
 
     name: str
-    experiment: str
+    runs: Mapping[str, str]
 
     def markdown(self, folder: Path = REPRODUCTIONS) -> str:
-        """The whole table in Markdown. Raises FileNotFoundError where no summary is stored."""
-        path = folder / self.experiment / "summary.json"
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{path} is missing; run 'growkernels reproduce {self.experiment}' and copy its "
-                "summary.json there"
+        """The whole table in Markdown.
+
+        Raises FileNotFoundError where no summary is stored, ValueError where the runs' claims
+        differ.
+        """
+        claims = [_claims(folder / path / "summary.json") for path in self.runs.values()]
+        if len({tuple(claim["claim"] for claim in run) for run in claims}) > 1:
+            raise ValueError(
+                f"the claims in {', '.join(self.runs.values())} differ; store the reproductions "
+                "anew, with one version"
             )
-        claims = json.loads(path.read_text())["claims"]
-        rows = []
-        for claim in claims:
-            verdicts: dict[str, list[str]] = {}
-            for finding in claim["findings"]:
-                setting = verdicts.setdefault(finding["verdict"] or "no test", [])
-                if finding["setting"] not in setting:
-                    setting.append(finding["setting"])
-            settings = "; ".join(f"{key}: {', '.join(names)}" for key, names in verdicts.items())
-            rows.append([claim["claim"], f"**{claim['verdict']}**", settings])
-        return markdown.table(("claim of the paper", "verdict", "settings"), rows)
+        if len(claims) == 1:
+            rows = [
+                [claim["claim"], f"**{claim['verdict']}**", _settings(claim)] for claim in claims[0]
+            ]
+            return markdown.table(("claim of the paper", "verdict", "settings"), rows)
+        rows = [
+            [same[0]["claim"], *(f"**{claim['verdict']}**" for claim in same)]
+            for same in zip(*claims, strict=True)
+        ]
+        return markdown.table(("claim of the paper", *self.runs), rows)
 
 
-CLAIMS = tuple(ClaimsTable(f"claims {name}", name) for name in ("sensli", "scaling", "basis"))
+def _claims(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing; run 'growkernels reproduce' as CONTRIBUTING.md says and copy the "
+            "summary.json there"
+        )
+    claims: list[dict[str, Any]] = json.loads(path.read_text())["claims"]
+    return claims
+
+
+def _settings(claim: Mapping[str, Any]) -> str:
+    verdicts: dict[str, list[str]] = {}
+    for finding in claim["findings"]:
+        setting = verdicts.setdefault(finding["verdict"] or "no test", [])
+        if finding["setting"] not in setting:
+            setting.append(finding["setting"])
+    return "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in verdicts.items())
+
+
+_GENERATED, _CIFAR = "on generated images", "on CIFAR-10"
+
+CLAIMS = (
+    ClaimsTable("claims basis", {_GENERATED: "basis", _CIFAR: "basis/cifar10"}),
+    ClaimsTable("claims scaling", {_GENERATED: "scaling", _CIFAR: "scaling/cifar10"}),
+    ClaimsTable("claims sensli", {"": "sensli"}),
+    ClaimsTable("claims sensli cnn", {"": "sensli/cifar10"}),
+)

@@ -178,24 +178,40 @@ def test_every_column_can_be_filled() -> None:
     assert all(cells[0])
 
 
-def test_claims_table_groups_settings_by_verdict(tmp_path: Path) -> None:
+def store_claim(folder: Path, claim: str = "It helps.", verdict: str = "cannot be told") -> None:
     finding = {"measured": "1 ± 0"}
-    claim = {
-        "claim": "It helps.",
-        "verdict": "cannot be told",
-        "findings": [
-            {"setting": "exp1", "verdict": "holds", **finding},
-            {"setting": "exp2", "verdict": None, **finding},
-            {"setting": "exp3", "verdict": "holds", **finding},
-        ],
-    }
-    (tmp_path / "paper").mkdir()
-    (tmp_path / "paper" / "summary.json").write_text(json.dumps({"claims": [claim]}))
-    table = ClaimsTable("claims paper", "paper").markdown(tmp_path)
+    findings = [
+        {"setting": "exp1", "verdict": "holds", **finding},
+        {"setting": "exp2", "verdict": None, **finding},
+        {"setting": "exp3", "verdict": "holds", **finding},
+    ]
+    claims = [{"claim": claim, "verdict": verdict, "findings": findings}]
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text(json.dumps({"claims": claims}))
+
+
+def test_claims_table_groups_settings_by_verdict(tmp_path: Path) -> None:
+    store_claim(tmp_path / "paper")
+    table = ClaimsTable("claims paper", {"": "paper"}).markdown(tmp_path)
     row = "| It helps. | **cannot be told** | holds: exp1, exp3; no test: exp2 |"
     assert table.splitlines()[-1] == row
 
 
+def test_runs_on_different_data_stand_side_by_side(tmp_path: Path) -> None:
+    store_claim(tmp_path / "paper")
+    store_claim(tmp_path / "paper" / "real", verdict="holds")
+    table = ClaimsTable("claims paper", {"generated": "paper", "real": "paper/real"})
+    assert table.markdown(tmp_path).splitlines() == [
+        "| claim of the paper | generated | real |",
+        "| --- | --- | --- |",
+        "| It helps. | **cannot be told** | **holds** |",
+    ]
+    store_claim(tmp_path / "other", claim="It hurts.")
+    differ = ClaimsTable("claims paper", {"generated": "paper", "real": "other"})
+    with pytest.raises(ValueError, match="claims in paper, other differ; store the"):
+        differ.markdown(tmp_path)
+
+
 def test_claims_table_without_a_stored_summary(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="growkernels reproduce paper"):
-        ClaimsTable("claims paper", "paper").markdown(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"paper.summary\.json is missing; run 'growk"):
+        ClaimsTable("claims paper", {"": "paper"}).markdown(tmp_path)
