@@ -38,7 +38,7 @@ def draw(headlines: Sequence[Headline], results: Path, path: Path) -> None:
             _panel(axes, headlines, [by_machine.get(machine, {}) for by_machine in speedups])
             axes.set_xlabel(f"times faster than the alternative, on {machine}")
         part = path.with_suffix(".part.png")
-        figure.savefig(part, dpi=130)
+        figure.savefig(part, dpi=130, bbox_inches="tight", pad_inches=0.1)
         plt.close(figure)
     os.replace(part, path)
 
