@@ -5,10 +5,9 @@ With a GPU visible, tests/gpu/test_basis_conv.py runs them there instead.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -523,22 +522,15 @@ class TestRegistration:
         self,
         ops: dict[str, Callable[..., Any]],
         algorithm: str,
+        current_gpu: list[Tensor],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """Triton launches on the current one, whatever the tensors are on."""
-        current: list[Tensor] = []
         started: list[Tensor] = []
 
-        @contextlib.contextmanager
-        def device_of(tensor: Tensor) -> Iterator[None]:
-            current.append(tensor)
-            yield
-            current.pop()
-
         def start(first: Tensor, *arguments: object) -> None:
-            started.append(current[-1])
+            started.append(current_gpu[-1])
 
-        monkeypatch.setattr(torch.cuda, "device_of", device_of)
         for name in ("convolve", "mix", "coefficient_backward"):
             monkeypatch.setattr(launch, name, start)
         shape = Shape((2, 5, 16, 6), 14 if algorithm == "triton" else 9, 25)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -300,23 +299,15 @@ def test_without_triton_it_is_aten(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_wide_products_start_on_the_gpu_that_has_the_tensors(
-    monkeypatch: pytest.MonkeyPatch,
+    current_gpu: list[Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Triton launches on the current one, whatever the tensors are on."""
-    current: list[Tensor] = []
     started: list[Tensor] = []
 
-    @contextlib.contextmanager
-    def device_of(tensor: Tensor) -> Iterator[None]:
-        current.append(tensor)
-        yield
-        current.pop()
-
     def two_products(product: triton_launch.Product, *arguments: object) -> Tensor:
-        started.append(current[-1])
+        started.append(current_gpu[-1])
         return torch.zeros(1, 3, 2, 11)
 
-    monkeypatch.setattr(torch.cuda, "device_of", device_of)
     monkeypatch.setattr(triton_launch, "_two_products", two_products)
     v = torch.ones(3, 1, 11)
     triton_launch.WideProduct(torch.ones(5, 11).bfloat16(), torch.ones(5, 3), SMALL, SMALL, 2)(v)
