@@ -144,7 +144,8 @@ class Kernel {
   Rows<Operand> load_gradient(const In* g, int64_t stride, const In* mask, int64_t mask_stride, int64_t depth,
                               int64_t columns, Operand* packed) {
     if (mask != nullptr) {
-      widest<MaskRows<In, Operand>>(g, stride, mask, mask_stride, depth, columns, packed);
+      using Masked = Gradient<In, Operand, true>;
+      widest<KeepRows<Masked>>(Masked{g, stride, mask, mask_stride}, depth, columns, packed);
     } else if constexpr (std::is_same_v<In, Operand>) {
       return {g, stride};
     } else {

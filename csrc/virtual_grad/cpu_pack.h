@@ -43,15 +43,14 @@ struct Gradient {
   [[gnu::always_inline]] static inline Operand out(Element x) { return cast<Operand>(x); }
 };
 
-// g where h > 0, and zeros elsewhere, as contiguous rows.
-template <typename In, typename Operand>
-struct MaskRows {
+// What Transpose takes, as contiguous rows without changing places.
+template <typename Source>
+struct KeepRows {
   template <int bytes>
-  [[gnu::always_inline]] static inline void run(const In* g, int64_t g_stride, const In* h, int64_t h_stride,
-                                                int64_t rows, int64_t width, Operand* out) {
+  [[gnu::always_inline]] static inline void run(Source source, int64_t rows, int64_t width, typename Source::Out* out) {
     for (int64_t m = 0; m < rows; ++m) {
       for (int64_t i = 0; i < width; ++i) {
-        out[m * width + i] = cast<Operand>(h[m * h_stride + i]) > 0 ? cast<Operand>(g[m * g_stride + i]) : Operand(0);
+        out[m * width + i] = Source::out(source(m, i));
       }
     }
   }
