@@ -22,6 +22,7 @@ CIFAR10_CLASSES = (
 PIXELS = 3 * 32 * 32
 TRAIN_BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
 TEST_BATCH = "test_batch"
+MAX_BYTES = 2**26  # of a batch, which has 31 MB in both formats
 
 
 @dataclass(frozen=True)
@@ -87,21 +88,22 @@ def cifar_split(batches: CifarBatches, train: bool) -> CifarSplit:
 
 
 def _read_binary(path: Path) -> tuple[Tensor, Tensor]:
-    content = path.read_bytes()
+    content = _content(path)
     if not content or len(content) % (1 + PIXELS):
         raise ValueError(
             f"{path} has {len(content)} bytes, not a multiple of CIFAR-10's {1 + PIXELS} per "
             "image; unpack the archive again (CIFAR-100's has another format)."
         )
     rows = torch.frombuffer(bytearray(content), dtype=torch.uint8).view(-1, 1 + PIXELS)
-    return rows[:, 1:], _checked_labels(path, rows[:, 0].long())
+    return rows[:, 1:], _checked_labels(path, rows[:, 0].tolist())
 
 
 def _read_pickle(path: Path) -> tuple[Tensor, Tensor]:
     import numpy
 
+    content = _content(path)
     try:
-        batch = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+        batch = _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
     except pickle.UnpicklingError as error:
         raise ValueError(f"{path} is not a batch of CIFAR-10 ({error}).") from error
     except Exception as error:  # a broken pickle may raise anything
@@ -125,16 +127,26 @@ def _read_pickle(path: Path) -> tuple[Tensor, Tensor]:
             "as many 'labels'; unpack the archive again."
         )
     images = torch.from_numpy(numpy.ascontiguousarray(data))
-    return images, _checked_labels(path, torch.tensor(labels))
+    return images, _checked_labels(path, labels)
 
 
-def _checked_labels(path: Path, labels: Tensor) -> Tensor:
-    if len(labels) == 0 or int(labels.min()) < 0 or int(labels.max()) >= len(CIFAR10_CLASSES):
+def _content(path: Path) -> bytes:
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise ValueError(
+            f"{path} has {size} bytes, more than a batch of CIFAR-10 has; unpack the archive again."
+        )
+    return path.read_bytes()
+
+
+def _checked_labels(path: Path, labels: list[int]) -> Tensor:
+    # Before they become a tensor: Python's integers have no largest one.
+    if not labels or min(labels) < 0 or max(labels) >= len(CIFAR10_CLASSES):
         raise ValueError(
             f"{path} has labels outside 0 ... {len(CIFAR10_CLASSES) - 1}, or none; it is not a "
             "batch of CIFAR-10."
         )
-    return labels
+    return torch.tensor(labels)
 
 
 def _latin1_bytes(text: str, encoding: str) -> bytes:

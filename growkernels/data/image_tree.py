@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from PIL import Image as PillowImage
+
 SUFFIXES = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
+# What a file may hold by its name. Nothing else is tried: some of Pillow's formats start programs.
+# One of ImageNet's files is a PNG named .JPEG; a lossy file is never called PNG.
+FORMATS = {"JPEG": ("JPEG", "PNG"), "PNG": ("PNG",)}
+MAX_PIXELS = 2**26  # 8192 x 8192: decoded in one piece, of which as many as there are cores
+MAX_ANNOTATIONS = 2**28  # bytes; Tiny ImageNet's has 400 kB
 ANNOTATIONS = "val_annotations.txt"  # in Tiny ImageNet's val: file name, tab, class, and a box
 _WORDNET_ID = re.compile(r"n\d{8}")
 
@@ -135,6 +145,10 @@ def _tree(split_folder: Path, classes: tuple[str, ...], square: int | None) -> I
 def _annotated(annotations: Path, classes: tuple[str, ...], square: int | None) -> ImageTree:
     label_of = {name: label for label, name in enumerate(classes)}
     files: list[tuple[int, Path]] = []
+    if annotations.stat().st_size > MAX_ANNOTATIONS:
+        raise ValueError(
+            f"{annotations} is too large for a list of images; unpack the archive again."
+        )
     for number, line in enumerate(annotations.read_text().splitlines(), start=1):
         name, _, rest = line.partition("\t")
         label = label_of.get(rest.partition("\t")[0])
@@ -142,6 +156,11 @@ def _annotated(annotations: Path, classes: tuple[str, ...], square: int | None) 
             raise ValueError(
                 f"Line {number} of {annotations} names no class of the training images; unpack the "
                 "archive again."
+            )
+        if name in ("", "..") or Path(name).name != name:
+            raise ValueError(
+                f"Line {number} of {annotations} names a file outside {annotations.parent}/images "
+                f"({name!r}); unpack the archive again."
             )
         files.append((label, annotations.parent / "images" / name))
     missing = sorted(set(classes) - {classes[label] for label, _ in files})
@@ -157,31 +176,44 @@ def decode(path: Path, square: int | None = None) -> Tensor:
     """One image file as [3, H, W] uint8; grey and palette images become RGB.
 
     With ``square``: [3, square, square], bicubic with the short side resized to it, the middle cut
-    out. Raises ValueError for a file that is no image or is damaged.
+    out. Raises ValueError for a file that is no image of the format in its name, is damaged, or
+    has more than ``MAX_PIXELS``.
     """
     import numpy
     from PIL import Image, ImageOps
 
+    with _opened(path) as file:
+        image = file.convert("RGB")
+        if square is not None:
+            image = ImageOps.fit(image, (square, square), Image.Resampling.BICUBIC)
+        pixels = numpy.array(image)
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Height and width of an image file, from its header. Raises as ``decode``."""
+    with _opened(path) as file:
+        return file.height, file.width
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[PillowImage.Image]:
+    """The image, not decoded yet; what goes wrong in opening and in decoding is a ValueError."""
+    from PIL import Image
+
+    if not path.is_file():  # opening a pipe would wait for ever
+        raise ValueError(f"{path} is no regular file; replace or delete it.")
     try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-            if square is not None:
-                image = ImageOps.fit(image, (square, square), Image.Resampling.BICUBIC)
-            pixels = numpy.array(image)
+        with Image.open(path, formats=FORMATS[SUFFIXES[path.suffix.lower()]]) as file:
+            if file.width * file.height <= MAX_PIXELS:
+                yield file
+                return
+            size = f"{file.width}x{file.height}"
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = str(error) if str(path) not in str(error) else "not an image"
         raise ValueError(
             f"{path} cannot be read as an image ({reason}); replace or delete it."
         ) from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """Height and width of an image file, from its header."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as file:
-            return file.height, file.width
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read as an image; replace or delete it.") from error
+    raise ValueError(
+        f"{path} has {size} pixels, more than {MAX_PIXELS:,}; make it smaller or delete it."
+    )
