@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from growkernels.growth.positions import is_plain_sequential, layers_before
+from growkernels.growth.layer_insertion.positions import is_plain_sequential, layers_before
 from growkernels.nn.optimizer_surgery import ParamGroup, check_takes_parameters, group_of_each
 from growkernels.nn.plain_module import check_plain_module
 

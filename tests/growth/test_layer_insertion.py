@@ -366,7 +366,7 @@ def test_large_networks_are_taken_piece_by_piece(
     model = build()
     loader = batches(model, 3, 10)
     together = recorded(model, count=3).merits()
-    monkeypatch.setattr("growkernels.growth.recorder.WAITING_BYTES", 0)
+    monkeypatch.setattr("growkernels.growth.layer_insertion.recorder.WAITING_BYTES", 0)
     inserter = recorded(model, count=3)
     apart = inserter.merits()
     torch.testing.assert_close(apart.values, together.values, rtol=1e-12, atol=0)

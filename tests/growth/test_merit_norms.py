@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from growkernels.growth.merit_norms import conv2d_operator_norm, squared_norm
+from growkernels.growth.layer_insertion.merit_norms import conv2d_operator_norm, squared_norm
 
 
 def circular_convolution_matrix(kernel: Tensor, height: int, width: int) -> Tensor:

@@ -7,7 +7,7 @@ from small_networks import cnn, mlp, resnet
 from torch import Tensor, nn
 
 from growkernels.growth import LayerInsertion, find_positions
-from growkernels.growth.positions import named_positions
+from growkernels.growth.layer_insertion.positions import named_positions
 from growkernels.nn import Conv2dReLU, LinearReLU, ResidualBlock
 
 

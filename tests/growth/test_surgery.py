@@ -214,7 +214,7 @@ def test_failures_leave_model_and_optimizer_untouched(monkeypatch: pytest.Monkey
         raise OSError("midway")
 
     with monkeypatch.context() as patch:
-        patch.setattr("growkernels.growth.layer_insertion.check_same_output", broken)
+        patch.setattr("growkernels.growth.layer_insertion.driver.check_same_output", broken)
         with pytest.raises(OSError, match="midway"):
             inserter.insert("1", optimizer, sample=torch.randn(3, 2).double())
     assert same()

@@ -15,7 +15,7 @@ from growkernels.experiments.devices import now
 from growkernels.experiments.sensli.authors_merits import ExtendedNetwork
 from growkernels.experiments.sensli.cnn_settings import NORM, TAU, Rule
 from growkernels.growth import LayerInsertion, Merits
-from growkernels.growth.merit_norms import NORMS
+from growkernels.growth.layer_insertion import NORMS
 
 KINDS = ("conv2d_relu",)
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]

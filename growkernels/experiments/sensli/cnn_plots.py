@@ -13,7 +13,7 @@ from growkernels.experiments.sensli.cnn_claims import sweep
 from growkernels.experiments.sensli.cnn_engine import CnnRun
 from growkernels.experiments.sensli.cnn_results import curve, final, first_passes, variant_named
 from growkernels.experiments.statistics import estimate
-from growkernels.growth.merit_norms import NORMS
+from growkernels.growth.layer_insertion import NORMS
 
 LABELS = {
     "small": ("small net", style.GREY),

@@ -13,7 +13,7 @@ from growkernels.experiments.sensli.cnn_engine import CnnRun
 from growkernels.experiments.sensli.cnn_merits import MeritPass
 from growkernels.experiments.sensli.cnn_settings import NORM, TAU
 from growkernels.experiments.statistics import RULE, Claim
-from growkernels.growth.merit_norms import NORMS
+from growkernels.growth.layer_insertion import NORMS
 
 TITLE = "SensLI on images: inserting convolutions into a small VGG"
 

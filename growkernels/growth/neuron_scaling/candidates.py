@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from growkernels.growth.positions import chains
+from growkernels.growth.layer_insertion.positions import chains
 from growkernels.nn import Attention
 from growkernels.nn.grown_linear import Branch, GrownConv2d, GrownLinear
 

@@ -18,7 +18,7 @@ from growkernels.growth.neuron_scaling.criteria import CRITERIA, RECORDED, Score
 from growkernels.growth.neuron_scaling.initial_values import initial_values
 from growkernels.growth.neuron_scaling.samples import SampleRecorder
 from growkernels.growth.neuron_scaling.selection import Selection
-from growkernels.growth.recorder import one_batch
+from growkernels.growth.layer_insertion.recorder import one_batch
 from growkernels.growth.same_function import check_same_output, outputs_in_eval_mode
 from growkernels.growth.surgery import refuse_wrappers
 from growkernels.nn.grown_linear import FORMS

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from growkernels.growth.gradient_sums import GradientSums
-from growkernels.growth.positions import Position
+from growkernels.growth.layer_insertion.gradient_sums import GradientSums
+from growkernels.growth.layer_insertion.positions import Position
 from growkernels.ops.virtual_grad import virtual_grad_norms
 
 SAMPLE_ROWS = 4  # of the last recorded h, kept to check an insertion with

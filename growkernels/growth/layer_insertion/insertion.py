@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from growkernels.growth.neuron_scaling import growing
-from growkernels.growth.positions import Position, layers_before
+from growkernels.growth.layer_insertion.positions import Position, layers_before
 from growkernels.growth.same_function import TOLERANCE
 from growkernels.growth.surgery import (
     append_record,

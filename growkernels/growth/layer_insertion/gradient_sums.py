@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, distributed
 
-from growkernels.growth.merit_norms import squared_norm
-from growkernels.growth.merits import Merits
+from growkernels.growth.layer_insertion.merit_norms import squared_norm
+from growkernels.growth.layer_insertion.merits import Merits
 
 
 @dataclass

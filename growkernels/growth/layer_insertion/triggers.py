@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable
 from typing import Any, Protocol
 
-from growkernels.growth.merits import Merits
+from growkernels.growth.layer_insertion.merits import Merits
 
 
 class Trigger(Protocol):

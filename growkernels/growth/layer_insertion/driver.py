@@ -9,11 +9,11 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from growkernels.growth.grown import grow
-from growkernels.growth.merit_norms import NORMS
-from growkernels.growth.merits import Merits
-from growkernels.growth.positions import KINDS, Position, find_positions, named_positions
-from growkernels.growth.recorder import Recorder, one_batch
+from growkernels.growth.layer_insertion.insertion import grow
+from growkernels.growth.layer_insertion.merit_norms import NORMS
+from growkernels.growth.layer_insertion.merits import Merits
+from growkernels.growth.layer_insertion.positions import KINDS, Position, find_positions, named_positions
+from growkernels.growth.layer_insertion.recorder import Recorder, one_batch
 from growkernels.growth.same_function import check_same_output, outputs_in_eval_mode
 from growkernels.growth.surgery import refuse_wrappers
 from growkernels.nn import ResidualBlock
