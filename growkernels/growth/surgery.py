@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
-from typing import Any
-
 from torch import nn
 from torch.optim import Optimizer
 
-from growkernels.growth.layer_insertion.positions import is_plain_sequential, layers_before
-from growkernels.nn.optimizer_surgery import ParamGroup, check_takes_parameters, group_of_each
-from growkernels.nn.plain_module import check_plain_module
-
-RECORD = "_growkernels_insertions"  # attribute of a grown model: how it grew, in order
-
-
-def growth_records(model: nn.Module) -> list[dict[str, Any]]:
-    """How the model has grown so far, in order: copies of its records."""
-    return copy.deepcopy(getattr(model, RECORD, []))
-
-
-def append_record(model: nn.Module, record: Mapping[str, Any]) -> None:
-    """Note one more growth step in the model."""
-    setattr(model, RECORD, [*growth_records(model), copy.deepcopy(record)])
+from growkernels.growth.module_graph import is_plain_sequential, layers_before
+from growkernels.nn.exchange import (
+    ParamGroup,
+    check_plain_module,
+    check_takes_parameters,
+    group_of_each,
+)
 
 
 def refuse_wrappers(model: nn.Module) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from growkernels.nn import Attention
-from growkernels.nn.grown_linear import Branch
+from growkernels.nn.grown_layers import Branch
 
 INITIAL_STD = 0.02  # DeiT's truncated normal for linear weights, class token and positions
 EPS = 1e-6  # of the layer norms, as in DeiT

@@ -3,7 +3,7 @@
 from growkernels.nn.attention import Attention
 from growkernels.nn.basis_conv2d import BasisConv2d
 from growkernels.nn.convert import Conversion, ConvertedLayer, convert
-from growkernels.nn.grown_linear import GrownConv2d, GrownLinear
+from growkernels.nn.grown_layers import GrownConv2d, GrownLinear
 from growkernels.nn.identity_layers import Conv2dReLU, LinearReLU, identity_layer
 from growkernels.nn.residual_block import ResidualBlock
 from growkernels.nn.separate_attention import Separation, separate_attention

@@ -18,15 +18,15 @@ from growkernels.nn.basis_conv2d import (
     check_replaceable,
     weight_count,
 )
-from growkernels.nn.kernel_factors import kernel_matrix
-from growkernels.nn.momentum import to_factors, to_kernel
-from growkernels.nn.optimizer_surgery import (
+from growkernels.nn.exchange import (
     check_holds_parameters,
+    check_plain_module,
     check_takes_parameters,
-    exchange,
+    exchange_parameters,
     undone_on_error,
 )
-from growkernels.nn.plain_module import check_plain_module
+from growkernels.nn.kernel_factors import kernel_matrix
+from growkernels.nn.momentum import to_factors, to_kernel
 
 Layer = nn.Conv2d | BasisConv2d
 MOMENTUM = "momentum_buffer"
@@ -131,7 +131,7 @@ def convert(
             model.get_submodule(parent)._modules[child] = new
             if optimizer is not None:
                 momentum = _momentum(optimizer, old, new)
-                exchange(optimizer, _weights(old), _weights(new))
+                exchange_parameters(optimizer, _weights(old), _weights(new))
                 for parameter, buffer in momentum:
                     optimizer.state[parameter][MOMENTUM] = buffer
     return Conversion({path: _record(*pair) for path, pair in exchanged.items()}, skipped)

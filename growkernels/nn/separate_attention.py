@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from growkernels.nn.attention import Attention
-from growkernels.nn.optimizer_surgery import (
+from growkernels.nn.exchange import (
     check_holds_parameters,
+    check_plain_module,
     check_takes_parameters,
-    exchange,
+    exchange_parameters,
     undone_on_error,
 )
-from growkernels.nn.plain_module import check_plain_module
 
 PROJECTIONS = ("q", "k", "v")
 
@@ -218,7 +218,7 @@ def _cut_state(
             pieces = value.chunk(3)
         for piece, own in zip(pieces, cut, strict=True):
             own[key] = piece.clone() if isinstance(piece, Tensor) else piece
-    exchange(optimizer, {name: packed}, parts)
+    exchange_parameters(optimizer, {name: packed}, parts)
     for parameter, own in zip(parts.values(), cut, strict=True):
         if own:
             optimizer.state[parameter] = own

@@ -23,7 +23,7 @@ from growkernels.growth.basis_search.short_trainings import (
     measured_costs,
 )
 from growkernels.growth.basis_search.taylor import Batches, Loss, predicted_costs
-from growkernels.nn.plain_module import check_plain_module
+from growkernels.nn.exchange import check_plain_module
 
 
 class BasisSearch:

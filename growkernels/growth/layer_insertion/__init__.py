@@ -4,5 +4,23 @@ from growkernels.growth.layer_insertion.driver import LayerInsertion
 from growkernels.growth.layer_insertion.merit_norms import NORMS
 from growkernels.growth.layer_insertion.merits import Merits
 from growkernels.growth.layer_insertion.positions import Position, find_positions
+from growkernels.growth.layer_insertion.triggers import (
+    FixedStep,
+    Interval,
+    LossPlateau,
+    MeritRatio,
+    Trigger,
+)
 
-__all__ = ["NORMS", "LayerInsertion", "Merits", "Position", "find_positions"]
+__all__ = [
+    "NORMS",
+    "FixedStep",
+    "Interval",
+    "LayerInsertion",
+    "LossPlateau",
+    "MeritRatio",
+    "Merits",
+    "Position",
+    "Trigger",
+    "find_positions",
+]

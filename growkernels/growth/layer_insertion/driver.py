@@ -9,15 +9,21 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from growkernels.growth.layer_insertion.insertion import grow
+from growkernels.growth.layer_insertion.insertion import insert_identity
 from growkernels.growth.layer_insertion.merit_norms import NORMS
 from growkernels.growth.layer_insertion.merits import Merits
-from growkernels.growth.layer_insertion.positions import KINDS, Position, find_positions, named_positions
-from growkernels.growth.layer_insertion.recorder import Recorder, one_batch
+from growkernels.growth.layer_insertion.positions import (
+    KINDS,
+    Position,
+    find_positions,
+    named_positions,
+)
+from growkernels.growth.layer_insertion.recorder import Recorder
 from growkernels.growth.same_function import check_same_output, outputs_in_eval_mode
 from growkernels.growth.surgery import refuse_wrappers
+from growkernels.growth.taps import one_batch
 from growkernels.nn import ResidualBlock
-from growkernels.nn.optimizer_surgery import undone_on_error
+from growkernels.nn.exchange import undone_on_error
 
 
 class LayerInsertion:
@@ -204,7 +210,7 @@ class LayerInsertion:
         h = self._recorder.samples[position]
         before = None if sample is None else outputs_in_eval_mode(self.model, sample)
         with undone_on_error(self.model, optimizer):
-            new = grow(
+            new = insert_identity(
                 self.model,
                 place,
                 optimizer,

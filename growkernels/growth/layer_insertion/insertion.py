@@ -1,70 +1,29 @@
-"""Growing a model by one identity layer; growing a model again the same way from its records."""
+"""Inserting one identity layer, and the same again from a record."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from growkernels.growth.neuron_scaling import growing
-from growkernels.growth.layer_insertion.positions import Position, layers_before
+from growkernels.growth.layer_insertion.positions import KINDS, Position
+from growkernels.growth.module_graph import layers_before
+from growkernels.growth.records import append_record, repeats
 from growkernels.growth.same_function import TOLERANCE
-from growkernels.growth.surgery import (
-    append_record,
-    groups_for_new_layer,
-    growth_records,
-    insert_after,
-    join_groups,
-)
+from growkernels.growth.surgery import groups_for_new_layer, insert_after, join_groups
 from growkernels.nn import identity_layer
-from growkernels.nn.optimizer_surgery import undone_on_error
 
 
-def insertions(model: nn.Module) -> list[dict[str, Any]]:
-    """How a model has grown so far: its inserted layers and grown neurons, in order.
-
-    Plain dicts of strings and numbers, made for checkpoints (``torch.load`` with
-    ``weights_only=True`` takes them); ``rebuild`` reads them.
-    """
-    return growth_records(model)
-
-
-def rebuild(
-    model: nn.Module, records: Sequence[dict[str, Any]], optimizer: Optimizer | None = None
+@repeats(*KINDS)
+def repeat_insertion(
+    model: nn.Module, record: Mapping[str, Any], optimizer: Optimizer | None
 ) -> None:
-    """Repeat recorded growth on the base model, so that a checkpoint's states fit.
-
-    ::
-
-        model = build_base_model()
-        optimizer = build_optimizer(model)
-        rebuild(model, checkpoint["insertions"], optimizer)
-        model.load_state_dict(checkpoint["model"])
-        optimizer.load_state_dict(checkpoint["optimizer"])
-
-    Raises:
-        ValueError: a record that does not fit the model; model and optimizer are untouched.
-    """
-    with undone_on_error(model, optimizer):
-        for number, record in enumerate(records):
-            try:
-                _repeat(model, record, optimizer)
-            except KeyError as error:
-                raise ValueError(
-                    f"Record {number} of the growth has no {error}; pass what "
-                    "gk.growth.insertions(model) gave, whole."
-                ) from error
-
-
-def _repeat(model: nn.Module, record: dict[str, Any], optimizer: Optimizer | None) -> None:
-    if record["kind"] == growing.KIND:
-        growing.apply(model, record, optimizer)
-        return
-    grow(
+    """Insert what a record says; not undone on error."""
+    insert_identity(
         model,
         Position(record["position"], record["kind"]),
         optimizer,
@@ -74,7 +33,7 @@ def _repeat(model: nn.Module, record: dict[str, Any], optimizer: Optimizer | Non
     )
 
 
-def grow(
+def insert_identity(
     model: nn.Module,
     position: Position,
     optimizer: Optimizer | None,

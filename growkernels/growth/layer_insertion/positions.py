@@ -5,16 +5,15 @@ A position is the path of a module; the new layer goes behind it, on its output 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
+from growkernels.growth.module_graph import chains, layers_before
 from growkernels.nn import Conv2dReLU, LinearReLU, ResidualBlock
 
 KINDS = ("linear_relu", "residual", "conv2d_relu")
-
-Chain = list[tuple[str, nn.Module]]
 
 
 @dataclass(frozen=True)
@@ -89,49 +88,6 @@ def named_positions(model: nn.Module, names: Sequence[str] | Mapping[str, str]) 
             )
         positions.append(Position(name, kind))
     return positions
-
-
-def layers_before(model: nn.Module, name: str) -> list[nn.Linear | nn.Conv2d]:
-    """All Linear and Conv2d layers: those registered at or before `name`, then the ones behind it.
-
-    Both nearest to `name` first.
-    """
-    before: list[nn.Linear | nn.Conv2d] = []
-    after: list[nn.Linear | nn.Conv2d] = []
-    passed = False
-    for path, module in model.named_modules():
-        inside = path == name or path.startswith(f"{name}.")
-        passed = passed or inside
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            (after if passed and not inside else before).append(module)
-    return before[::-1] + after
-
-
-def is_plain_sequential(module: nn.Module) -> bool:
-    """Whether the module's forward is just its children in order."""
-    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
-
-
-def chains(name: str, module: nn.Module) -> Iterator[Chain]:
-    """Runs of modules of which each one's output is the next one's input."""
-    chain = list(_flatten(name, module)) if is_plain_sequential(module) else [(name, module)]
-    yield chain
-    for path, link in chain:
-        if isinstance(link, ResidualBlock):
-            continue
-        for child_name, child in link.named_children():
-            yield from chains(f"{path}.{child_name}" if path else child_name, child)
-
-
-def _flatten(name: str, sequential: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    for child_name, child in sequential._modules.items():
-        path = f"{name}.{child_name}" if name else child_name
-        if child is None:
-            continue
-        if is_plain_sequential(child):
-            yield from _flatten(path, child)
-        else:
-            yield path, child
 
 
 def _kind_behind(

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from torch import nn
 
-from growkernels.growth.layer_insertion.positions import chains
+from growkernels.growth.module_graph import activations, followers
 from growkernels.nn import Attention
-from growkernels.nn.grown_linear import Branch, GrownConv2d, GrownLinear
+from growkernels.nn.grown_layers import Branch, GrownConv2d, GrownLinear
 
 KINDS = ("linear", "conv2d")
 WIDTHS = ("fc1", "v", "qk")
 
-# What acts on each element by itself, so that a new element cannot disturb the others.
-ELEMENTWISE = (
-    nn.GELU,
-    nn.SiLU,
-    nn.ReLU,
-    nn.Tanh,
-    nn.Sigmoid,
-    nn.Softplus,
-    nn.Dropout,
-    nn.Identity,
-)
 ATTENTION_INPUTS = ("q", "k", "v", "qkv", "query", "key", "value")
 
 
@@ -118,13 +107,13 @@ def find_candidates(
             f"The model has no layer to grow: it needs nn.Linear or nn.Conv2d layers of the kinds "
             f"{tuple(kinds)} besides its output layer."
         )
-    activations, widenings = _activations(model), _widenings(model)
+    activation_of, widenings = activations(model), _widenings(model)
     candidates = [
         Candidate(
             name,
             root,
             _category(root),
-            activations.get(name),
+            activation_of.get(name),
             widening if (widening := widenings.get(name)) and widening.role in widen else None,
         )
         for name, root in roots.items()
@@ -195,23 +184,9 @@ def _category(root: str) -> str:
     return "qkv" if last in ATTENTION_INPUTS else last
 
 
-def _activations(model: nn.Module) -> dict[str, str]:
-    """Layer -> the activation module that takes its outputs."""
-    found: dict[str, str] = {}
-    for name, follower in _followers(model):
-        if not isinstance(model.get_submodule(follower), nn.Linear | nn.Conv2d):
-            found[name] = follower
-    for name, module in model.named_modules():
-        if isinstance(module, Branch):
-            for child in ("plus", "linear"):
-                if hasattr(module, child):
-                    found[f"{name}.{child}"] = f"{name}.act"
-    return found
-
-
 def _widenings(model: nn.Module) -> dict[str, Widening]:
     found: dict[str, Widening] = {}
-    for name, follower in _followers(model):
+    for name, follower in followers(model):
         if _can_be_widened(model, name, follower):
             found[name] = Widening("fc1", follower, heads=1)
     for name, module in model.named_modules():
@@ -236,48 +211,3 @@ def _can_be_widened(model: nn.Module, *names: str) -> bool:
         type(layer) in (nn.Linear, GrownLinear) and "weight" in layer._parameters
         for layer in layers
     )
-
-
-def _followers(model: nn.Module) -> Iterator[tuple[str, str]]:
-    """(layer, what takes its outputs): its activation, and the layer behind elementwise modules.
-
-    Known in Sequentials, and in modules with fc1, act and fc2, as timm's and this package's MLPs,
-    unless something else, such as a norm, is registered between fc1 and act.
-    """
-    runs = [[(name, module) for name, module in chain] for chain in chains("", model)]
-    for name, module in model.named_modules():
-        at = f"{name}." if name else ""
-        children = dict(module.named_children())
-        fc1, act, fc2 = (children.get(key) for key in ("fc1", "act", "fc2"))
-        if fc1 is None or act is None or _is_gated(fc1, fc2):
-            continue
-        others = [key for key in children if key != "fc2"]
-        between = others[others.index("fc1") + 1 : others.index("act")]
-        if not all(isinstance(children[key], ELEMENTWISE) for key in between):
-            continue
-        run = [(f"{at}fc1", fc1), (f"{at}act", act)]
-        others.remove("fc1")
-        if fc2 is not None and all(isinstance(children[key], ELEMENTWISE) for key in others):
-            run.append((f"{at}fc2", fc2))
-        runs.append(run)
-    for run in runs:
-        for index, (name, module) in enumerate(run):
-            if not isinstance(module, nn.Linear | nn.Conv2d):
-                continue
-            first_activation = True
-            for follower, next_module in run[index + 1 :]:
-                if isinstance(next_module, nn.Linear | nn.Conv2d):
-                    yield name, follower
-                    break
-                if not isinstance(next_module, ELEMENTWISE):
-                    break
-                if first_activation and not isinstance(next_module, nn.Dropout | nn.Identity):
-                    first_activation = False
-                    yield name, follower
-
-
-def _is_gated(fc1: nn.Module, fc2: nn.Module | None) -> bool:
-    """Whether fc2 has another width than fc1, which halves or gates its outputs (timm's GluMlp)."""
-    if not isinstance(fc1, nn.Linear) or not isinstance(fc2, nn.Linear):
-        return False
-    return fc1.out_features != fc2.in_features

@@ -11,18 +11,18 @@ import torch
 from torch import nn
 from torch.optim import SGD, Optimizer
 
-from growkernels.growth.neuron_scaling import criteria, growing, selection
+from growkernels.growth.neuron_scaling import criteria, growth_step, selection
 from growkernels.growth.neuron_scaling.candidates import KINDS, WIDTHS, Candidate, find_candidates
 from growkernels.growth.neuron_scaling.costs import Ledger
 from growkernels.growth.neuron_scaling.criteria import CRITERIA, RECORDED, Scores
 from growkernels.growth.neuron_scaling.initial_values import initial_values
 from growkernels.growth.neuron_scaling.samples import SampleRecorder
 from growkernels.growth.neuron_scaling.selection import Selection
-from growkernels.growth.layer_insertion.recorder import one_batch
 from growkernels.growth.same_function import check_same_output, outputs_in_eval_mode
 from growkernels.growth.surgery import refuse_wrappers
-from growkernels.nn.grown_linear import FORMS
-from growkernels.nn.optimizer_surgery import undone_on_error
+from growkernels.growth.taps import one_batch
+from growkernels.nn.exchange import undone_on_error
+from growkernels.nn.grown_layers import FORMS
 
 TOLERANCE = 1e-5  # of the largest |output|: wider matrix products round differently
 
@@ -43,7 +43,7 @@ class NeuronScaling:
     **What is added.** Neuron i of a linear layer or convolution computes O_i = w_i.x + b_i. On
     the chosen ones O' = O + GELU(z) + z with z = a+.x + a-.x, two new neurons of opposite weights
     (arXiv 2402.12418, section 2), so z = 0 at first and the network computes what it did. See
-    ``growkernels.nn.grown_linear.Branch`` for this form (``"pair"``), for the same with half the
+    ``growkernels.nn.grown_layers.Branch`` for this form (``"pair"``), for the same with half the
     parameters (``"single"``), and for one in which the initial direction a matters (``"gated"``):
     in the first two it does not, because only a+ + a- = 0 enters the function and its gradients.
     New neurons are candidates themselves in the next step.
@@ -275,10 +275,10 @@ class NeuronScaling:
         gated = self.depth and self.form == "gated"
         must_move = {c.name for c in self._candidates if gated or c.widening is not None}
         values = initial_values(self.model, chosen, init, scale, must_move)
-        record = growing.plan(self._candidates, chosen, self.form, gain, self.depth)
+        record = growth_step.plan(self._candidates, chosen, self.form, gain, self.depth)
         before = None if sample is None else outputs_in_eval_mode(self.model, sample)
         with undone_on_error(self.model, optimizer):
-            growing.apply(self.model, record, optimizer, values)
+            growth_step.apply(self.model, record, optimizer, values)
             if before is not None:
                 after = outputs_in_eval_mode(self.model, sample)
                 check_same_output(before, after, TOLERANCE)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 
-from growkernels.growth.neuron_scaling.growing import NewNeurons
+from growkernels.growth.neuron_scaling.growth_step import NewNeurons
 from growkernels.growth.neuron_scaling.selection import Selection
 
 INITS = ("parent", "eigenvector")

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from growkernels.growth.neuron_scaling.candidates import Candidate
-from growkernels.growth.layer_insertion.recorder import Tap
+from growkernels.growth.taps import Tap
 
 
 @dataclass

@@ -14,7 +14,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 
 from growkernels.nn import GrownConv2d, GrownLinear, LinearReLU
-from growkernels.nn.grown_linear import FORMS, Branch, grown
+from growkernels.nn.grown_layers import FORMS, Branch, with_branches
 
 OUTPUTS = [4, 1, 2]
 
@@ -48,7 +48,7 @@ def gelu(z: Tensor) -> Tensor:
 def test_a_new_branch_changes_nothing_and_a_trained_one_is_the_formula(
     form: str, bias: bool
 ) -> None:
-    layer = grown(nn.Linear(6, 5, bias=bias, dtype=torch.float64))
+    layer = with_branches(nn.Linear(6, 5, bias=bias, dtype=torch.float64))
     x = randn(2, 7, 6)
     before = layer(x)
     branch = with_branch(layer, form, gain=1.7)
@@ -73,7 +73,7 @@ def test_a_new_branch_changes_nothing_and_a_trained_one_is_the_formula(
 @pytest.mark.parametrize("form", FORMS)
 def test_convolutions_grow_alike(form: str) -> None:
     conv = nn.Conv2d(3, 5, (3, 2), stride=2, padding=1, dilation=(1, 2), dtype=torch.float64)
-    layer = grown(conv)
+    layer = with_branches(conv)
     x = randn(2, 3, 9, 8)
     before = conv(x)
     branch = with_branch(layer, form)
@@ -93,7 +93,7 @@ def test_convolutions_grow_alike(form: str) -> None:
 @pytest.mark.parametrize("kind", ["linear", "convolution"])
 def test_many_branches_are_one_product_unless_somebody_watches(kind: str) -> None:
     base = nn.Linear(6, 5) if kind == "linear" else nn.Conv2d(6, 5, 3, padding=1)
-    layer = grown(base.double())
+    layer = with_branches(base.double())
     x = randn(4, 6) if kind == "linear" else randn(2, 6, 4, 4)
     for form in ("single", "pair", "gated", "single", "gated"):
         filled(with_branch(layer, form))
@@ -136,7 +136,7 @@ def test_the_pair_trains_like_the_single_neuron(
     results, sizes = [], []
     for form in ("pair", "single"):
         torch.manual_seed(0)
-        layer = grown(nn.Linear(6, 5))
+        layer = with_branches(nn.Linear(6, 5))
         network = nn.Sequential(layer, nn.Tanh(), nn.Linear(5, 2)).double()
         branch = with_branch(layer, form, gain)
         train(network, kind(network.parameters(), **options))
@@ -156,7 +156,7 @@ def test_the_gate_feels_the_splitting_matrix_where_the_pair_feels_nothing() -> N
     delta = delta - ones @ torch.linalg.lstsq(ones, delta).solution  # now X^T delta = 0
     gradients = {}
     for form in ("pair", "gated"):
-        layer = grown(nn.Linear(6, 5, dtype=torch.float64))
+        layer = with_branches(nn.Linear(6, 5, dtype=torch.float64))
         branch = Branch(layer, OUTPUTS, form)
         layer.branches.append(branch)
         a = 1e-3 * randn(3, 6, seed=2)
@@ -175,11 +175,11 @@ def test_a_layer_becomes_grown_with_its_parameters_hooks_and_mode() -> None:
     layer = nn.Linear(3, 5).eval()
     calls: list[int] = []
     layer.register_forward_hook(lambda *_: calls.append(1))
-    new = grown(layer)
+    new = with_branches(layer)
     assert new.weight is layer.weight
     assert new.bias is layer.bias
     assert not new.training
-    assert grown(new) is new
+    assert with_branches(new) is new
     new(torch.zeros(1, 3))
     assert calls == [1]
     assert list(layer.children()) == []
@@ -197,9 +197,9 @@ def test_a_layer_becomes_grown_with_its_parameters_hooks_and_mode() -> None:
 
 def test_what_cannot_be_grown() -> None:
     with pytest.raises(TypeError, match="LinearReLU cannot be grown"):
-        grown(LinearReLU(2, 2))
+        with_branches(LinearReLU(2, 2))
     with pytest.raises(ValueError, match="groups=2"):
-        grown(nn.Conv2d(4, 4, 3, groups=2))
+        with_branches(nn.Conv2d(4, 4, 3, groups=2))
     with pytest.raises(ValueError, match="Unknown form 'triple'"):
         Branch(nn.Linear(2, 2), [0], "triple")
     with pytest.raises(ValueError, match="at least one output"):

@@ -118,7 +118,7 @@ class GrownLinear(nn.Linear):
     """x Wᵀ + b for x [..., in_features], plus, on some outputs, what its branches compute of x.
 
     O'[..., index] = O[..., index] + GELU(z) + z for every ``Branch`` in ``branches``, whose own
-    layers may be grown in turn. Made from a layer by ``grown``.
+    layers may be grown in turn. Made from a layer by ``with_branches``.
     """
 
     branches: nn.ModuleList
@@ -139,7 +139,7 @@ class GrownConv2d(nn.Conv2d):
         return _with_branches(self, super().forward(input), input, dim=-3)
 
 
-def grown(layer: nn.Linear | nn.Conv2d) -> GrownLinear | GrownConv2d:
+def with_branches(layer: nn.Linear | nn.Conv2d) -> GrownLinear | GrownConv2d:
     """The layer as one that can have branches: the same parameters (not copies), hooks and mode.
 
     Raises:

@@ -12,8 +12,9 @@ from torch.optim import Optimizer
 
 from growkernels.growth.neuron_scaling.candidates import Candidate
 from growkernels.growth.neuron_scaling.selection import Selection
-from growkernels.growth.surgery import append_record, groups_for_new_layer, join_groups
-from growkernels.nn.grown_linear import Branch, GrownConv2d, GrownLinear, grown
+from growkernels.growth.records import append_record, repeats
+from growkernels.growth.surgery import groups_for_new_layer, join_groups
+from growkernels.nn.grown_layers import Branch, GrownConv2d, GrownLinear, with_branches
 
 KIND = "neurons"  # of this growth's records
 
@@ -54,6 +55,7 @@ def plan(
     }
 
 
+@repeats(KIND)
 def apply(
     model: nn.Module,
     record: Mapping[str, Any],
@@ -139,7 +141,7 @@ def _add_branch(
     optimizer: Optimizer | None,
 ) -> None:
     groups = None if optimizer is None else groups_for_new_layer(model, name, optimizer)
-    new = grown(layer)
+    new = with_branches(layer)
     if new is not layer:
         parent_name, _, child = name.rpartition(".")
         parent = model.get_submodule(parent_name)

@@ -1,4 +1,4 @@
-"""Exchanging a model's parameters under an optimizer that keeps the state of all others."""
+"""Exchanging parts of a model under an optimizer that keeps the state of all other parameters."""
 
 from __future__ import annotations
 
@@ -10,6 +10,18 @@ from torch import nn
 from torch.optim import LBFGS, Adagrad, Optimizer
 
 ParamGroup = dict[str, Any]
+
+
+def check_plain_module(model: object) -> None:
+    """Raise TypeError for what is no module, and for one wrapped for data parallelism."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"The model is a {type(model).__name__}; pass a torch.nn.Module.")
+    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        raise TypeError(
+            f"The model is wrapped in {type(model).__name__}: pass model.module (the wrapper may "
+            "be called meanwhile), and afterwards wrap the module again, because the old wrapper "
+            "does not know the new parameters."
+        )
 
 
 def check_takes_parameters(optimizer: Optimizer) -> None:
@@ -41,7 +53,7 @@ def group_of_each(optimizer: Optimizer) -> dict[int, ParamGroup]:
     return {id(p): group for group in optimizer.param_groups for p in group["params"]}
 
 
-def exchange(
+def exchange_parameters(
     optimizer: Optimizer,
     old: Mapping[str, nn.Parameter],
     new: Mapping[str, nn.Parameter],
