@@ -13,7 +13,7 @@ from growkernels.nn.basis_conv2d import check_replaceable, weight_count
 Ranks = Mapping[str, Sequence[int]]  # module path -> numbers of basis filters, ascending
 
 
-def find_candidates(
+def candidate_ranks(
     model: nn.Module,
     fractions: Sequence[float],
     layers: Collection[str] | None,

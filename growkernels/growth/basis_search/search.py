@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from growkernels.growth.basis_search import planner
-from growkernels.growth.basis_search.candidates import find_candidates, saved_weights
+from growkernels.growth.basis_search.candidates import candidate_ranks, saved_weights
 from growkernels.growth.basis_search.layer_times import LayerTimes, measure_layer_times
 from growkernels.growth.basis_search.sensitivities import Sensitivities
 from growkernels.growth.basis_search.short_trainings import (
@@ -64,7 +64,7 @@ class BasisSearch:
     ) -> None:
         check_plain_module(model)
         self.model = model
-        self.candidates = find_candidates(model, fractions, layers)
+        self.candidates = candidate_ranks(model, fractions, layers)
 
     @overload
     def sensitivities(

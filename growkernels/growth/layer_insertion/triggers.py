@@ -28,14 +28,8 @@ class Trigger(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-class FixedStep:
-    """Due after each of the given steps, as in SensLI's experiments."""
-
-    def __init__(self, steps: Iterable[int]) -> None:
-        self.steps = frozenset(steps)
-
-    def due(self, step: int, loss: float) -> bool:
-        return step in self.steps
+class _Trigger:
+    """What accepts any merits and has no state, but where a trigger says otherwise."""
 
     def accept(self, merits: Merits) -> bool:
         return True
@@ -47,7 +41,17 @@ class FixedStep:
         pass
 
 
-class Interval:
+class FixedStep(_Trigger):
+    """Due after each of the given steps, as in SensLI's experiments."""
+
+    def __init__(self, steps: Iterable[int]) -> None:
+        self.steps = frozenset(steps)
+
+    def due(self, step: int, loss: float) -> bool:
+        return step in self.steps
+
+
+class Interval(_Trigger):
     """Due after step `warmup` and after every `every` steps from there on.
 
     Beyond Uniform Scaling (arXiv 2402.12418) grows after epoch 50 and every 30 epochs.
@@ -67,17 +71,8 @@ class Interval:
     def due(self, step: int, loss: float) -> bool:
         return step >= self.warmup and (step - self.warmup) % self.every == 0
 
-    def accept(self, merits: Merits) -> bool:
-        return True
 
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
-
-
-class LossPlateau:
+class LossPlateau(_Trigger):
     """Due when the loss has not fallen below (1 - threshold) * its best for `patience` steps.
 
     After it was due the count starts anew from the current loss.
@@ -108,9 +103,6 @@ class LossPlateau:
         self._best, self._waited = loss, 0
         return True
 
-    def accept(self, merits: Merits) -> bool:
-        return True
-
     def state_dict(self) -> dict[str, Any]:
         return {"best": self._best, "waited": self._waited}
 
@@ -118,7 +110,7 @@ class LossPlateau:
         self._best, self._waited = state["best"], state["waited"]
 
 
-class MeritRatio:
+class MeritRatio(_Trigger):
     """Due every `every` steps; accepts when the largest merit is >= tau times the base merit.
 
     Raises:
@@ -138,9 +130,3 @@ class MeritRatio:
 
     def accept(self, merits: Merits) -> bool:
         return merits.ratio() >= self.tau
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass

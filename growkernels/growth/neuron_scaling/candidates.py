@@ -12,7 +12,7 @@ from growkernels.growth.module_graph import activations, followers
 from growkernels.nn import Attention
 from growkernels.nn.grown_layers import Branch, GrownConv2d, GrownLinear
 
-KINDS = ("linear", "conv2d")
+LAYER_TYPES = ("linear", "conv2d")
 WIDTHS = ("fc1", "v", "qk")
 
 ATTENTION_INPUTS = ("q", "k", "v", "qkv", "query", "key", "value")

@@ -12,7 +12,12 @@ from torch import nn
 from torch.optim import SGD, Optimizer
 
 from growkernels.growth.neuron_scaling import criteria, growth_step, selection
-from growkernels.growth.neuron_scaling.candidates import KINDS, WIDTHS, Candidate, find_candidates
+from growkernels.growth.neuron_scaling.candidates import (
+    LAYER_TYPES,
+    WIDTHS,
+    Candidate,
+    find_candidates,
+)
 from growkernels.growth.neuron_scaling.costs import Ledger
 from growkernels.growth.neuron_scaling.criteria import CRITERIA, RECORDED, Scores
 from growkernels.growth.neuron_scaling.initial_values import initial_values
@@ -126,7 +131,7 @@ class NeuronScaling:
     ) -> None:
         refuse_wrappers(model)
         _one_of("criterion", [criterion], CRITERIA)
-        _one_of("kinds", kinds, KINDS)
+        _one_of("kinds", kinds, LAYER_TYPES)
         _one_of("form", [form], FORMS)
         _one_of("widen", widen, WIDTHS)
         if rows < 1:

@@ -16,7 +16,7 @@ from growkernels.growth.records import append_record, repeats
 from growkernels.growth.surgery import groups_for_new_layer, join_groups
 from growkernels.nn.grown_layers import Branch, GrownConv2d, GrownLinear, with_branches
 
-KIND = "neurons"  # of this growth's records
+RECORD_KIND = "neurons"  # of this growth's records
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def plan(
     """
     widened = [c for c in candidates if c.widening is not None and c.name in selection.neurons]
     return {
-        "kind": KIND,
+        "kind": RECORD_KIND,
         "form": form,
         "gain": gain,
         "depth": {n: list(chosen) for n, chosen in selection.neurons.items()} if depth else {},
@@ -55,7 +55,7 @@ def plan(
     }
 
 
-@repeats(KIND)
+@repeats(RECORD_KIND)
 def apply(
     model: nn.Module,
     record: Mapping[str, Any],
