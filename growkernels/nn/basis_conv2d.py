@@ -16,6 +16,7 @@ from growkernels.nn.kernel_factors import (
     selected_rows_factors,
 )
 from growkernels.ops import basis_conv2d
+from growkernels.ops.arguments import pair
 
 Size = int | Sequence[int]
 
@@ -70,9 +71,9 @@ class BasisConv2d(nn.Module):
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.basis_channels = basis_channels
-        self.kernel_size = _pair("kernel_size", kernel_size, 1)
-        self.stride = _pair("stride", stride, 1)
-        self.dilation = _pair("dilation", dilation, 1)
+        self.kernel_size = pair("kernel_size", kernel_size, 1)
+        self.stride = pair("stride", stride, 1)
+        self.dilation = pair("dilation", dilation, 1)
         self.include_basis = include_basis
         if in_channels < 1 or out_channels < 1:
             raise ValueError(
@@ -83,7 +84,7 @@ class BasisConv2d(nn.Module):
         if isinstance(padding, str):
             self.padding = _named_padding(padding, self.kernel_size, self.stride, self.dilation)
         else:
-            self.padding = _pair("padding", padding, 0)
+            self.padding = pair("padding", padding, 0)
         mixed = out_channels - basis_channels if include_basis else out_channels
         shape = (basis_channels, in_channels, *self.kernel_size)
         self.basis = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
@@ -311,13 +312,6 @@ def _copy(parameter: Tensor) -> nn.Parameter:
     return nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
 
 
-def _pair(name: str, value: Size, least: int) -> tuple[int, int]:
-    pair = tuple(value) if isinstance(value, Sequence) else (value, value)
-    if len(pair) != 2 or not all(isinstance(v, int) and v >= least for v in pair):
-        raise ValueError(f"{name} is {value!r}; give an int, or a pair of ints, from {least} up.")
-    return pair[0], pair[1]
-
-
 def _named_padding(
     padding: str, kernel_size: Size, stride: Size, dilation: Size
 ) -> tuple[int, int]:
@@ -325,8 +319,8 @@ def _named_padding(
         return 0, 0
     if padding != "same":
         raise ValueError(f"padding is {padding!r}; give a number, a pair, 'same' or 'valid'.")
-    kernel, steps = _pair("kernel_size", kernel_size, 1), _pair("stride", stride, 1)
-    total = [d * (k - 1) for d, k in zip(_pair("dilation", dilation, 1), kernel, strict=True)]
+    kernel, steps = pair("kernel_size", kernel_size, 1), pair("stride", stride, 1)
+    total = [d * (k - 1) for d, k in zip(pair("dilation", dilation, 1), kernel, strict=True)]
     if steps != (1, 1):
         raise ValueError(
             f"padding='same' needs stride 1, not {steps}; give the padding as numbers."

@@ -1,8 +1,13 @@
-"""Arguments that are no tensors at all: torch's dispatcher answers them with many lines."""
+"""Arguments of a wrong kind: torch's dispatcher answers them with many lines."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
+
+_INTEGER = (int, torch.SymInt)
 
 
 def check_tensors(op: str, **arguments: object) -> None:
@@ -25,6 +30,22 @@ def check_tensor_lists(op: str, **arguments: object) -> None:
                 f"{op}: {name} is a {type(value).__name__}; pass a list of tensors, one for every "
                 "position"
             )
+
+
+def pair(name: str, value: int | Sequence[int], least: int | None = None) -> tuple[int, int]:
+    """A number for both directions, or (vertical, horizontal), as a pair; symbolic ones too.
+
+    Raises ValueError for anything else, and where one is below `least`. `name` begins the sentence.
+    """
+    numbers: tuple[int, ...] = ()
+    if isinstance(value, _INTEGER):
+        numbers = value, value
+    elif isinstance(value, (tuple, Sequence)) and len(value) == 2:
+        numbers = tuple(value) if all(isinstance(number, _INTEGER) for number in value) else ()
+    if not numbers or (least is not None and min(numbers) < least):
+        limit = "" if least is None else f", from {least} up"
+        raise ValueError(f"{name} is {value!r}; pass an int or a pair of ints{limit}")
+    return numbers[0], numbers[1]
 
 
 def _passes_for_tensor(value: object) -> bool:

@@ -698,12 +698,12 @@ BAD_CALLS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "three strides": (
         lambda: conv2d(IMAGES, OUTPUT, FILTERS, (1, 1, 1)),  # type: ignore[arg-type]
         ValueError,
-        "stride has 3 numbers",
+        r"stride is \(1, 1, 1\); pass an int or a pair of ints",
     ),
     "fractional stride": (
         lambda: conv2d(IMAGES, OUTPUT, FILTERS, (1.5, 1)),  # type: ignore[arg-type]
-        TypeError,
-        "pass an integer",
+        ValueError,
+        "pass an int or a pair of ints",
     ),
     "activation": (lambda: weight(X, X, "swish"), ValueError, "unknown activation 'swish'"),
     "relu": (lambda: weight(X, X, "relu"), ValueError, "ReLU's second derivative is zero"),

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from growkernels.ops.arguments import check_tensors
+from growkernels.ops.arguments import check_tensors, pair
 from growkernels.ops.basis_conv import flops, gpu, vmap
 
 __all__ = ["basis_conv2d"]
@@ -72,18 +72,9 @@ def basis_conv2d(
         basis,
         coeff,
         bias,
-        _pair("stride", stride),
-        _pair("padding", padding),
-        _pair("dilation", dilation),
+        pair("basis_conv2d: stride", stride),
+        pair("basis_conv2d: padding", padding),
+        pair("basis_conv2d: dilation", dilation),
         include_basis,
     )
     return y
-
-
-def _pair(name: str, value: int | Sequence[int]) -> list[int]:
-    if isinstance(value, (int, torch.SymInt)):
-        return [value, value]
-    pair = list(value) if isinstance(value, (list, tuple)) else []
-    if len(pair) == 2 and all(isinstance(entry, (int, torch.SymInt)) for entry in pair):
-        return pair
-    raise ValueError(f"basis_conv2d: {name} is {value!r}; pass an int or a pair of ints")

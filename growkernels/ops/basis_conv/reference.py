@@ -20,11 +20,7 @@ def basis_conv2d(
     include_basis: bool = True,
 ) -> Tensor:
     """The definition, in the dtype of the arguments (see `growkernels.basis_conv2d`)."""
-    maps = F.conv2d(x, basis, None, _pair(stride), _pair(padding), _pair(dilation))
+    maps = F.conv2d(x, basis, None, stride, padding, dilation)
     mixed = torch.einsum("or,nrhw->nohw", coeff, maps)
     y = torch.cat([maps, mixed], dim=1) if include_basis else mixed
     return y if bias is None else y + bias[:, None, None]
-
-
-def _pair(value: int | Sequence[int]) -> list[int]:
-    return [value, value] if isinstance(value, int) else list(value)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from growkernels.ops.arguments import check_tensors
+from growkernels.ops.arguments import check_tensors, pair
 from growkernels.ops.splitting import flops, gpu, vmap
 
 __all__ = ["splitting_hvp", "splitting_hvp_conv2d", "splitting_weight"]
@@ -96,18 +96,12 @@ def splitting_hvp_conv2d(
     where it is faster; `set_conv_algorithm` decides otherwise and states the rounding error.
     """
     check_tensors("splitting_hvp_conv2d", x=x, w=w, v=v)
-    sliding = [
-        _pair(name, value)
-        for name, value in (("stride", stride), ("padding", padding), ("dilation", dilation))
-    ]
-    y: Tensor = _hvp_conv2d(x, w, v, *sliding)
+    y: Tensor = _hvp_conv2d(
+        x,
+        w,
+        v,
+        pair("splitting_hvp_conv2d: stride", stride),
+        pair("splitting_hvp_conv2d: padding", padding),
+        pair("splitting_hvp_conv2d: dilation", dilation),
+    )
     return y
-
-
-def _pair(name: str, value: int | tuple[int, int]) -> list[int]:
-    numbers = [value, value] if isinstance(value, int) else list(value)
-    if not all(isinstance(number, int) for number in numbers):
-        raise TypeError(
-            f"splitting_hvp_conv2d: {name} is {value!r}; pass an integer, or (vertical, horizontal)"
-        )
-    return numbers
