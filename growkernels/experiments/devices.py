@@ -1,8 +1,6 @@
-"""Devices: checks one named by the user before any work starts, and tells the time on one."""
+"""Devices: checks one named by the user before any work starts."""
 
 from __future__ import annotations
-
-import time
 
 import torch
 
@@ -19,10 +17,3 @@ def usable_device(name: str) -> str:
             "with a GPU and a CUDA build of torch."
         ) from None
     return name
-
-
-def now(device: torch.device) -> float:
-    """Seconds of a steady clock, after what was queued on a GPU is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

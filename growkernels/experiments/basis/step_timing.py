@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +14,11 @@ from torch.nn import functional as F
 from growkernels.experiments.basis.plans import candidate_layers
 from growkernels.experiments.basis.settings import DENSE, Recipe, StepTiming
 from growkernels.experiments.basis.training import Plan
-from growkernels.experiments.devices import now
 from growkernels.experiments.seeds import seeded
 from growkernels.growth.basis_search import BasisSearch, LayerTimes
 from growkernels.models.resnet import resnet18
 from growkernels.nn import convert
+from growkernels.timing import interleaved_seconds
 
 WARM_UP = 2
 
@@ -52,17 +53,16 @@ def time_steps(
             model.parameters(), 0.0, recipe.momentum, weight_decay=recipe.weight_decay
         )
         networks[name] = model, optimizer
-    seconds: dict[str, list[float]] = {name: [] for name in networks}
-    for number in range(-WARM_UP, timing.rounds):
-        for name, (model, optimizer) in networks.items():
-            start = now(place)
-            optimizer.zero_grad(set_to_none=True)
-            with torch.autocast(place.type, torch.bfloat16, enabled=recipe.autocast):
-                logits = model(images)
-            F.cross_entropy(logits.float(), labels).backward()
-            optimizer.step()
-            if number >= 0:
-                seconds[name].append(now(place) - start)
+
+    def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(place.type, torch.bfloat16, enabled=recipe.autocast):
+            logits = model(images)
+        F.cross_entropy(logits.float(), labels).backward()
+        optimizer.step()
+
+    steps = {name: partial(step, *network) for name, network in networks.items()}
+    seconds = interleaved_seconds(steps, timing.rounds, place, warm_up=WARM_UP)
     result = {}
     for name, spent in seconds.items():
         ratios = sorted(a / b for a, b in zip(spent, seconds[DENSE], strict=True))

@@ -10,9 +10,9 @@ import torch
 from growkernels.data.images import ImageData
 from growkernels.experiments.basis.settings import BasisSettings
 from growkernels.experiments.basis.sgd import ImageTraining
-from growkernels.experiments.devices import now
 from growkernels.experiments.seeds import seeded
 from growkernels.growth.basis_search import SkipSchedule
+from growkernels.timing import now
 
 Plan = dict[str, int]  # module path -> number of basis filters
 

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from growkernels.data.images import ImageData
-from growkernels.experiments.devices import now
 from growkernels.experiments.scaling.growing import grow
 from growkernels.experiments.scaling.history import Epoch, GrowthStep, History
 from growkernels.experiments.scaling.recipe import Batches, build_optimizer, learning_rate
@@ -23,6 +22,7 @@ from growkernels.experiments.scaling.settings import Setting, Variant
 from growkernels.experiments.seeds import seeded
 from growkernels.growth import insertions, rebuild
 from growkernels.models.deit import DeiT, deit, forward_flops
+from growkernels.timing import now
 
 # What a generator is for, so that no two draw the same numbers.
 INITIAL_VALUES, TRAINING, DROPPED_PATHS, GROWTH_BATCHES, GROWTH_CHOICE = range(5)

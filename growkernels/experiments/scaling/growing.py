@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from growkernels.experiments.devices import now
 from growkernels.experiments.scaling.history import GrowthStep
 from growkernels.experiments.scaling.results import root
 from growkernels.experiments.scaling.settings import Growth
 from growkernels.growth import NeuronScaling
 from growkernels.growth.neuron_scaling import Scores, Selection
 from growkernels.growth.same_function import outputs_in_eval_mode
+from growkernels.timing import now
 
 CHECKED = 64  # images that the function is compared on
 

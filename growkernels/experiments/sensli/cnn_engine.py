@@ -19,7 +19,6 @@ from torch.nn import functional as F
 from growkernels.data.augment import Normalise, random_crop_flip
 from growkernels.data.images import ImageData
 from growkernels.data.upload import upload
-from growkernels.experiments.devices import now
 from growkernels.experiments.seeds import seeded
 from growkernels.experiments.sensli.cnn_merits import (
     MeritPass,
@@ -31,6 +30,7 @@ from growkernels.experiments.sensli.cnn_merits import (
 from growkernels.experiments.sensli.cnn_settings import Attempt, CnnSetting, CnnVariant
 from growkernels.growth import insertions, rebuild
 from growkernels.models.vgg import layers_per_stage, vgg
+from growkernels.timing import now
 
 EVALUATION_BATCH = 500
 # What a generator is for, so that no two draw the same numbers.

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from growkernels.experiments.devices import now
 from growkernels.experiments.sensli.authors_merits import ExtendedNetwork
 from growkernels.experiments.sensli.cnn_settings import NORM, TAU, Rule
 from growkernels.growth import LayerInsertion, Merits
 from growkernels.growth.layer_insertion import NORMS
+from growkernels.timing import interleaved_seconds, now
 
 KINDS = ("conv2d_relu",)
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
@@ -199,14 +199,11 @@ def time_passes(model: nn.Module, batches: Batches, repeats: int = 7) -> PassTim
         "driver": driver,
         "authors": authors,
     }
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(repeats):
-        for name, way in ways.items():
-            start = now(device)
-            way()
-            times[name].append(1e3 * (now(device) - start) / len(given))
+    seconds = interleaved_seconds(ways, repeats, device, warm_up=0)
     inserter.close()
     model.zero_grad(set_to_none=True)
-    medians = {name: statistics.median(values) for name, values in times.items()}
+    medians = {
+        name: 1e3 * statistics.median(values) / len(given) for name, values in seconds.items()
+    }
     gap = max(abs(ours - theirs) / abs(theirs) for ours, theirs in pairs)
     return PassTimes(gap=gap, **medians)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +18,7 @@ from growkernels.experiments.sensli.settings import Setting
 from growkernels.growth import LayerInsertion
 from growkernels.models.batched import RESIDUAL_SCALE, initialise
 from growkernels.models.networks import single_network
+from growkernels.timing import interleaved_seconds
 
 KINDS = {"feedforward": "linear_relu", "residual": "residual"}
 
@@ -68,30 +68,13 @@ def measure(setting: Setting, device: str, repeats: int = 15) -> dict[str, Any]:
         "driver": lambda: driver_merits(inserter, model, batches),
         "batched": lambda: position_merits(networks, points.T[None], one_hot),
     }
-    milliseconds: dict[str, list[float]] = {name: [] for name in variants}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in training: networks this small lose with more
     try:
-        for repeat in range(repeats + 2):
-            for name, call in variants.items():
-                spent = _milliseconds(call, device)
-                if repeat >= 2:  # the first two warm up
-                    milliseconds[name].append(spent)
+        seconds = interleaved_seconds(variants, repeats, torch.device(device), warm_up=2)
     finally:
         torch.set_num_threads(threads)
     inserter.close()
-    median = {name: statistics.median(values) for name, values in milliseconds.items()}
+    median = {name: 1e3 * statistics.median(values) for name, values in seconds.items()}
     median["batched"] /= setting.runs
     return {name: round(value, 4) for name, value in median.items()}
-
-
-def _milliseconds(call: Callable[[], object], device: str) -> float:
-    def settle() -> None:
-        if torch.device(device).type == "cuda":
-            torch.cuda.synchronize()
-
-    settle()
-    started = time.perf_counter()
-    call()
-    settle()
-    return 1e3 * (time.perf_counter() - started)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from growkernels.growth.basis_search.candidates import Ranks
 from growkernels.nn import BasisConv2d
+from growkernels.timing import interleaved_seconds
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,8 @@ def measure_layer_times(
             basis = BasisConv2d.from_conv(conv, rank)
             passes[key, rank] = partial(_pass, basis, (x,))
     device = next(copied.parameters()).device
-    seconds = _medians(passes, rounds, device, progress)
+    times = interleaved_seconds(passes, rounds, device, warm_up=1, progress=progress)
+    seconds = {name: statistics.median(values) for name, values in times.items()}
     return LayerTimes(
         step=seconds[step],
         full={path: seconds[geometry_of[path], 0] for path in candidates},
@@ -157,30 +158,3 @@ def _pass(module: nn.Module, arguments: tuple[Any, ...]) -> None:
     for argument in arguments:
         if isinstance(argument, Tensor):
             argument.grad = None
-
-
-def _medians(
-    passes: Mapping[object, Callable[[], None]],
-    rounds: int,
-    device: torch.device,
-    progress: Callable[[int, int], None] | None,
-) -> dict[object, float]:
-    times: dict[object, list[float]] = {name: [] for name in passes}
-    for number in range(-1, rounds):  # the first round warms up
-        if progress is not None:
-            progress(number + 1, rounds + 1)
-        for name, run in passes.items():
-            _wait_for(device)
-            started = time.perf_counter()
-            run()
-            _wait_for(device)
-            if number >= 0:
-                times[name].append(time.perf_counter() - started)
-    if progress is not None:
-        progress(rounds + 1, rounds + 1)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
