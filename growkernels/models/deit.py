@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from growkernels.nn import Attention
-from growkernels.nn.grown_layers import Branch
 
 INITIAL_STD = 0.02  # DeiT's truncated normal for linear weights, class token and positions
 EPS = 1e-6  # of the layer norms, as in DeiT
@@ -202,29 +201,6 @@ def split_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for letter, part in zip("qkv", value.chunk(3), strict=True):
             split[f"{before}attn.{letter}.{after}"] = part.clone()
     return split
-
-
-def forward_flops(model: DeiT) -> int:
-    """Floating point operations of one image's forward pass, grown layers included.
-
-    Matrix products and the patch convolution, two operations per multiply-add; DeiT-S's usual
-    "4.6 G" counts multiply-adds and is half of this.
-    """
-    tokens = model.pos_embed.shape[1]
-    patches = (tokens - 1) * model.patch_embed.proj.weight.numel()
-    linear = sum(m.weight.numel() for m in model.blocks.modules() if isinstance(m, nn.Linear))
-    shared = sum(  # a pair's two layers are one product
-        m.minus.weight.numel()
-        for m in model.blocks.modules()
-        if isinstance(m, Branch) and m.form == "pair" and m.is_bare
-    )
-    attention = sum(
-        m.q.out_features + m.v.out_features
-        for m in model.blocks.modules()
-        if isinstance(m, Attention)
-    )
-    in_tokens = tokens * (linear - shared) + tokens**2 * attention
-    return 2 * (patches + in_tokens + model.head.weight.numel())
 
 
 @torch.no_grad()

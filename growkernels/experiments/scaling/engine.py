@@ -21,7 +21,8 @@ from growkernels.experiments.scaling.recipe import Batches, build_optimizer, lea
 from growkernels.experiments.scaling.settings import Setting, Variant
 from growkernels.experiments.seeds import seeded
 from growkernels.growth import insertions, rebuild
-from growkernels.models.deit import DeiT, deit, forward_flops
+from growkernels.growth.neuron_scaling import forward_flops
+from growkernels.models.deit import DeiT, deit
 from growkernels.timing import now
 
 # What a generator is for, so that no two draw the same numbers.
@@ -48,7 +49,7 @@ class ScalingRun:
         self.classes = len(data.classes)
         self.model = self._new_model()
         self.optimizer = build_optimizer(setting.recipe, self.model)
-        self.history = History(forward_flops(self.model))
+        self.history = History(self._flops())
 
     @property
     def epoch(self) -> int:
@@ -65,7 +66,7 @@ class ScalingRun:
             grown = self._grow([e for e in due if e >= self.epoch])
             if grown is not None:
                 history.growth.append(grown)
-                history.flops = forward_flops(self.model)
+                history.flops = self._flops()
         started = now(self.device)
         loss = self._train_epoch()
         seconds = now(self.device) - started
@@ -97,6 +98,11 @@ class ScalingRun:
 
     def _parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def _flops(self) -> int:
+        """Of one image's forward pass."""
+        side = self.setting.architecture.image_size
+        return forward_flops(self.model, torch.zeros(1, 3, side, side, device=self.device))
 
     def _seeded(self, purpose: int) -> torch.Generator:
         return seeded(self.setting.seed, self.run, purpose, self.epoch)
