@@ -1,10 +1,12 @@
-// The module growkernels._build_info: what the op library was built for. No tensors and no torch.
+// The module growkernels._build_info: what the op library was built for, and numbers that Python shares with its
+// kernels. No tensors and no torch.
 #include <pybind11/pybind11.h>
 
 #include <sstream>
 #include <string>
 
 #include "build_info.h"
+#include "eigen/constants.h"
 
 namespace py = pybind11;
 
@@ -33,4 +35,5 @@ PYBIND11_MODULE(_build_info, module) {
   module.attr("cuda_families") = split(GK_CUDA_FAMILIES);
   module.attr("cuda_note") = GK_CUDA_NOTE;
   module.attr("compiler") = GK_COMPILER;
+  module.attr("search_space_blocks") = growkernels::eigen::kSearchSpaceBlocks;
 }

@@ -13,7 +13,7 @@ TORCH_LIBRARY(growkernels, m) {
       "accumulate_virtual_grads(Tensor[] inputs, Tensor[] grads, str layer, str activation, float scale, "
       "Tensor(a!)[] sums, Tensor(b!)? second_moments) -> Tensor");
 
-  // All eigenpairs of small symmetric matrices [n, m, m], of which the lower triangles are read: values
+  // eigen: all eigenpairs of small symmetric matrices [n, m, m], of which the lower triangles are read: values
   // [n, m] ascending, vectors [n, m, m] with eigenvector i in row i. Not differentiable.
   m.def("symmetric_eigs(Tensor a) -> (Tensor values, Tensor vectors)");
   // On CUDA alone: a step of growkernels/solvers/search_space.py, extend and add, for k of 1 or 2. `product`,

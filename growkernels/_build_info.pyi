@@ -4,3 +4,4 @@ cuda_architectures: tuple[str, ...]
 cuda_families: tuple[str, ...]
 cuda_note: str
 compiler: str
+search_space_blocks: int

@@ -36,7 +36,7 @@ REHEARSED = "9.0"  # the compute capability that a dry run plans for
 # Families in the order in which they are measured while there is time; others follow.
 FIRST = ("basis_conv", "splitting", "virtual_grad", "resnet18_step", "splitting_eigs")
 # Tests of what the build has compiled need seconds; Triton compiles while its tests run.
-TESTED_FIRST = ("virtual_grad", "small_eigen", "search_space")
+TESTED_FIRST = ("virtual_grad", "eigen", "eigen_search_space")
 # Side by side: the processor compiles for several, and one that loses the GPU stops no other.
 _TESTERS = 6
 _TEST_SECONDS = 120

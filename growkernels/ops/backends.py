@@ -207,7 +207,7 @@ BACKENDS: dict[str, tuple[Backend, ...]] = {
         _COMPOSED,
     ),
     "splitting_hvp_conv2d": (*_splitting_triton("patches"), *_CPU_TILES, _COMPOSED),
-    "symmetric_eigs": (Backend("cuda", _cuda_obstacle("splitting", {})), _PORTABLE, _COMPOSED),
+    "symmetric_eigs": (Backend("cuda", _cuda_obstacle("eigen", {})), _PORTABLE, _COMPOSED),
 }
 
 

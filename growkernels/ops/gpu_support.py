@@ -19,7 +19,7 @@ TRITON_OPS = {
     "splitting": ("splitting_weight", "splitting_hvp", "splitting_hvp_conv2d"),
 }
 CUDA_OPS = {
-    "splitting": ("symmetric_eigs", "search_space_step_"),
+    "eigen": ("symmetric_eigs", "search_space_step_"),
     "virtual_grad": ("virtual_grads", "virtual_grad_norms"),
 }
 OLDEST_FOR_TRITON = (8, 0)

@@ -14,10 +14,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Columns of a full basis, in blocks of k.
-BLOCKS = 6
-
-_symmetric_eigs = torch.ops.growkernels.symmetric_eigs.default
+from growkernels.ops.eigen import (
+    SEARCH_SPACE_BLOCKS,
+    has_search_space_step,
+    search_space_step_,
+    symmetric_eigs,
+)
 
 
 class RitzPairs(NamedTuple):
@@ -41,7 +43,7 @@ class SearchSpace:
     def __init__(self, start: Tensor) -> None:
         """`start` is [n, k, d], linearly independent."""
         n, self.k, d = start.shape
-        columns = BLOCKS * self.k
+        columns = SEARCH_SPACE_BLOCKS * self.k
         # The largest |Ritz value| seen of each S.
         self.norms = start.new_zeros(n)
         self.count = 0
@@ -93,10 +95,10 @@ class SearchSpace:
 
     def advance(self, images: Tensor) -> None:
         """`extend`, then `add` of the residuals; in one kernel where there is one."""
-        if not _in_one_kernel(images):
+        if not has_search_space_step(images.device, self.k):
             self.add(self.extend(images).residuals)
             return
-        torch.ops.growkernels.search_space_step_(
+        search_space_step_(
             self._basis,
             self._images,
             self._projected,
@@ -136,7 +138,7 @@ class SearchSpace:
         bound = self.count * projected.abs().amax((1, 2))
         above = 2 * bound[:, None] + torch.finfo(torch.float64).tiny
         dead = torch.where(self._dead[:, : self.count], above, 0)
-        self._values, self._coordinates = _symmetric_eigs(projected + torch.diag_embed(dead))
+        self._values, self._coordinates = symmetric_eigs(projected + torch.diag_embed(dead))
         live = torch.where(self._values > bound[:, None], 0, self._values.abs())
         self.norms = torch.maximum(self.norms, live.amax(1).to(self.norms.dtype))
 
@@ -192,16 +194,6 @@ class SearchSpace:
             # From now on the rows have unit length.
             noise = torch.full_like(scale, 0.1)
         self._projected[:, new] = 0
-
-
-def _in_one_kernel(images: Tensor) -> bool:
-    """Whether some eighty small kernels can be one: registers hold the bases of k = 1 and 2."""
-    step = "growkernels::search_space_step_"
-    return (
-        images.device.type == "cuda"
-        and images.shape[1] <= 2
-        and torch._C._dispatch_has_kernel_for_dispatch_key(step, "CUDA")
-    )
 
 
 def _orthonormal_rows(rows: Tensor, noise: Tensor | float) -> Tensor:

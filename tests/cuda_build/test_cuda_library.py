@@ -25,7 +25,7 @@ from kernel_resources import SHARED_LIMITS, KernelResources, cuda_kernels  # noq
 
 LIBRARY = Path(gk.__file__).parent / LIBRARY_NAME
 CUDA_OPS = {
-    "splitting": ("symmetric_eigs", "search_space_step_"),
+    "eigen": ("symmetric_eigs", "search_space_step_"),
     "virtual_grad": ("virtual_grads", "virtual_grad_norms", "accumulate_virtual_grads"),
 }
 

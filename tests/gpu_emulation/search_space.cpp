@@ -1,12 +1,12 @@
-// search_space_kernel under the launch shim; tests/ops/test_search_space_cuda_emulated.py calls it.
+// search_space_kernel under the launch shim; tests/ops/test_eigen_search_space_cuda_emulated.py calls it.
 
 #include "cuda_on_host.h"
 
-#include "splitting/cuda_search_space.cuh"
+#include "eigen/cuda_search_space.cuh"
 
 namespace {
 
-using namespace growkernels::splitting;
+using namespace growkernels::eigen;
 
 template <typename T, int k>
 auto kernel_for(int64_t d) {

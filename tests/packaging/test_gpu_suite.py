@@ -31,7 +31,7 @@ ABOUT = {
 @pytest.fixture(autouse=True)
 def families(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_suite, "families", lambda: ["basis_conv", "merit_pass"])
-    monkeypatch.setattr(gpu_suite, "tested", lambda: ["basis_conv", "small_eigen"])
+    monkeypatch.setattr(gpu_suite, "tested", lambda: ["basis_conv", "eigen"])
     monkeypatch.setattr(gpu_suite.shutil, "which", lambda program: f"/bin/{program}")
 
 
@@ -46,7 +46,7 @@ def families(monkeypatch: pytest.MonkeyPatch) -> None:
         ("bench", "build ceilings bench:basis_conv bench:merit_pass"),
         ("basis_conv", "build tests ceilings bench:basis_conv"),
         ("merit_pass", "build ceilings bench:merit_pass"),
-        ("small_eigen", "build tests"),
+        ("eigen", "build tests"),
     ],
 )
 def test_the_plan_has_the_steps_asked_for(only: str | None, names: str) -> None:
@@ -65,7 +65,7 @@ def test_the_plan_has_the_steps_asked_for(only: str | None, names: str) -> None:
 
 def test_what_is_compiled_already_is_tested_first() -> None:
     names = files_with_tests()
-    assert names[:3] == ["search_space", "small_eigen", "virtual_grad"]
+    assert names[:3] == ["eigen", "eigen_search_space", "virtual_grad"]
     assert len(names) == len(list((ROOT / "tests" / "gpu").glob("test_*.py")))
 
 
@@ -75,12 +75,12 @@ def test_plugins_that_keep_a_lost_gpu_from_the_other_tests(
 ) -> None:
     found = {"xdist": "-n", "pytest_timeout": "--timeout-method=thread"}
     monkeypatch.setattr(gpu_suite, "find_spec", lambda name: name == plugin or None)
-    command = plan("small_eigen", "9.0", Path())[1].command
+    command = plan("eigen", "9.0", Path())[1].command
     assert [flag for flag in found.values() if flag in command] == [found[plugin]]
 
 
 def test_an_unknown_part_is_named_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"no 'basis'.*basis_conv, merit_pass, small_eigen"):
+    with pytest.raises(ValueError, match=r"no 'basis'.*basis_conv, eigen, merit_pass"):
         plan("basis", "9.0", Path())
 
 

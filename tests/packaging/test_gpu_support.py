@@ -25,7 +25,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         triton: str | None = "3.6.0",
     ) -> None:
         build = SimpleNamespace(
-            cuda_families=("splitting", "virtual_grad") if architectures else (),
+            cuda_families=("eigen", "virtual_grad") if architectures else (),
             cuda_architectures=architectures,
             cuda_version="13.0" if architectures else None,
             cuda_note="CUDA on: /cuda" if architectures else "CUDA off: no CUDA toolkit",
@@ -53,7 +53,7 @@ def table() -> dict[tuple[str, str], gpu_support.GpuKernels]:
 def test_every_family_has_its_row() -> None:
     assert set(table()) == {
         ("basis_conv", "Triton"),
-        ("splitting", "CUDA C++"),
+        ("eigen", "CUDA C++"),
         ("splitting", "Triton"),
         ("virtual_grad", "CUDA C++"),
     }
@@ -77,7 +77,7 @@ def test_a_cuda_build_without_a_gpu_quotes_torch(machine: Callable[..., None]) -
     machine()
     said = f"torch {torch.__version__} sees no GPU (Found no NVIDIA driver on your system)"
     assert {row.obstacle for row in table().values()} == {said}
-    built = table()["splitting", "CUDA C++"].built
+    built = table()["eigen", "CUDA C++"].built
     assert built == "compiled for sm_80, sm_90, PTX of 90 by CUDA 13.0"
     refused = dict(backends.choose_backend("symmetric_eigs", "cuda", torch.float32).refused)
     assert refused["cuda"] == refused["aten"] == said
@@ -107,7 +107,7 @@ def test_without_triton_there_are_cuda_kernels_alone(machine: Callable[..., None
     machine(capability=(8, 0), triton=None)
     assert table()["basis_conv", "Triton"].built == "Triton is not installed"
     assert table()["splitting", "Triton"].obstacle == "Triton is not installed"
-    assert table()["splitting", "CUDA C++"].obstacle is None
+    assert table()["eigen", "CUDA C++"].obstacle is None
 
 
 @pytest.mark.parametrize(

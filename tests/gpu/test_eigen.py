@@ -11,11 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-import growkernels  # noqa: F401  (loads the op library)
+from growkernels.ops.eigen import symmetric_eigs
 
 pytestmark = pytest.mark.gpu
 
-symmetric_eigs = torch.ops.growkernels.symmetric_eigs
 DTYPES = [torch.float32, torch.float64]
 
 

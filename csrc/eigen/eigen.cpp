@@ -1,6 +1,6 @@
 // symmetric_eigs where no kernel of ours runs: shapes without data, other devices, derivatives.
 
-#include "splitting/small_eigen_op.h"
+#include "eigen/eigen.h"
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linalg_eigh.h>
@@ -9,7 +9,7 @@
 
 #include <tuple>
 
-namespace growkernels::splitting {
+namespace growkernels::eigen {
 
 void check_matrices(const at::Tensor& a) {
   TORCH_CHECK_VALUE(a.dim() == 3 && a.sym_size(1) == a.sym_size(2), "symmetric_eigs: got shape ", a.sym_sizes(),
@@ -40,4 +40,4 @@ TORCH_LIBRARY_IMPL(growkernels, Autograd, m) {
   m.impl("symmetric_eigs", torch::autograd::autogradNotImplementedFallback());
 }
 
-}  // namespace growkernels::splitting
+}  // namespace growkernels::eigen

@@ -14,7 +14,7 @@ DTYPES = [torch.float32, torch.float64]
 
 @pytest.fixture(scope="module")
 def kernels(host_compiler: HostCompiler) -> HostLibrary:
-    return host_compiler(HERE / "small_eigen.cpp")
+    return host_compiler(HERE / "symmetric_eigs.cpp")
 
 
 def eigs(

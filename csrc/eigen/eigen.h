@@ -4,7 +4,7 @@
 
 #include <tuple>
 
-namespace growkernels::splitting {
+namespace growkernels::eigen {
 
 // Raises for anything but a floating-point [n, m, m].
 void check_matrices(const at::Tensor& a);
@@ -12,4 +12,4 @@ void check_matrices(const at::Tensor& a);
 // By torch.linalg.eigh.
 std::tuple<at::Tensor, at::Tensor> eigs_by_torch(const at::Tensor& a);
 
-}  // namespace growkernels::splitting
+}  // namespace growkernels::eigen

@@ -3,15 +3,12 @@
 // rotations (Golub and Van Loan, Matrix Computations, section 8.5). No torch here: V may be a vector
 // of doubles, or a plain double where one thread owns one matrix.
 
+#include "eigen/constants.h"
+
 #include <cmath>
 #include <cstdint>
 
-namespace growkernels::splitting {
-
-// Rotations stop when every off-diagonal element is this small beside the largest element.
-inline constexpr double kJacobiTolerance = 0x1p-54;
-// Convergence is quadratic: six to nine sweeps do. The limit only ends a matrix that holds NaN.
-inline constexpr int kJacobiSweeps = 40;
+namespace growkernels::eigen {
 
 // Element (i, j), i >= j, of a symmetric matrix of which the lower triangle is stored.
 inline int64_t lower(int64_t i, int64_t j) { return i * (i + 1) / 2 + j; }
@@ -110,4 +107,4 @@ template <typename V>
   }
 }
 
-}  // namespace growkernels::splitting
+}  // namespace growkernels::eigen

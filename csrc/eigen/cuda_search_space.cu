@@ -1,7 +1,7 @@
-#include "splitting/cuda_launch.h"
-#include "splitting/cuda_search_space.cuh"
+#include "eigen/cuda_launch.h"
+#include "eigen/cuda_search_space.cuh"
 
-namespace growkernels::splitting {
+namespace growkernels::eigen {
 namespace {
 
 template <typename T, int k>
@@ -30,4 +30,4 @@ template cudaError_t launch_search_space_step(const SearchSpace<float>&, const f
 template cudaError_t launch_search_space_step(const SearchSpace<double>&, const double*, unsigned, int, int, int,
                                               cudaStream_t);
 
-}  // namespace growkernels::splitting
+}  // namespace growkernels::eigen

@@ -7,14 +7,14 @@
 // A thread owns the same elements of every vector: linear combinations need no barrier, only scalar
 // products do. It has packs of up to 16 bytes, blockDim.x packs apart.
 
-#include "splitting/cuda_rayleigh_ritz.cuh"
+#include "eigen/cuda_rayleigh_ritz.cuh"
 
 #include <float.h>
 #include <math.h>
 
 #include <cstdint>
 
-namespace growkernels::splitting {
+namespace growkernels::eigen {
 
 template <typename T, int width>
 struct alignas(sizeof(T) * width) Pack {
@@ -50,7 +50,7 @@ struct alignas(sizeof(T) * width) Pack {
 
 // Sums the first `used` of x over the block, in an order that never changes; all threads get them.
 template <int most, typename T, int width>
-__device__ __forceinline__ void block_sums(T (&x)[most], int used, T (&partial)[kSearchMostWarps][width]) {
+__device__ __forceinline__ void block_sums(T (&x)[most], int used, T (&partial)[kSearchSpaceMostWarps][width]) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
 #pragma unroll
   for (int j = 0; j < most; ++j) {
@@ -78,9 +78,9 @@ __device__ __forceinline__ void block_sums(T (&x)[most], int used, T (&partial)[
 // basis.
 template <int width, typename T, int k>
 __device__ void take_images(const SearchSpace<T>& space, const T* product, int d, int count,
-                            SearchScratch<T, k>& scratch) {
+                            SearchSpaceScratch<T, k>& scratch) {
   using Elements = Pack<T, width>;
-  constexpr int columns = kSearchBlocks * k;
+  constexpr int columns = kSearchSpaceBlocks * k;
   T unit = 0;
   if (count == 0) {
     for (int c = threadIdx.x; c < k * d; c += blockDim.x) {
@@ -135,10 +135,10 @@ __device__ void take_images(const SearchSpace<T>& space, const T* product, int d
 // A pack of each row of the basis, or of the images: leaves its combinations in the Ritz vectors,
 // and of a full basis the rows that a restart keeps.
 template <int width, typename T, int k>
-__device__ __forceinline__ void combine(T* rows, int d, int count, bool full, const SearchScratch<T, k>& scratch,
+__device__ __forceinline__ void combine(T* rows, int d, int count, bool full, const SearchSpaceScratch<T, k>& scratch,
                                         Pack<T, width> (&ritz)[k]) {
   using Elements = Pack<T, width>;
-  constexpr int columns = kSearchBlocks * k, kept = 2 * k + 1;
+  constexpr int columns = kSearchSpaceBlocks * k, kept = 2 * k + 1;
   Elements elements[columns];
 #pragma unroll
   for (int j = 0; j < columns; ++j) {
@@ -172,7 +172,7 @@ __device__ __forceinline__ void combine(T* rows, int d, int count, bool full, co
 // cut down on the way.
 template <int width, typename T, int k>
 __device__ void write_residuals(const SearchSpace<T>& space, int d, int count, bool full, int next,
-                                const SearchScratch<T, k>& scratch) {
+                                const SearchSpaceScratch<T, k>& scratch) {
 #pragma unroll 1
   for (int c = width * threadIdx.x; c < d; c += width * blockDim.x) {
     Pack<T, width> vectors[k], images[k];
@@ -190,9 +190,9 @@ __device__ void write_residuals(const SearchSpace<T>& space, int d, int count, b
 // Returns this thread's part of the square of what is left.
 template <int width, typename T, int k>
 __device__ __forceinline__ T project_out(const SearchSpace<T>& space, int d, int first, int last, int row,
-                                         SearchScratch<T, k>& scratch) {
+                                         SearchSpaceScratch<T, k>& scratch) {
   using Elements = Pack<T, width>;
-  constexpr int columns = kSearchBlocks * k;
+  constexpr int columns = kSearchSpaceBlocks * k;
   T shares[columns] = {};
 #pragma unroll 1
   for (int c = width * threadIdx.x; c < d; c += width * blockDim.x) {
@@ -224,7 +224,7 @@ __device__ __forceinline__ T project_out(const SearchSpace<T>& space, int d, int
 // Makes the k rows from `next` on orthonormal, to each other and to those before; rows that are
 // rounding beside |S| become zero and count as dead.
 template <int width, typename T, int k>
-__device__ void orthonormalise(const SearchSpace<T>& space, int d, int next, SearchScratch<T, k>& scratch) {
+__device__ void orthonormalise(const SearchSpace<T>& space, int d, int next, SearchSpaceScratch<T, k>& scratch) {
   const T epsilon = sizeof(T) == sizeof(float) ? T(FLT_EPSILON) : T(DBL_EPSILON);
   T noise = 16 * epsilon * scratch.norm;
   bool dead[k] = {};
@@ -266,10 +266,10 @@ __device__ void orthonormalise(const SearchSpace<T>& space, int d, int next, Sea
 // and makes the next k: in the columns after those, or after the 2 k + 1 that are left of a full
 // basis. The state's arrays hold one neuron after another; a block for each. `width` divides d.
 template <typename T, int k, int width>
-__global__ void __launch_bounds__(32 * kSearchMostWarps, k == 1 && sizeof(T) == 4 ? 3 : 1)
+__global__ void __launch_bounds__(32 * kSearchSpaceMostWarps, k == 1 && sizeof(T) == 4 ? 3 : 1)
     search_space_kernel(SearchSpace<T> all, const T* __restrict__ product, int d, int count) {
-  constexpr int columns = kSearchBlocks * k;
-  __shared__ SearchScratch<T, k> scratch;
+  constexpr int columns = kSearchSpaceBlocks * k;
+  __shared__ SearchSpaceScratch<T, k> scratch;
   const int64_t neuron = blockIdx.x, vectors = neuron * columns * d;
   const SearchSpace<T> space = {all.basis + vectors,
                                 all.images + vectors,
@@ -309,6 +309,6 @@ constexpr int search_space_width(int64_t d) {
 }
 
 // Threads of a block: with few, all neurons of a layer run at a time; long vectors want more.
-constexpr int search_space_threads(int64_t d) { return d <= 512 ? 64 : d <= 1024 ? 128 : 32 * kSearchMostWarps; }
+constexpr int search_space_threads(int64_t d) { return d <= 512 ? 64 : d <= 1024 ? 128 : 32 * kSearchSpaceMostWarps; }
 
-}  // namespace growkernels::splitting
+}  // namespace growkernels::eigen

@@ -5,14 +5,15 @@
 // Torch-free CUDA; tests compile it for the host.
 
 #include "common/dynamic_shared.cuh"
-#include "splitting/cuda_plan.h"
+#include "eigen/constants.h"
+#include "eigen/cuda_plan.h"
 
 #include <math.h>
 
 #include <cstdint>
 #include <type_traits>
 
-namespace growkernels::splitting {
+namespace growkernels::eigen {
 
 // The threads that work on one matrix.
 struct OneWarp {
@@ -34,13 +35,8 @@ struct WholeBlock {
   static __device__ bool any(bool mine) { return __syncthreads_or(mine) != 0; }
 };
 
-// Convergence is quadratic: six to nine sweeps do, and what is not finite never starts.
-inline constexpr int kEigenSweeps = 40;
-// Rotations stop when every off-diagonal element is this small beside the largest element.
-inline constexpr double kEigenTolerance = 0x1p-54;
-
 // What one matrix needs beside the group's registers.
-struct EigenWorkspace {
+struct JacobiWorkspace {
   // size rows: the matrix, padded by zeros to an even size, and to its right the rows that become
   // eigenvectors. The stride is odd: a column lies in different banks of shared memory.
   double* rows;
@@ -52,7 +48,7 @@ struct EigenWorkspace {
 
   static __device__ int padded(int m) { return m + m % 2; }
 
-  __device__ EigenWorkspace(void* memory, int m)
+  __device__ JacobiWorkspace(void* memory, int m)
       : rows(static_cast<double*>(memory)),
         rotations(reinterpret_cast<Rotation*>(rows + padded(m) * (2 * padded(m) + 1))),
         bits(reinterpret_cast<unsigned long long*>(rotations + padded(m) / 2)),
@@ -104,7 +100,7 @@ __device__ __forceinline__ void pair_of(int step, int i, int size, int& p, int& 
 
 // Rotates row pair i and column pair j, j >= i; pairs from size / 2 on are the eigenvectors'
 // columns, which stay as they are.
-__device__ __forceinline__ void rotate_block(const EigenWorkspace& work, int step, int i, int j) {
+__device__ __forceinline__ void rotate_block(const JacobiWorkspace& work, int step, int i, int j) {
   const int pairs = work.size / 2;
   int p, q, left, right;
   pair_of(step, i, work.size, p, q);
@@ -147,7 +143,7 @@ __device__ __forceinline__ void rotate_block(const EigenWorkspace& work, int ste
 // has the i-th smallest. Returns NaN, and leaves nothing, where the matrix is not finite. All
 // threads of the group call it together, and all see the results.
 template <typename Group, typename Element>
-__device__ double small_eigenpairs(const EigenWorkspace& work, Element&& element) {
+__device__ double jacobi_eigenpairs(const JacobiWorkspace& work, Element&& element) {
   const int m = work.m, size = work.size, pairs = size / 2, rank = Group::rank(), threads = Group::size();
   if (rank == 0) {
     *work.bits = 0;
@@ -178,10 +174,10 @@ __device__ double small_eigenpairs(const EigenWorkspace& work, Element&& element
     work.row(e / size)[e % size] *= power_of_two(inverse);
   }
   const double negligible =
-      kEigenTolerance * power_of_two(inverse) * __longlong_as_double(static_cast<long long>(bits));
+      kJacobiTolerance * power_of_two(inverse) * __longlong_as_double(static_cast<long long>(bits));
   Group::sync();
   bool rotated = true;
-  for (int sweep = 0; rotated && sweep < kEigenSweeps; ++sweep) {
+  for (int sweep = 0; rotated && sweep < kJacobiSweeps; ++sweep) {
     rotated = false;
     for (int step = 0; step < size - 1; ++step) {
       bool live = false;
@@ -229,12 +225,12 @@ template <typename T, typename Group, bool in_shared>
 __global__ void symmetric_eigs_kernel(const T* __restrict__ a, T* __restrict__ values, T* __restrict__ vectors,
                                       int64_t n, int m, unsigned char* __restrict__ global) {
   void* memory =
-      in_shared ? growkernels::dynamic_shared<unsigned char>() : global + eigen_workspace_bytes(m) * blockIdx.x;
-  const EigenWorkspace work(memory, m);
+      in_shared ? growkernels::dynamic_shared<unsigned char>() : global + jacobi_workspace_bytes(m) * blockIdx.x;
+  const JacobiWorkspace work(memory, m);
   const int rank = Group::rank(), threads = Group::size();
   for (int64_t matrix = blockIdx.x; matrix < n; matrix += gridDim.x) {
     const int64_t first = matrix * m * m;
-    const double unit = small_eigenpairs<Group>(work, [&](int i, int j) { return a[first + i * m + j]; });
+    const double unit = jacobi_eigenpairs<Group>(work, [&](int i, int j) { return a[first + i * m + j]; });
     const bool finite = unit == unit;
     for (int i = rank; i < m; i += threads) {
       values[matrix * m + i] = static_cast<T>(finite ? work.value(i) * unit : unit);
@@ -247,4 +243,4 @@ __global__ void symmetric_eigs_kernel(const T* __restrict__ a, T* __restrict__ v
   }
 }
 
-}  // namespace growkernels::splitting
+}  // namespace growkernels::eigen

@@ -1,20 +1,20 @@
-// symmetric_eigs_kernel under the launch shim; tests/ops/test_small_eigen_cuda_emulated.py calls it.
+// symmetric_eigs_kernel under the launch shim; tests/ops/test_eigen_cuda_emulated.py calls it.
 
 #include "cuda_on_host.h"
 
-#include "splitting/cuda_small_eigen.cuh"
+#include "eigen/cuda_jacobi.cuh"
 
 #include <vector>
 
 namespace {
 
-using namespace growkernels::splitting;
+using namespace growkernels::eigen;
 
 // `threads`: 0 for as many as the launcher takes; `blocks`: fewer than n share the matrices.
 // `shared` decides where the workspace lies.
 template <typename T>
 void eigs(const T* a, T* values, T* vectors, int64_t n, int64_t m, int64_t threads, int64_t blocks, bool shared) {
-  const EigenLaunch plan(static_cast<int>(m), 227 << 10);
+  const SymmetricEigsLaunch plan(static_cast<int>(m), 227 << 10);
   threads = threads == 0 ? plan.threads : threads;
   std::vector<unsigned char> memory(shared ? 0 : plan.bytes * blocks, 0xFF);
   const auto kernel =
@@ -39,7 +39,7 @@ CUDA_ON_HOST_EXPORT void eigs_float64(const double* a, double* values, double* v
 
 // Whether a workspace lies in shared memory where a block may have `most_shared` bytes of it, and its bytes.
 CUDA_ON_HOST_EXPORT void eigen_launch(int64_t m, int64_t most_shared, int64_t* in_shared, int64_t* bytes) {
-  const EigenLaunch plan(static_cast<int>(m), most_shared);
+  const SymmetricEigsLaunch plan(static_cast<int>(m), most_shared);
   *in_shared = plan.in_shared;
   *bytes = plan.bytes;
 }

@@ -3,23 +3,24 @@
 // basis, and what a restart keeps of it. The algorithm is that of growkernels/solvers/search_space.py.
 // Torch-free CUDA; tests compile it for the host.
 
-#include "splitting/cuda_small_eigen.cuh"
+#include "eigen/constants.h"
+#include "eigen/cuda_jacobi.cuh"
 
 #include <float.h>
 #include <math.h>
 
 #include <cstdint>
 
-namespace growkernels::splitting {
+namespace growkernels::eigen {
 
-inline constexpr int kSearchMostWarps = 8;
+inline constexpr int kSearchSpaceMostWarps = 8;
 
 template <typename T, int k>
-struct SearchScratch {
-  static constexpr int columns = kSearchBlocks * k, kept = 2 * k + 1;
+struct SearchSpaceScratch {
+  static constexpr int columns = kSearchSpaceBlocks * k, kept = 2 * k + 1;
 
-  alignas(16) unsigned char eigen[eigen_workspace_bytes(columns)];
-  T partial[kSearchMostWarps][columns];
+  alignas(16) unsigned char eigen[jacobi_workspace_bytes(columns)];
+  T partial[kSearchSpaceMostWarps][columns];
   T products[k][columns];      // of the new images with the basis
   T chosen[k][columns];        // coordinates of the Ritz vectors
   T transform[kept][columns];  // from the full basis to the one a restart leaves
@@ -71,7 +72,7 @@ __device__ __forceinline__ void orthonormal_columns(double (&rows)[k], double no
 
 // Ritz pairs of one neuron, as one warp has them: lane i holds the i-th smallest value.
 struct RitzPairs {
-  EigenWorkspace work;
+  JacobiWorkspace work;
   double unit;   // of the values in `work`; NaN where the projection is not finite
   double value;  // zero beyond the last
   int live;      // values from here on belong to dead columns
@@ -82,8 +83,8 @@ struct RitzPairs {
 
 // Projects S on the basis of `count` columns, and finds and stores the Ritz pairs.
 template <typename T, int k>
-__device__ RitzPairs rayleigh_ritz(const SearchSpace<T>& space, int count, SearchScratch<T, k>& scratch) {
-  constexpr int columns = kSearchBlocks * k;
+__device__ RitzPairs rayleigh_ritz(const SearchSpace<T>& space, int count, SearchSpaceScratch<T, k>& scratch) {
+  constexpr int columns = kSearchSpaceBlocks * k;
   static_assert(columns <= 32);
   const int lane = threadIdx.x % 32, old = count - k;
   for (int e = lane; e < k * count; e += 32) {
@@ -102,8 +103,8 @@ __device__ RitzPairs rayleigh_ritz(const SearchSpace<T>& space, int count, Searc
   // Above every eigenvalue of the live part (Gershgorin), so that dead columns come last.
   const double bound = count * warp_max(largest);
   const bool dead = lane < count && space.dead[lane];
-  RitzPairs found = {EigenWorkspace(scratch.eigen, count), 0, 0, count - __popc(__ballot_sync(0xFFFFFFFF, dead))};
-  found.unit = small_eigenpairs<OneWarp>(found.work, [&](int i, int j) {
+  RitzPairs found = {JacobiWorkspace(scratch.eigen, count), 0, 0, count - __popc(__ballot_sync(0xFFFFFFFF, dead))};
+  found.unit = jacobi_eigenpairs<OneWarp>(found.work, [&](int i, int j) {
     return space.projected[i * columns + j] + (i == j && space.dead[i] ? 2 * bound + DBL_MIN : 0.0);
   });
   const bool finite = found.unit == found.unit;
@@ -125,8 +126,9 @@ __device__ RitzPairs rayleigh_ritz(const SearchSpace<T>& space, int count, Searc
 // Cuts a full basis down to the k + 1 smallest Ritz vectors and what the last ones add to them:
 // stores the transform that does it and what the smaller basis begins with.
 template <typename T, int k>
-__device__ void restart(const SearchSpace<T>& space, int count, const RitzPairs& found, SearchScratch<T, k>& scratch) {
-  constexpr int columns = kSearchBlocks * k, kept = 2 * k + 1;
+__device__ void restart(const SearchSpace<T>& space, int count, const RitzPairs& found,
+                        SearchSpaceScratch<T, k>& scratch) {
+  constexpr int columns = kSearchSpaceBlocks * k, kept = 2 * k + 1;
   const int lane = threadIdx.x % 32;
   const double value = lane < found.live ? found.value : 0.0;
   // In the basis of the Ritz vectors, where the projection of S is diagonal.
@@ -182,4 +184,4 @@ __device__ void restart(const SearchSpace<T>& space, int count, const RitzPairs&
   static_assert(kept + k <= columns);
 }
 
-}  // namespace growkernels::splitting
+}  // namespace growkernels::eigen

@@ -1,6 +1,7 @@
 // search_space_step_ on CUDA: checks and the launch.
 
-#include "splitting/cuda_launch.h"
+#include "eigen/constants.h"
+#include "eigen/cuda_launch.h"
 
 #include <ATen/Dispatch.h>
 #include <ATen/core/Tensor.h>
@@ -12,7 +13,7 @@
 #include <cstdint>
 #include <limits>
 
-namespace growkernels::splitting {
+namespace growkernels::eigen {
 namespace {
 
 void check_state(const char* name, const at::Tensor& state, at::ScalarType dtype, at::IntArrayRef shape,
@@ -29,7 +30,7 @@ void search_space_step(const at::Tensor& basis, const at::Tensor& images, const 
   TORCH_CHECK_VALUE(product.dim() == 3 && (product.size(1) == 1 || product.size(1) == 2),
                     "search_space_step_: got a product of shape ", product.sizes(),
                     "; pass [n, k, d] with k of 1 or 2");
-  const int64_t n = product.size(0), k = product.size(1), d = product.size(2), columns = kSearchBlocks * k;
+  const int64_t n = product.size(0), k = product.size(1), d = product.size(2), columns = kSearchSpaceBlocks * k;
   constexpr int64_t most = std::numeric_limits<int32_t>::max();
   TORCH_CHECK_VALUE(n <= most && columns * d <= most, "search_space_step_: got a product of shape ", product.sizes(),
                     "; n and 6 k d may be ", most, " at most");
@@ -63,4 +64,4 @@ void search_space_step(const at::Tensor& basis, const at::Tensor& images, const 
 
 TORCH_LIBRARY_IMPL(growkernels, CUDA, m) { m.impl("search_space_step_", &search_space_step); }
 
-}  // namespace growkernels::splitting
+}  // namespace growkernels::eigen

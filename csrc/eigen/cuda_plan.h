@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace growkernels::splitting {
+namespace growkernels::eigen {
 
 // x is exchanged for cosine x - sine y, y for sine x + cosine y, so that x and y of a symmetric
 // matrix no longer couple. Then x's diagonal element falls by tangent times the coupling, and y's
@@ -13,30 +13,28 @@ struct Rotation {
   double cosine, sine, tangent;
 };
 
-// Of the workspace for one matrix [m, m]: EigenWorkspace in cuda_small_eigen.cuh.
-constexpr size_t eigen_workspace_bytes(int m) {
+// Of the workspace for one matrix [m, m]: JacobiWorkspace in cuda_jacobi.cuh.
+constexpr size_t jacobi_workspace_bytes(int m) {
   const size_t size = m + m % 2, doubles = size * (2 * size + 1) + size / 2 * (sizeof(Rotation) / sizeof(double)) + 1;
   return sizeof(double) * (doubles + (size + 1) / 2);
 }
 
 // How symmetric_eigs_kernel is launched for matrices of one size, where a block may have `most_shared` bytes of
 // shared memory: 99 KiB are enough up to m = 78, the 227 KiB of an H100 up to m = 118.
-struct EigenLaunch {
+struct SymmetricEigsLaunch {
   int threads;
   size_t bytes;  // of a block's workspace
   bool in_shared;
 
-  EigenLaunch(int m, size_t most_shared)
+  SymmetricEigsLaunch(int m, size_t most_shared)
       : threads(m <= 16   ? 32
                 : m <= 32 ? 128
                           : 256),
-        bytes(eigen_workspace_bytes(m)),
+        bytes(jacobi_workspace_bytes(m)),
         in_shared(bytes <= most_shared) {}
 };
 
-inline constexpr int kSearchBlocks = 6;  // of k directions in a full basis: BLOCKS in search_space.py
-
-// The state of one neuron in the batched Lanczos solver, or the first of n.
+// The state of one neuron in the batched Lanczos solver, or the first of n; 6 is kSearchSpaceBlocks.
 template <typename T>
 struct SearchSpace {
   T *basis, *images;  // [6 k, d]
@@ -46,4 +44,4 @@ struct SearchSpace {
   T *norm, *unit;     // one each
 };
 
-}  // namespace growkernels::splitting
+}  // namespace growkernels::eigen

@@ -1,7 +1,7 @@
 // symmetric_eigs on CUDA: shapes, memory and the launch.
 
-#include "splitting/cuda_launch.h"
-#include "splitting/small_eigen_op.h"
+#include "eigen/cuda_launch.h"
+#include "eigen/eigen.h"
 
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
@@ -14,7 +14,7 @@
 #include <limits>
 #include <tuple>
 
-namespace growkernels::splitting {
+namespace growkernels::eigen {
 namespace {
 
 // cuSOLVER, which makes the host wait, is faster beyond; so many rows serve 42 eigenpairs.
@@ -38,7 +38,7 @@ std::tuple<at::Tensor, at::Tensor> symmetric_eigs(const at::Tensor& a) {
   }
   const c10::cuda::CUDAGuard guard(a.device());
   const at::Tensor matrices = a.contiguous();
-  const EigenLaunch plan(static_cast<int>(m), attribute(a, cudaDevAttrMaxSharedMemoryPerBlockOptin));
+  const SymmetricEigsLaunch plan(static_cast<int>(m), attribute(a, cudaDevAttrMaxSharedMemoryPerBlockOptin));
   // The runtime's limit for a grid's first dimension; a block takes several matrices beyond.
   int64_t blocks = std::min<int64_t>(n, std::numeric_limits<int32_t>::max());
   at::Tensor workspaces;
@@ -60,4 +60,4 @@ std::tuple<at::Tensor, at::Tensor> symmetric_eigs(const at::Tensor& a) {
 
 TORCH_LIBRARY_IMPL(growkernels, CUDA, m) { m.impl("symmetric_eigs", &symmetric_eigs); }
 
-}  // namespace growkernels::splitting
+}  // namespace growkernels::eigen

@@ -1,6 +1,6 @@
 #include "common/vector_width.h"
-#include "splitting/small_eigen.h"
-#include "splitting/small_eigen_op.h"
+#include "eigen/eigen.h"
+#include "eigen/jacobi.h"
 
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
@@ -12,7 +12,7 @@
 #include <tuple>
 #include <vector>
 
-namespace growkernels::splitting {
+namespace growkernels::eigen {
 namespace {
 
 // What torch hands over and takes back: [n, m, m] matrices, [n, m] values, [n, m, m] vectors.
@@ -99,4 +99,4 @@ std::tuple<at::Tensor, at::Tensor> symmetric_eigs(const at::Tensor& a) {
 
 TORCH_LIBRARY_IMPL(growkernels, CPU, m) { m.impl("symmetric_eigs", &symmetric_eigs); }
 
-}  // namespace growkernels::splitting
+}  // namespace growkernels::eigen
