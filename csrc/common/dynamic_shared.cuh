@@ -1,8 +1,6 @@
 #pragma once
-// Dynamic shared memory by a function: the usual declaration without a size is not C++. Where the
-// kernels are compiled for the host, tests/gpu_emulation/cuda_on_host.h has this function instead.
-
-#ifdef __CUDACC__
+// Dynamic shared memory by a function: the usual declaration without a size is not C++. Where kernels are compiled
+// for the host, tests/gpu_emulation/common has this file instead.
 
 namespace growkernels {
 
@@ -14,5 +12,3 @@ __device__ __forceinline__ T* dynamic_shared() {
 }
 
 }  // namespace growkernels
-
-#endif

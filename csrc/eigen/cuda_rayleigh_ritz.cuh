@@ -3,6 +3,7 @@
 // basis, and what a restart keeps of it. The algorithm is that of growkernels/solvers/search_space.py.
 // Torch-free CUDA; tests compile it for the host.
 
+#include "common/warp.cuh"
 #include "eigen/constants.h"
 #include "eigen/cuda_jacobi.cuh"
 
@@ -12,6 +13,9 @@
 #include <cstdint>
 
 namespace growkernels::eigen {
+
+using cuda::warp_max;
+using cuda::warp_sum;
 
 inline constexpr int kSearchSpaceMostWarps = 8;
 
@@ -27,25 +31,6 @@ struct SearchSpaceScratch {
   T value[k];
   T norm;
 };
-
-template <typename T>
-__device__ __forceinline__ T warp_sum(T x) {
-#pragma unroll
-  for (int distance = 16; distance > 0; distance /= 2) {
-    x += __shfl_xor_sync(0xFFFFFFFF, x, distance);
-  }
-  return x;
-}
-
-template <typename T>
-__device__ __forceinline__ T warp_max(T x) {
-#pragma unroll
-  for (int distance = 16; distance > 0; distance /= 2) {
-    const T other = __shfl_xor_sync(0xFFFFFFFF, x, distance);
-    x = other > x ? other : x;
-  }
-  return x;
-}
 
 // Gram and Schmidt in the last k rows, one column a lane; rows no longer than `noise` become zero.
 template <int k>

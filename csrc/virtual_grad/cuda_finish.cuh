@@ -2,6 +2,7 @@
 // From sums of products to results: G is stored or added to its buffer, and squares are summed in a fixed
 // order, first in a thread, then over the block, then over the blocks of a position.
 
+#include "common/warp.cuh"
 #include "virtual_grad/cuda_table.h"
 #include "virtual_grad/cuda_tile.cuh"
 
@@ -20,11 +21,7 @@ __device__ inline const Position& find_position(const Table& table, int Position
 template <int threads>
 __device__ Squares sum_over_block(Squares mine) {
   __shared__ Squares warps[threads / 32];
-#pragma unroll
-  for (int distance = 16; distance > 0; distance /= 2) {
-    mine.sums += __shfl_xor_sync(0xffffffffu, mine.sums, distance);
-    mine.batch += __shfl_xor_sync(0xffffffffu, mine.batch, distance);
-  }
+  growkernels::cuda::take_warp_sums(mine.sums, mine.batch);
   if (threadIdx.x % 32 == 0) {
     warps[threadIdx.x / 32] = mine;
   }

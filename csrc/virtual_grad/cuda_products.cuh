@@ -6,6 +6,7 @@
 // and the one before it is multiplied; one barrier a turn separates them. So a sample is transformed once
 // a block, not once for every warp that reads it.
 
+#include "common/cuda_instructions.cuh"
 #include "common/dynamic_shared.cuh"
 #include "virtual_grad/cuda_finish.cuh"
 #include "virtual_grad/cuda_table.h"
@@ -16,6 +17,7 @@ namespace growkernels::virtual_grad::cuda {
 
 using growkernels::cuda::Chunk;
 using growkernels::cuda::read_chunk;
+using growkernels::cuda::thread_read_anew;
 using growkernels::cuda::write_chunk;
 
 // A stage: the gradient's rows and the input's columns of G, and the mask where the input of the
@@ -29,18 +31,6 @@ constexpr int stage_elements(bool mask_tile) {
 template <typename Tile, int width>
 __device__ int place_of(int sample, int c) {
   return sample * width + (c ^ Tile::swizzle(sample)) * Chunk<typename Tile::Element>::size;
-}
-
-// threadIdx.x, read anew: what follows from it is then computed where it is used. The compiler would keep
-// it from step to step instead, in registers that the sums need.
-__device__ inline int thread_read_anew() {
-#ifdef __CUDACC__
-  int thread;
-  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
-  return thread;
-#else
-  return threadIdx.x;
-#endif
 }
 
 // Calls f(sample, chunk, its place) for this thread's chunks of an operand.

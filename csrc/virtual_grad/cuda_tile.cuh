@@ -6,7 +6,7 @@
 // Shared memory holds rows of 16-byte chunks. Chunk c of sample m lies at place c ^ swizzle(m), which
 // spreads what the lanes of a warp read at the same time over all banks.
 
-#include "common/cuda_mma.cuh"
+#include "common/cuda_instructions.cuh"
 
 namespace growkernels::virtual_grad::cuda {
 

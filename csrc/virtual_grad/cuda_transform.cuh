@@ -1,12 +1,8 @@
 #pragma once
 // What is applied to samples on their way to the product: the activation function.
 
-#include "common/cuda_element.cuh"
+#include "common/cuda_instructions.cuh"
 #include "virtual_grad/kind.h"
-
-#ifndef __CUDACC__
-#include <cmath>
-#endif
 
 namespace growkernels::virtual_grad::cuda {
 
@@ -15,16 +11,13 @@ namespace growkernels::virtual_grad::cuda {
 // of its own (2^-11); for float16 the difference 1 - 2 / (1 + e^2x) is exact to float16's smallest number.
 template <typename Element>
 __device__ float tanh_of(float x) {
-#ifdef __CUDACC__
   if constexpr (std::is_same_v<Element, growkernels::cuda::BFloat16>) {
-    float out;
-    asm("tanh.approx.f32 %0, %1;" : "=f"(out) : "f"(x));
-    return out;
+    return growkernels::cuda::approximate_tanh(x);
   } else if constexpr (std::is_same_v<Element, growkernels::cuda::Half>) {
     return 1.0f - __fdividef(2.0f, 1.0f + __expf(2.0f * x));
+  } else {
+    return tanhf(x);
   }
-#endif
-  return tanhf(x);
 }
 
 template <typename Element>

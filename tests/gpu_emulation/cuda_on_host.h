@@ -2,8 +2,8 @@
 // The CUDA dialect for the host's compiler, so that tests execute the arithmetic and the indexing
 // of kernels on a machine without a GPU. A test's source includes this, then the kernel header, and
 // exports functions of pointers, int64_t and double that call `launch`; host_compiler.py builds and
-// calls them. Blocks run one after another and threads take turns: what needs real concurrency,
-// such as a race between blocks, does not show here.
+// calls them. The folder `common` holds what csrc/common writes in nvcc's dialect alone. Blocks run one after another
+// and threads take turns: what needs real concurrency, such as a race between blocks, does not show here.
 
 #ifdef __CUDACC__
 #error "cuda_on_host.h is for the host's compiler; nvcc has the real thing"
@@ -118,16 +118,6 @@ T exchange(T* address, F&& update) {
 }
 
 }  // namespace cuda_on_host
-
-namespace growkernels {
-
-// As csrc/common/dynamic_shared.cuh has it for nvcc.
-template <typename T>
-T* dynamic_shared() {
-  return reinterpret_cast<T*>(cuda_on_host::machine.dynamic_begin());
-}
-
-}  // namespace growkernels
 
 inline void __syncthreads(cuda_on_host::Where where = cuda_on_host::Where::current()) {
   cuda_on_host::meet_block(0, where);

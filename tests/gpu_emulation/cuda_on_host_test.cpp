@@ -2,6 +2,8 @@
 
 #include "cuda_on_host.h"
 
+#include "common/dynamic_shared.cuh"
+
 using cuda_on_host::launch;
 
 // Tree sums, through a shared array that belongs to a template.

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "csrc"
-# Hidden and not unique: a kernel template keeps its shared memory to its own library.
+# Hidden and not unique: a kernel template keeps its shared memory to its own library. `common` is
+# found here before it is in csrc.
 FLAGS = [
     *("-std=c++20", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-gnu-unique"),
     *("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"),

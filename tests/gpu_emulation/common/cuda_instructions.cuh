@@ -1,87 +1,65 @@
 #pragma once
-// The PTX instructions that tensor-core kernels are built of: matrix products of a warp, loads of their
-// fragments from shared memory, asynchronous copies into it. Fragment layouts are those of the PTX ISA,
-// section "Matrix multiply-accumulate". Compiled as host code (tests run kernels without a GPU), the same
-// functions exchange fragments between the emulated threads of a warp and compute exactly those layouts.
+// csrc/common/cuda_instructions.cuh for the host: the same functions, which exchange fragments between the emulated
+// threads of a warp and compute exactly the layouts of the PTX ISA.
 
 #include "common/cuda_element.cuh"
+#include "cuda_on_host.h"
 
+#include <cmath>
 #include <cstdint>
-
-#ifndef __CUDACC__
 #include <cstring>
 #include <vector>
-#endif
 
 namespace growkernels::cuda {
 
-#ifdef __CUDACC__
+inline float widen(BFloat16 x) { return __builtin_bit_cast(float, static_cast<uint32_t>(x.bits) << 16); }
 
-__device__ inline uint32_t shared_address(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+inline float widen(Half x) {
+  const int exponent = x.bits >> 10 & 31, mantissa = x.bits & 1023;
+  const float magnitude = exponent == 31  ? (mantissa ? NAN : INFINITY)
+                          : exponent == 0 ? std::ldexp(static_cast<float>(mantissa), -24)
+                                          : std::ldexp(static_cast<float>(mantissa + 1024), exponent - 25);
+  return std::copysign(magnitude, x.bits & 0x8000 ? -1.0f : 1.0f);
 }
 
-// Four 8 x 8 matrices of 16-bit elements: lane 8 q + r names the address of row r of matrix q. A lane
-// receives of matrix q the elements (row 2 (lane % 4), column lane / 4) and (row + 1, same column).
-__device__ inline void load_matrices_transposed(uint32_t (&out)[4], const void* row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
-               : "r"(shared_address(row))
-               : "memory");
-}
-
-// d[16, 8] += a[16, 16] b[16, 8].
 template <typename Element>
-__device__ inline void multiply_accumulate(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  if constexpr (std::is_same_v<Element, BFloat16>) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+Element narrow(float x) {
+  if constexpr (std::is_same_v<Element, float>) {
+    return x;
   } else {
-    static_assert(std::is_same_v<Element, Half>);
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    Element out;
+    const uint32_t bits = __builtin_bit_cast(uint32_t, x);
+    if constexpr (std::is_same_v<Element, BFloat16>) {
+      out.bits = std::isnan(x) ? 0x7fff : static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    } else {
+      const uint16_t sign = bits >> 16 & 0x8000;
+      const float magnitude = std::fabs(x);
+      if (std::isnan(x)) {
+        out.bits = 0x7fff;
+      } else if (magnitude >= 65520.0f) {
+        out.bits = sign | 0x7c00;
+      } else if (magnitude < 0x1p-14f) {  // multiples of 2^-24; 1024 of them are the first normal number
+        out.bits = sign | static_cast<uint16_t>(std::nearbyint(magnitude * 0x1p24f));
+      } else {
+        const uint32_t positive = bits & 0x7fffffff;
+        out.bits = sign | static_cast<uint16_t>((positive - 0x38000000u + 0xfff + (positive >> 13 & 1)) >> 13);
+      }
+    }
+    return out;
   }
 }
 
-// d[16, 8] += a[16, 8] b[8, 8] in TensorFloat-32; a and b as round_to_tf32 returns them.
-__device__ inline void multiply_accumulate_tf32(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
+inline float approximate_tanh(float x) { return std::tanh(x); }
 
-__device__ inline uint32_t round_to_tf32(float x) {
-  uint32_t out;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(out) : "f"(x));
+inline uint4 read_chunk(const void* from) {
+  uint4 out;
+  std::memcpy(&out, from, sizeof out);
   return out;
 }
 
-// Copies `bytes` (0 to 16) to 16 bytes of shared memory and fills the rest with zeros. Both addresses are
-// multiples of 16; `global` must be valid even where bytes is 0.
-__device__ inline void copy_async(void* shared, const void* global, int bytes) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
-               :
-               : "r"(shared_address(shared)), "l"(global), "r"(bytes)
-               : "memory");
-}
+inline void write_chunk(void* to, const uint4& words) { std::memcpy(to, &words, sizeof words); }
 
-__device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-
-// Until all but the newest `pending` groups of this thread's copies have arrived.
-template <int pending>
-__device__ inline void wait_for_copies() {
-  asm volatile("cp.async.wait_group %0;" : : "n"(pending) : "memory");
-}
-
-#else
+inline int thread_read_anew() { return threadIdx.x; }
 
 namespace emulation {
 
@@ -219,7 +197,5 @@ void wait_for_copies() {
     groups.erase(groups.begin());
   }
 }
-
-#endif
 
 }  // namespace growkernels::cuda
