@@ -2,6 +2,8 @@
 
 #include <torch/library.h>
 
+#include <string>
+
 TORCH_LIBRARY(growkernels, m) {
   m.set_python_module("growkernels.ops");
 
@@ -12,6 +14,9 @@ TORCH_LIBRARY(growkernels, m) {
   m.def(
       "accumulate_virtual_grads(Tensor[] inputs, Tensor[] grads, str layer, str activation, float scale, "
       "Tensor(a!)[] sums, Tensor(b!)? second_moments) -> Tensor");
+  // What would compute the gradient at one position on a device, and why not the backends preferred before it: so do
+  // all ops of such a name. The tensors may be elsewhere, and without data.
+  m.def("virtual_grad_plan(Tensor input, str layer, Device device) -> (str, Dict(str, str))");
 
   // eigen: all eigenpairs of small symmetric matrices [n, m, m], of which the lower triangles are read: values
   // [n, m] ascending, vectors [n, m, m] with eigenvector i in row i. Not differentiable.
@@ -22,33 +27,51 @@ TORCH_LIBRARY(growkernels, m) {
       "search_space_step_(Tensor(a!) basis, Tensor(b!) images, Tensor(c!) projected, Tensor(d!) previous, "
       "Tensor(e!) dead, Tensor(f!) norms, Tensor(g!) units, Tensor product, int count) -> ()");
 
+  // For kernels that are launched from Python, NAME_outputs checks the arguments of NAME and returns memory for its
+  // results, and NAME_composed computes them by ATen's ops on every device.
+  const auto def_launched = [&m](const std::string& name, const std::string& signature) {
+    for (const char* form : {"", "_outputs", "_composed"}) {
+      m.def((name + form + signature).c_str());
+    }
+  };
+
   // basis_conv: convolutions whose filters are few trained ones and linear combinations of them.
-  m.def(
-      "basis_conv2d(Tensor x, Tensor basis, Tensor coeff, Tensor? bias, SymInt[2] stride, SymInt[2] padding, "
-      "SymInt[2] dilation, bool include_basis) -> Tensor");
+  def_launched("basis_conv2d",
+               "(Tensor x, Tensor basis, Tensor coeff, Tensor? bias, SymInt[2] stride, SymInt[2] padding, "
+               "SymInt[2] dilation, bool include_basis) -> Tensor");
   // For training without include_basis: also returns z = conv2d(x, basis), which the backward pass needs.
-  m.def(
-      "basis_conv2d_with_maps(Tensor x, Tensor basis, Tensor coeff, Tensor? bias, SymInt[2] stride, "
-      "SymInt[2] padding, SymInt[2] dilation, bool include_basis) -> (Tensor, Tensor)");
+  def_launched("basis_conv2d_with_maps",
+               "(Tensor x, Tensor basis, Tensor coeff, Tensor? bias, SymInt[2] stride, SymInt[2] padding, "
+               "SymInt[2] dilation, bool include_basis) -> (Tensor, Tensor)");
   // z may contain z_bias. Gradients (of x, basis, coeff, bias) that the mask leaves out are undefined tensors.
-  m.def(
-      "basis_conv2d_backward(Tensor grad, Tensor x, Tensor basis, Tensor coeff, Tensor z, Tensor? z_bias, "
-      "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, bool include_basis, bool[4] output_mask) -> "
-      "(Tensor, Tensor, Tensor, Tensor)");
+  def_launched("basis_conv2d_backward",
+               "(Tensor grad, Tensor x, Tensor basis, Tensor coeff, Tensor z, Tensor? z_bias, SymInt[2] stride, "
+               "SymInt[2] padding, SymInt[2] dilation, bool include_basis, bool[4] output_mask) -> "
+               "(Tensor, Tensor, Tensor, Tensor)");
   // How basis_conv2d would compute this call.
   m.def(
       "basis_conv2d_algorithm(Tensor x, Tensor basis, Tensor coeff, SymInt[2] stride, SymInt[2] padding, "
       "SymInt[2] dilation, bool include_basis) -> str");
+  m.def(
+      "basis_conv2d_plan(Tensor x, Tensor basis, Tensor coeff, SymInt[2] stride, SymInt[2] padding, "
+      "SymInt[2] dilation, bool include_basis, Device device) -> (str, Dict(str, str))");
   // How the CPU computes convolutions: "auto", "direct" or "winograd".
   m.def("set_conv_algorithm(str algorithm) -> ()");
   m.def("conv_algorithm() -> str");
   // splitting: splitting matrices of all neurons, S_i = sum_m w[m, i] x_m x_m^T, applied to vectors (Wu et al.).
   // `beta` belongs to the activations "softplus" and "relu".
-  m.def("splitting_weight(Tensor grad, Tensor preact, str activation, float? beta) -> Tensor");
-  m.def("splitting_hvp(Tensor x, Tensor w, Tensor v) -> Tensor");
-  m.def("splitting_hvp_conv2d(Tensor x, Tensor w, Tensor v, int[2] stride, int[2] padding, int[2] dilation) -> Tensor");
+  def_launched("splitting_weight", "(Tensor grad, Tensor preact, str activation, float? beta) -> Tensor");
+  def_launched("splitting_hvp", "(Tensor x, Tensor w, Tensor v) -> Tensor");
+  def_launched("splitting_hvp_conv2d",
+               "(Tensor x, Tensor w, Tensor v, int[2] stride, int[2] padding, int[2] dilation) -> Tensor");
+  m.def("splitting_hvp_plan(Tensor x, Tensor w, Tensor v, Device device) -> (str, Dict(str, str))");
+  m.def(
+      "splitting_hvp_conv2d_plan(Tensor x, Tensor w, Tensor v, int[2] stride, int[2] padding, int[2] dilation, "
+      "Device device) -> (str, Dict(str, str))");
 
   // What the CPU kernels stand on: whether oneDNN's tiles can be used, and how fast they go here.
   m.def("brgemm_available(ScalarType dtype) -> bool");
   m.def("gemm_ceiling(ScalarType dtype, float milliseconds) -> float");
+  // The kernels that have run since the last call of this, by their names in the plans.
+  m.def("kernels_ran() -> str[]");
 }

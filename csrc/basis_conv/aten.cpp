@@ -3,6 +3,7 @@
 
 #include "basis_conv/basis_conv.h"
 #include "basis_conv/plan.h"
+#include "common/kernels_ran.h"
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
@@ -13,6 +14,8 @@
 #include <ATen/ops/mm.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
+
+#include <string>
 
 namespace growkernels::basis_conv {
 namespace {
@@ -75,6 +78,7 @@ at::Tensor maps_gradient(const at::Tensor& grad, const at::Tensor& coeff, const 
 
 at::Tensor two_convolutions(const at::Tensor& x, const at::Tensor& basis, const at::Tensor& coeff,
                             const OptionalTensor& bias, const Form& form) {
+  note(Ran::TwoConvolutions);
   if (!form.include_basis) {
     return std::get<0>(two_convolutions_with_maps(x, basis, coeff, bias, form));
   }
@@ -86,6 +90,7 @@ at::Tensor two_convolutions(const at::Tensor& x, const at::Tensor& basis, const 
 std::tuple<at::Tensor, at::Tensor> two_convolutions_with_maps(const at::Tensor& x, const at::Tensor& basis,
                                                               const at::Tensor& coeff, const OptionalTensor& bias,
                                                               const Form& form) {
+  note(Ran::TwoConvolutions);
   const at::Tensor z = convolution(x, basis, std::nullopt, form);
   const at::Tensor y = mix(coeff, z);
   // Not the convolution's own bias: torch.func cannot differentiate that in batches of directions.
@@ -94,12 +99,14 @@ std::tuple<at::Tensor, at::Tensor> two_convolutions_with_maps(const at::Tensor& 
 
 at::Tensor reconstructed(const at::Tensor& x, const at::Tensor& basis, const at::Tensor& coeff,
                          const OptionalTensor& bias, const Form& form) {
+  note(Ran::Reconstruct);
   return convolution(x, full_kernel(basis, coeff, form.include_basis), bias, form);
 }
 
 Gradients backward_by_two_convolutions(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& basis,
                                        const at::Tensor& coeff, const at::Tensor& z, const OptionalTensor& z_bias,
                                        const Form& form, Mask wanted) {
+  note(Ran::TwoConvolutions);
   at::Tensor dx, dbasis, dcoeff, unused;
   if (wanted[2]) {  // first: its copies of the operands are gone before dx needs memory
     const at::Tensor maps = z_bias.has_value() ? z - as_kernel(*z_bias) : z;
@@ -114,6 +121,7 @@ Gradients backward_by_two_convolutions(const at::Tensor& grad, const at::Tensor&
 
 Gradients backward_by_reconstruction(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& basis,
                                      const at::Tensor& coeff, const Form& form, Mask wanted) {
+  note(Ran::Reconstruct);
   const at::Tensor kernel = full_kernel(basis, coeff, form.include_basis);
   const bool kernel_wanted = wanted[1] || wanted[2];
   const auto [dx, dkernel, dbias] = convolution_gradients(grad, x, kernel, form, {wanted[0], kernel_wanted, wanted[3]});
@@ -160,7 +168,7 @@ at::Tensor basis_conv2d(const at::Tensor& x, const at::Tensor& basis, const at::
                         c10::SymIntArrayRef dilation, bool include_basis) {
   const Form form{stride, padding, dilation, include_basis};
   check_forward("basis_conv2d", x, basis, coeff, bias, form);
-  const at::Tensor y = choose_algorithm(x, basis, coeff, form) == Algorithm::Reconstruct
+  const at::Tensor y = composed_algorithm(x, basis, coeff, form) == Algorithm::Reconstruct
                            ? reconstructed(x, basis, coeff, bias, form)
                            : two_convolutions(x, basis, coeff, bias, form);
   return laid_out(y, output_format(x, basis));
@@ -183,7 +191,7 @@ Gradients basis_conv2d_backward(const at::Tensor& grad, const at::Tensor& x, con
                                 bool include_basis, Mask output_mask) {
   const Form form{stride, padding, dilation, include_basis};
   check_backward(grad, x, basis, coeff, z, z_bias, form);
-  const Gradients gradients = choose_algorithm(x, basis, coeff, form) == Algorithm::Reconstruct
+  const Gradients gradients = composed_algorithm(x, basis, coeff, form) == Algorithm::Reconstruct
                                   ? backward_by_reconstruction(grad, x, basis, coeff, form, output_mask)
                                   : backward_by_two_convolutions(grad, x, basis, coeff, z, z_bias, form, output_mask);
   return laid_out(gradients, x, basis);
@@ -192,9 +200,11 @@ Gradients basis_conv2d_backward(const at::Tensor& grad, const at::Tensor& x, con
 }  // namespace
 
 TORCH_LIBRARY_IMPL(growkernels, CompositeExplicitAutograd, m) {
-  m.impl("basis_conv2d", &basis_conv2d);
-  m.impl("basis_conv2d_with_maps", &basis_conv2d_with_maps);
-  m.impl("basis_conv2d_backward", &basis_conv2d_backward);
+  for (const std::string form : {"", "_composed"}) {
+    m.impl(("basis_conv2d" + form).c_str(), &basis_conv2d);
+    m.impl(("basis_conv2d_with_maps" + form).c_str(), &basis_conv2d_with_maps);
+    m.impl(("basis_conv2d_backward" + form).c_str(), &basis_conv2d_backward);
+  }
 }
 
 }  // namespace growkernels::basis_conv

@@ -4,6 +4,7 @@
 #include "basis_conv/cpu_mix.h"
 #include "basis_conv/plan.h"
 #include "common/huge_pages.h"
+#include "common/kernels_ran.h"
 #include "common/vector_width.h"
 #include "common/workspace.h"
 #include "convolution/layout.h"
@@ -108,6 +109,7 @@ struct Outputs {
 };
 
 void winograd_forward(const at::Tensor& x, const at::Tensor& basis, const Form& form, const Outputs& outputs) {
+  note(Ran::Winograd);
   const at::Tensor input = with_adjacent_channels(x);
   const Images<float> z = outputs.maps_images();
   winograd_convolution(images(input), kernels_like(basis, basis.const_data_ptr<float>()), form.padding[0].expect_int(),
@@ -117,6 +119,7 @@ void winograd_forward(const at::Tensor& x, const at::Tensor& basis, const Form& 
 }
 
 void direct_forward(const at::Tensor& x, const at::Tensor& basis, const Form& form, const Outputs& outputs) {
+  note(Ran::Direct);
   const at::Tensor maps =
       at::conv2d_symint(x, basis, std::nullopt, form.stride, form.padding, form.dilation).contiguous(channels_last);
   const float* const source = maps.const_data_ptr<float>();
@@ -130,6 +133,7 @@ void direct_forward(const at::Tensor& x, const at::Tensor& basis, const Form& fo
 }
 
 void pointwise_forward(const at::Tensor& x, const at::Tensor& basis, const Form&, const Outputs& outputs) {
+  note(Ran::Pointwise);
   const at::Tensor input = with_adjacent_channels(x), basis_transposed = basis.flatten(1).t().contiguous();
   const Images<const float> pixels = images(input);
   const Images<float> z = outputs.maps_images();
@@ -144,6 +148,7 @@ void pointwise_forward(const at::Tensor& x, const at::Tensor& basis, const Form&
 // dx = dz basis and dbasis = dz^T x: a mix of the maps' gradients, and its coefficients' gradient.
 void pointwise_backward(const at::Tensor& dz, const at::Tensor& x, const at::Tensor& basis, const at::Tensor& dx,
                         const at::Tensor& dbasis) {
+  note(Ran::Pointwise);
   const Images<const float> gradient = images(dz);
   if (dx.defined()) {
     const at::Tensor coeff_transposed = basis.flatten(1).contiguous();
@@ -173,6 +178,7 @@ void pointwise_backward(const at::Tensor& dz, const at::Tensor& x, const at::Ten
 // dx is laid out as x is before dbasis needs memory.
 void winograd_backward(const at::Tensor& dz, const at::Tensor& x, const at::Tensor& basis, const Form& form,
                        at::Tensor& dx, const at::Tensor& dbasis) {
+  note(Ran::Winograd);
   const int64_t pad_y = form.padding[0].expect_int(), pad_x = form.padding[1].expect_int();
   if (dx.defined()) {
     winograd_convolution(images(dz), input_gradient_kernels(basis), 2 - pad_y, 2 - pad_x, mutable_images(dx, x.size(1)),
@@ -191,6 +197,7 @@ std::tuple<at::Tensor, at::Tensor> maps_backward(Algorithm algorithm, const at::
                                                  const at::Tensor& basis, const Form& form, Mask wanted) {
   at::Tensor dx, dbasis;
   if (algorithm == Algorithm::Direct) {
+    note(Ran::Direct);
     const std::array<c10::SymInt, 2> no_output_padding = {0, 0};
     std::tie(dx, dbasis, std::ignore) =
         at::convolution_backward_symint(dz, x, basis, std::nullopt, form.stride, form.padding, form.dilation, false,
@@ -262,7 +269,7 @@ Gradients own_backward(Algorithm algorithm, const at::Tensor& grad_in, const at:
 
 std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& x, const at::Tensor& basis, const at::Tensor& coeff,
                                            const OptionalTensor& bias, const Form& form, bool maps_wanted) {
-  const Algorithm algorithm = choose_algorithm(x, basis, coeff, form);
+  const Algorithm algorithm = choose_algorithm(at::kCPU, x, basis, coeff, form);
   if (algorithm == Algorithm::TwoConvolutions || algorithm == Algorithm::Reconstruct) {
     if (maps_wanted) {
       return two_convolutions_with_maps(x, basis, coeff, bias, form);
@@ -302,7 +309,7 @@ Gradients basis_conv2d_backward(const at::Tensor& grad, const at::Tensor& x, con
                                 bool include_basis, Mask output_mask) {
   const Form form{stride, padding, dilation, include_basis};
   check_backward(grad, x, basis, coeff, z, z_bias, form);
-  const Algorithm algorithm = choose_algorithm(x, basis, coeff, form);
+  const Algorithm algorithm = choose_algorithm(at::kCPU, x, basis, coeff, form);
   switch (algorithm) {
     case Algorithm::Winograd:
     case Algorithm::Pointwise:

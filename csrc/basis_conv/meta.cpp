@@ -1,4 +1,5 @@
-// Shapes, dtypes and strides without data, for fake tensors, torch.compile and torch.export.
+// Shapes, dtypes and strides without data, for fake tensors, torch.compile and torch.export; on other devices the
+// memory of the results, for kernels that are launched from Python.
 
 #include "basis_conv/basis_conv.h"
 
@@ -51,6 +52,11 @@ TORCH_LIBRARY_IMPL(growkernels, Meta, m) {
   m.impl("basis_conv2d", &basis_conv2d);
   m.impl("basis_conv2d_with_maps", &basis_conv2d_with_maps);
   m.impl("basis_conv2d_backward", &basis_conv2d_backward);
+}
+TORCH_LIBRARY_IMPL(growkernels, CompositeExplicitAutograd, m) {
+  m.impl("basis_conv2d_outputs", &basis_conv2d);
+  m.impl("basis_conv2d_with_maps_outputs", &basis_conv2d_with_maps);
+  m.impl("basis_conv2d_backward_outputs", &basis_conv2d_backward);
 }
 
 }  // namespace growkernels::basis_conv

@@ -4,6 +4,8 @@
 
 #include <torch/library.h>
 
+#include <algorithm>
+#include <initializer_list>
 #include <string>
 
 namespace growkernels::basis_conv {
@@ -36,29 +38,65 @@ const char* name(Algorithm algorithm) {
   return "";
 }
 
-Algorithm choose_algorithm(const at::Tensor& x, const at::Tensor& basis, const at::Tensor& coeff, const Form& form) {
+Algorithm composed_algorithm(const at::Tensor& x, const at::Tensor& basis, const at::Tensor& coeff, const Form& form) {
   const c10::SymInt maps = basis.sym_size(0), taps = basis.sym_numel() / maps, mixed = coeff.sym_size(0);
   const c10::SymInt outputs = mixed + (form.include_basis ? maps : 0);
   const c10::SymDimVector shape = maps_shape(x, basis, form);
   const c10::SymInt pixels = shape[0] * shape[2] * shape[3];
-  const bool own_kernels = x.is_cpu() && x.scalar_type() == at::kFloat && x.sym_numel() > 0 && pixels > 0;
-
-  if (own_kernels && basis.sym_size(2) == 3 && basis.sym_size(3) == 3 && all_are(form.stride, 1) &&
-      all_are(form.dilation, 1) && convolution::use_winograd({basis.sym_size(1), maps, shape[0], shape[2], shape[3]})) {
-    return Algorithm::Winograd;
-  }
-  const bool in_channels_last = output_format(x, basis) == at::MemoryFormat::ChannelsLast;
-  if (own_kernels && in_channels_last && taps == basis.sym_size(1) && all_are(form.stride, 1) &&
-      all_are(form.padding, 0)) {
-    return Algorithm::Pointwise;
-  }
   // Multiply-adds, of which the pixelwise ones are slower; the reconstruction is shared by all pixels.
   const c10::SymInt separate = pixels * (maps * taps + maps * mixed);
   const c10::SymInt together = pixels * outputs * taps + maps * mixed * taps;
-  if (together < separate) {
+  return together < separate ? Algorithm::Reconstruct : Algorithm::TwoConvolutions;
+}
+
+namespace {
+
+const char* winograd_obstacle(const at::Tensor& basis, const Form& form, const c10::SymDimVector& maps_shape) {
+  const bool three_by_three = basis.sym_size(2) == 3 && basis.sym_size(3) == 3;
+  if (!three_by_three || !all_are(form.stride, 1) || !all_are(form.dilation, 1)) {
+    return "it is for 3 x 3 kernels with stride and dilation 1";
+  }
+  return convolution::winograd_obstacle(
+      {basis.sym_size(1), basis.sym_size(0), maps_shape[0], maps_shape[2], maps_shape[3]});
+}
+
+const char* pointwise_obstacle(const at::Tensor& basis, const Form& form) {
+  const bool one_by_one = basis.sym_size(2) == 1 && basis.sym_size(3) == 1;
+  return one_by_one && all_are(form.stride, 1) && all_are(form.padding, 0)
+             ? nullptr
+             : "it is for 1 x 1 kernels with stride 1 and without padding";
+}
+
+}  // namespace
+
+Algorithm choose_algorithm(at::DeviceType device, const at::Tensor& x, const at::Tensor& basis, const at::Tensor& coeff,
+                           const Form& form, Refused* refused) {
+  const Algorithm composed = composed_algorithm(x, basis, coeff, form);
+  if (device != at::kCPU) {
+    return composed;
+  }
+  const c10::SymDimVector shape = maps_shape(x, basis, form);
+  const bool empty = x.sym_numel() == 0 || shape[0] * shape[2] * shape[3] == 0;
+  // Against all of our kernels, and against those that write channels_last alone.
+  const char* const any = x.scalar_type() != at::kFloat ? "it is for float32" : empty ? "there are no images" : nullptr;
+  const char* const other = output_format(x, basis) != at::MemoryFormat::ChannelsLast
+                                ? "neither the images nor the basis are channels_last"
+                                : nullptr;
+  const auto taken = [refused](Algorithm algorithm, std::initializer_list<const char*> obstacles) {
+    const char* const* const first =
+        std::find_if(obstacles.begin(), obstacles.end(), [](auto o) { return o != nullptr; });
+    return takes(name(algorithm), first == obstacles.end() ? nullptr : *first, refused);
+  };
+  if (taken(Algorithm::Winograd, {any, winograd_obstacle(basis, form, shape)})) {
+    return Algorithm::Winograd;
+  }
+  if (taken(Algorithm::Pointwise, {any, other, pointwise_obstacle(basis, form)})) {
+    return Algorithm::Pointwise;
+  }
+  if (taken(Algorithm::Reconstruct, {composed == Algorithm::Reconstruct ? nullptr : "it takes more operations"})) {
     return Algorithm::Reconstruct;
   }
-  return own_kernels && in_channels_last ? Algorithm::Direct : Algorithm::TwoConvolutions;
+  return taken(Algorithm::Direct, {any, other}) ? Algorithm::Direct : Algorithm::TwoConvolutions;
 }
 
 namespace {
@@ -68,13 +106,24 @@ std::string basis_conv2d_algorithm(const at::Tensor& x, const at::Tensor& basis,
                                    c10::SymIntArrayRef dilation, bool include_basis) {
   const Form form{stride, padding, dilation, include_basis};
   check_forward("basis_conv2d_algorithm", x, basis, coeff, std::nullopt, form);
-  return name(choose_algorithm(x, basis, coeff, form));
+  return name(choose_algorithm(x.device().type(), x, basis, coeff, form));
+}
+
+Choice basis_conv2d_plan(const at::Tensor& x, const at::Tensor& basis, const at::Tensor& coeff,
+                         c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
+                         bool include_basis, at::Device device) {
+  const Form form{stride, padding, dilation, include_basis};
+  check_forward("basis_conv2d", x, basis, coeff, std::nullopt, form);
+  Refused refused;
+  const Algorithm algorithm = choose_algorithm(device.type(), x, basis, coeff, form, &refused);
+  return {name(algorithm), refused};
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(growkernels, CompositeExplicitAutograd, m) {
   m.impl("basis_conv2d_algorithm", &basis_conv2d_algorithm);
+  m.impl("basis_conv2d_plan", &basis_conv2d_plan);
 }
 
 }  // namespace growkernels::basis_conv

@@ -2,6 +2,7 @@
 // Which algorithm computes a call: the one place where that is decided.
 
 #include "basis_conv/basis_conv.h"
+#include "common/plan.h"
 
 namespace growkernels::basis_conv {
 
@@ -15,7 +16,12 @@ enum class Algorithm {
 
 const char* name(Algorithm algorithm);
 
-// For tensors that check_forward accepts, of any device. Forward and backward use the same algorithm.
-Algorithm choose_algorithm(const at::Tensor& x, const at::Tensor& basis, const at::Tensor& coeff, const Form& form);
+// Of the last two, for tensors that check_forward accepts.
+Algorithm composed_algorithm(const at::Tensor& x, const at::Tensor& basis, const at::Tensor& coeff, const Form& form);
+
+// On this device, for tensors like these, which may be elsewhere or have no data. Forward and backward use the same
+// algorithm.
+Algorithm choose_algorithm(at::DeviceType device, const at::Tensor& x, const at::Tensor& basis, const at::Tensor& coeff,
+                           const Form& form, Refused* refused = nullptr);
 
 }  // namespace growkernels::basis_conv

@@ -1,5 +1,6 @@
 #include "common/gemm_tile.h"
 
+#include "common/kernels_ran.h"
 #include "common/portable_tile.h"
 
 #include <ATen/native/CPUBlas.h>
@@ -68,22 +69,40 @@ bool brgemm_available(at::ScalarType dtype) {
   return false;
 }
 
+at::ScalarType tile_dtype(at::ScalarType dtype) {
+  return dtype == at::kHalf || (dtype == at::kBFloat16 && !brgemm_available(dtype)) ? at::kFloat : dtype;
+}
+
+const char* brgemm_obstacle(at::ScalarType dtype) {
+  if (brgemm_available(tile_dtype(dtype))) {
+    return nullptr;
+  }
+  if (dtype == at::kDouble) {
+    return "oneDNN has no float64 tiles";
+  }
+  return brgemm_wanted() ? "oneDNN in this torch has no tiles for it on this CPU" : "GROWKERNELS_BRGEMM=0";
+}
+
 void multiply_tile(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
                    int64_t ldc, bool accumulate) {
   if (brgemm_available(at::kFloat)) {
+    note(Ran::Brgemm);
     at::native::cpublas::brgemm(m, n, k, lda, ldb, ldc, accumulate, a, b, c, false);
   } else {
+    note(Ran::Portable);
     portable_tile(m, n, k, a, lda, b, ldb, c, ldc, accumulate);
   }
 }
 
 void multiply_tile(int64_t m, int64_t n, int64_t k, const double* a, int64_t lda, const double* b, int64_t ldb,
                    double* c, int64_t ldc, bool accumulate) {
+  note(Ran::Portable);
   portable_tile(m, n, k, a, lda, b, ldb, c, ldc, accumulate);
 }
 
 void multiply_tile(int64_t m, int64_t n, int64_t k, const at::BFloat16* a, int64_t lda, const at::BFloat16* b,
                    int64_t ldb, float* c, int64_t ldc, bool accumulate) {
+  note(Ran::Brgemm);
   at::native::cpublas::brgemm(m, n, k, lda, ldb, ldc, accumulate, a, b, c, true);
 }
 

@@ -22,6 +22,12 @@ using accumulate_t = std::conditional_t<std::is_same_v<T, double>, double, float
 // float32 while they are packed. The first call per type runs one small product and checks it.
 bool brgemm_available(at::ScalarType dtype);
 
+// The type that values of a dtype are multiplied in: bfloat16 is widened to float32 where it has no tiles.
+at::ScalarType tile_dtype(at::ScalarType dtype);
+
+// Why tiles of a dtype's values are not multiplied by brgemm; null where they are.
+const char* brgemm_obstacle(at::ScalarType dtype);
+
 // float32 and float64 tiles, on brgemm where it is available and on the portable loops elsewhere.
 void multiply_tile(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
                    int64_t ldc, bool accumulate);

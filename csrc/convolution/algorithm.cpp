@@ -40,17 +40,22 @@ std::string conv_algorithm_name() { return names[static_cast<size_t>(conv_algori
 
 ConvAlgorithm conv_algorithm() { return setting(); }
 
-bool use_winograd(const OutputSize& size) {
-  const ConvAlgorithm wanted = conv_algorithm();
-  if (wanted != ConvAlgorithm::Auto) {
-    return wanted == ConvAlgorithm::Winograd;
+const char* winograd_obstacle(const OutputSize& size) {
+  switch (conv_algorithm()) {
+    case ConvAlgorithm::Direct:
+      return "set_conv_algorithm or GROWKERNELS_CONV_ALGORITHM asks for 'direct'";
+    case ConvAlgorithm::Winograd:
+      return nullptr;
+    case ConvAlgorithm::Auto:
+      break;
   }
   // Narrow layers leave the tiles' products too small to pay for the transforms, few tiles do not pay
   // for the kernels' transform, and a tile costs as much at an edge where it covers few pixels.
   const auto tiles_along = [](const c10::SymInt& pixels) { return (pixels + tile_outputs - 1) / tile_outputs; };
   const c10::SymInt tiles = size.batch * tiles_along(size.height) * tiles_along(size.width);
   const c10::SymInt pixels = size.batch * size.height * size.width;
-  return size.inputs >= 16 && size.outputs >= 8 && tiles >= 32 && pixels >= 8 * tiles;
+  const bool pays = size.inputs >= 16 && size.outputs >= 8 && tiles >= 32 && pixels >= 8 * tiles;
+  return pays ? nullptr : "its transforms do not pay for so few channels or pixels";
 }
 
 TORCH_LIBRARY_IMPL(growkernels, CatchAll, m) {

@@ -14,7 +14,8 @@ struct OutputSize {
   c10::SymInt inputs, outputs, batch, height, width;
 };
 
-// Whether Winograd's algorithm computes a convolution by 3 x 3 kernels with stride and dilation 1, float32.
-bool use_winograd(const OutputSize& size);
+// Why Winograd's algorithm does not compute a convolution by 3 x 3 kernels with stride and dilation 1, float32; null
+// where it does.
+const char* winograd_obstacle(const OutputSize& size);
 
 }  // namespace growkernels::convolution

@@ -40,7 +40,7 @@ at::Tensor splitting_hvp_conv2d(const at::Tensor& x, const at::Tensor& w, const 
   problem.sliding = parse_sliding(stride, padding, dilation);
   check_hvp_conv2d(x, w, v, problem.sliding);
   const at::Tensor filters = v.dim() == 4 ? v.unsqueeze(1) : v;  // [n, k, C, kh, kw]
-  if (winograd_pays(x, w, filters, problem.sliding)) {
+  if (winograd_obstacle(x, w, filters, problem.sliding) == nullptr) {
     return winograd_hvp(x, w, filters, problem.sliding.padding).view(v.sizes());
   }
   problem.kernel_height = filters.size(3);

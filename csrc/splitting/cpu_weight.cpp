@@ -1,6 +1,7 @@
 // w = grad * act''(preact) on the CPU, in one pass over memory.
 
 #include "common/activation.h"
+#include "common/kernels_ran.h"
 #include "common/pack.h"
 #include "splitting/splitting.h"
 
@@ -162,6 +163,7 @@ at::Tensor splitting_weight(const at::Tensor& grad, const at::Tensor& preact, c1
                             std::optional<double> beta) {
   const Curvature curvature = parse_activation(activation, beta);
   check_weight(grad, preact);
+  note(Ran::Portable);
   const at::Tensor w = at::empty_like(preact);
   at::TensorIterator iterator =
       at::TensorIteratorConfig().add_output(w).add_const_input(grad).add_const_input(preact).build();

@@ -5,6 +5,7 @@
 #include "splitting/cpu_winograd.h"
 
 #include "common/gemm_tile.h"
+#include "common/kernels_ran.h"
 #include "common/workspace.h"
 #include "convolution/algorithm.h"
 #include "convolution/layout.h"
@@ -90,15 +91,25 @@ void multiply(const Images<const float>& x, const Images<const float>& w, const 
 
 }  // namespace
 
-bool winograd_pays(const at::Tensor& x, const at::Tensor& w, const at::Tensor& filters, const Sliding& sliding) {
+const char* winograd_obstacle(const at::Tensor& x, const at::Tensor& w, const at::Tensor& filters,
+                              const Sliding& sliding) {
   constexpr std::array<int64_t, 2> ones = {1, 1};
-  return x.scalar_type() == at::kFloat && w.numel() > 0 && filters.numel() > 0 && filters.size(3) == 3 &&
-         filters.size(4) == 3 && sliding.stride == ones && sliding.dilation == ones &&
-         use_winograd({x.size(1), filters.size(0) * filters.size(1), w.size(0), w.size(2), w.size(3)});
+  if (x.scalar_type() != at::kFloat) {
+    return "it is for float32";
+  }
+  if (w.numel() == 0 || filters.numel() == 0) {
+    return "there are no images or no filters";
+  }
+  if (filters.size(3) != 3 || filters.size(4) != 3 || sliding.stride != ones || sliding.dilation != ones) {
+    return "it is for 3 x 3 kernels with stride and dilation 1";
+  }
+  return convolution::winograd_obstacle(
+      {x.size(1), filters.size(0) * filters.size(1), w.size(0), w.size(2), w.size(3)});
 }
 
 at::Tensor winograd_hvp(const at::Tensor& x, const at::Tensor& w, const at::Tensor& filters,
                         const std::array<int64_t, 2>& padding) {
+  note(Ran::Winograd);
   const int64_t neurons = filters.size(0), k = filters.size(1), batch = x.size(0);
   const int64_t most_neurons = std::max<int64_t>(8, most_matrix_floats / (frequencies * k * x.size(1)));
   const bool in_place = has_adjacent_channels(x) && has_adjacent_channels(w);

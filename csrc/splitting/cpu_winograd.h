@@ -5,8 +5,9 @@
 
 namespace growkernels::splitting {
 
-// Whether it is the fastest way to compute this call.
-bool winograd_pays(const at::Tensor& x, const at::Tensor& w, const at::Tensor& filters, const Sliding& sliding);
+// Why it is not the way to compute this call, with filters [n, k, C, kh, kw]; null where it is.
+const char* winograd_obstacle(const at::Tensor& x, const at::Tensor& w, const at::Tensor& filters,
+                              const Sliding& sliding);
 
 // y like filters, which are [n, k, C, 3, 3].
 at::Tensor winograd_hvp(const at::Tensor& x, const at::Tensor& w, const at::Tensor& filters,

@@ -1,4 +1,5 @@
-// Shapes and dtypes without data, for fake tensors, torch.compile and torch.export.
+// Shapes and dtypes without data, for fake tensors, torch.compile and torch.export; on other devices the memory of the
+// results, for kernels that are launched from Python.
 
 #include "splitting/splitting.h"
 
@@ -33,6 +34,11 @@ TORCH_LIBRARY_IMPL(growkernels, Meta, m) {
   m.impl("splitting_weight", &splitting_weight);
   m.impl("splitting_hvp", &splitting_hvp);
   m.impl("splitting_hvp_conv2d", &splitting_hvp_conv2d);
+}
+TORCH_LIBRARY_IMPL(growkernels, CompositeExplicitAutograd, m) {
+  m.impl("splitting_weight_outputs", &splitting_weight);
+  m.impl("splitting_hvp_outputs", &splitting_hvp);
+  m.impl("splitting_hvp_conv2d_outputs", &splitting_hvp_conv2d);
 }
 
 }  // namespace growkernels::splitting

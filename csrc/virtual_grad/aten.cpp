@@ -1,5 +1,6 @@
 // The family composed of ATen's ops (see virtual_grad.h for where it is used).
 
+#include "common/kernels_ran.h"
 #include "virtual_grad/virtual_grad.h"
 
 #include <ATen/ops/convolution_backward.h>
@@ -13,6 +14,7 @@
 namespace growkernels::virtual_grad {
 
 at::Tensor aten_gradient(const at::Tensor& h, const at::Tensor& g, const Kind& kind) {
+  note(Ran::Aten);
   const at::ScalarType dtype = gradient_dtype(h.scalar_type());
   if (kind.layer == Layer::Conv2dRelu) {
     const at::Tensor weight = at::empty({h.size(1), h.size(1), 3, 3}, h.options(), h.suggest_memory_format());

@@ -11,7 +11,7 @@ namespace {
 
 // Beyond Winograd's reach the vendor's weight gradient is at the machine's peak already.
 at::Tensor convolution_gradient(const at::Tensor& h, const at::Tensor& g, const Kind& kind) {
-  return winograd_pays(h) ? winograd_gradient(h, g) : aten_gradient(h, g, kind);
+  return winograd_obstacle(h) == nullptr ? winograd_gradient(h, g) : aten_gradient(h, g, kind);
 }
 
 std::vector<Tile> run_kernel(std::vector<Position>& positions, const Kind& kind, Store store) {

@@ -7,6 +7,7 @@
 // from one queue. Sums over several items of a tile are added in a fixed order by whichever thread
 // finishes the tile, so results do not depend on the schedule.
 
+#include "common/kernels_ran.h"
 #include "common/portable_tile.h"
 #include "common/scratch.h"
 #include "virtual_grad/cpu_pack.h"
@@ -75,9 +76,6 @@ class Kernel {
   }
 
  private:
-  // Narrower products leave the registers of outer products mostly empty.
-  static constexpr int64_t fewest_columns_of_outer_products = 16;
-
   struct Buffers {
     Scratch<Operand> a, b;
     Scratch<Acc> activated, sums;
@@ -119,7 +117,8 @@ class Kernel {
       const int64_t depth = std::min(chunk, item.end - m);
       const auto [b, ldb] = load_input(h + m * h_stride, h_stride, depth, tile.columns, buffers);
       if constexpr (!interleaved) {
-        if (tile.columns >= fewest_columns_of_outer_products) {
+        if (by_outer_products(c10::CppTypeToScalarType<Operand>::value, tile.columns)) {
+          note(Ran::Portable);
           const Rows<Operand> left = load_gradient(g + m * g_stride, g_stride, masked ? mask + m * h_stride : nullptr,
                                                    h_stride, depth, tile.rows, a);
           portable_transposed_tile(tile.rows, tile.columns, depth, left.data, left.stride, b, ldb, sums, tile.columns,

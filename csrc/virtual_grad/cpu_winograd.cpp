@@ -1,5 +1,6 @@
 #include "virtual_grad/cpu_winograd.h"
 
+#include "common/kernels_ran.h"
 #include "convolution/algorithm.h"
 #include "convolution/layout.h"
 #include "convolution/winograd.h"
@@ -35,12 +36,16 @@ struct MaskTile {
 
 }  // namespace
 
-bool winograd_pays(const at::Tensor& h) {
-  return h.scalar_type() == at::kFloat && h.numel() > 0 &&
-         use_winograd({h.size(1), h.size(1), h.size(0), h.size(2), h.size(3)});
+const char* winograd_obstacle(const at::Tensor& h) {
+  if (h.scalar_type() != at::kFloat) {
+    return "it is for float32";
+  }
+  return h.numel() == 0 ? "there are no images"
+                        : convolution::winograd_obstacle({h.size(1), h.size(1), h.size(0), h.size(2), h.size(3)});
 }
 
 at::Tensor winograd_gradient(const at::Tensor& h, const at::Tensor& g) {
+  note(Ran::Winograd);
   const at::Tensor adjacent_h = with_adjacent_channels(h), adjacent_g = with_adjacent_channels(g);
   const Images<const float> activations = images(adjacent_h), gradients = images(adjacent_g);
   const int64_t channels = h.size(1);

@@ -5,8 +5,8 @@
 
 namespace growkernels::virtual_grad {
 
-// Whether it is the fastest way to compute the gradient at a position [N, C, H, W].
-bool winograd_pays(const at::Tensor& h);
+// Why it is not the way to compute the gradient at a position [N, C, H, W]; null where it is.
+const char* winograd_obstacle(const at::Tensor& h);
 
 // G [C, C, 3, 3] at one position.
 at::Tensor winograd_gradient(const at::Tensor& h, const at::Tensor& g);

@@ -1,6 +1,6 @@
-// The ops on CUDA: arguments in, the kernels of the right dtype, results out. float64, and the vendor's
-// weight gradient for convolutions, stay with ATen.
+// The ops on CUDA: arguments in, the kernels of the right dtype, results out.
 
+#include "common/kernels_ran.h"
 #include "virtual_grad/cuda_launch.h"
 #include "virtual_grad/virtual_grad.h"
 
@@ -57,11 +57,6 @@ void TorchDevice::launch(void (*kernel)(Table), int blocks, int threads, int sha
 
 namespace {
 
-bool has_kernel(const at::Tensor& first, const Kind& kind) {
-  const at::ScalarType dtype = first.scalar_type();
-  return kind.layer != Layer::Conv2dRelu && (dtype == at::kBFloat16 || dtype == at::kHalf || dtype == at::kFloat);
-}
-
 bool tf32_allowed() {
   return at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL) ==
          at::Float32Precision::TF32;
@@ -70,6 +65,7 @@ bool tf32_allowed() {
 // `gradients` is empty where nothing is stored. `norms` and `second_moments` may be undefined.
 void run(at::TensorList inputs, at::TensorList grads, const Kind& kind, Store store, at::TensorList gradients,
          const at::Tensor& norms, const at::Tensor& second_moments) {
+  note(Ran::Cuda);
   std::vector<at::Tensor> rows;  // keeps copies alive
   cuda::Call call{{}, kind, store, nullptr, nullptr, 0};
   for (size_t l = 0; l < inputs.size(); ++l) {
@@ -109,7 +105,7 @@ at::Tensor virtual_grad_norms(at::TensorList inputs, at::TensorList grads, c10::
                               c10::string_view activation, double scale) {
   const Kind kind = parse_kind(layer, activation, scale);
   check_positions("virtual_grad_norms", inputs, grads, kind);
-  if (!has_kernel(inputs[0], kind)) {
+  if (cuda_obstacle(inputs[0].scalar_type(), kind) != nullptr) {
     return aten_gradient_norms(inputs, grads, kind);
   }
   const at::Tensor norms = empty_norms(inputs);
@@ -121,7 +117,7 @@ std::vector<at::Tensor> virtual_grads(at::TensorList inputs, at::TensorList grad
                                       c10::string_view activation, double scale) {
   const Kind kind = parse_kind(layer, activation, scale);
   check_positions("virtual_grads", inputs, grads, kind);
-  if (!has_kernel(inputs[0], kind)) {
+  if (cuda_obstacle(inputs[0].scalar_type(), kind) != nullptr) {
     return aten_gradients(inputs, grads, kind);
   }
   std::vector<at::Tensor> gradients;
@@ -138,7 +134,7 @@ at::Tensor accumulate_virtual_grads(at::TensorList inputs, at::TensorList grads,
   const Kind kind = parse_kind(layer, activation, scale);
   check_positions("virtual_grads", inputs, grads, kind);
   check_sums(inputs, sums, second_moments, kind);
-  if (!has_kernel(inputs[0], kind)) {
+  if (cuda_obstacle(inputs[0].scalar_type(), kind) != nullptr) {
     return aten_accumulate(inputs, grads, kind, sums, second_moments);
   }
   check_separate(sums);

@@ -37,6 +37,9 @@ at::Tensor activate(const at::Tensor& x, const Kind& kind);
 // G at one position, composed of ATen's ops: for devices and dtypes without a kernel of their own.
 at::Tensor aten_gradient(const at::Tensor& h, const at::Tensor& g, const Kind& kind);
 
+// Why the CUDA kernels do not compute a call; null where they do.
+const char* cuda_obstacle(at::ScalarType dtype, const Kind& kind);
+
 // The family composed of ATen's ops and of gradients at single positions, one after the other.
 using GradientAt = at::Tensor (*)(const at::Tensor& h, const at::Tensor& g, const Kind& kind);
 std::vector<at::Tensor> aten_gradients(at::TensorList inputs, at::TensorList grads, const Kind& kind,

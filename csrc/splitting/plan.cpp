@@ -1,0 +1,44 @@
+// How the products with splitting matrices would be computed.
+
+#include "common/plan.h"
+#include "common/gemm_tile.h"
+#include "splitting/cpu_winograd.h"
+#include "splitting/splitting.h"
+
+#include <torch/library.h>
+
+namespace growkernels::splitting {
+namespace {
+
+Choice with_tiles(at::ScalarType dtype, Refused refused) {
+  return {takes("brgemm", brgemm_obstacle(dtype), &refused) ? "brgemm" : "portable", refused};
+}
+
+Choice splitting_hvp_plan(const at::Tensor& x, const at::Tensor& w, const at::Tensor& v, at::Device device) {
+  check_hvp(x, w, v);
+  return device.is_cpu() ? with_tiles(x.scalar_type(), Refused()) : Choice{"aten", Refused()};
+}
+
+Choice splitting_hvp_conv2d_plan(const at::Tensor& x, const at::Tensor& w, const at::Tensor& v, at::IntArrayRef stride,
+                                 at::IntArrayRef padding, at::IntArrayRef dilation, at::Device device) {
+  const Sliding sliding = parse_sliding(stride, padding, dilation);
+  check_hvp_conv2d(x, w, v, sliding);
+  if (!device.is_cpu()) {
+    return {"aten", Refused()};
+  }
+  Refused refused;
+  const at::Tensor filters = v.dim() == 4 ? v.unsqueeze(1) : v;
+  if (takes("winograd", winograd_obstacle(x, w, filters, sliding), &refused)) {
+    return {"winograd", refused};
+  }
+  return with_tiles(x.scalar_type(), refused);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(growkernels, CompositeExplicitAutograd, m) {
+  m.impl("splitting_hvp_plan", &splitting_hvp_plan);
+  m.impl("splitting_hvp_conv2d_plan", &splitting_hvp_conv2d_plan);
+}
+
+}  // namespace growkernels::splitting
