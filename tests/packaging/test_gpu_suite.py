@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -113,20 +115,42 @@ def test_outcomes_are_counted_while_tests_run() -> None:
     }
 
 
+class Clock:
+    """Time that passes only where a test says so, however slow the machine is."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(timed_command, "time", clock)
+    monkeypatch.setattr(gpu_suite, "time", clock)
+    return clock
+
+
 def python(program: str) -> list[str]:
     return [sys.executable, "-u", "-c", program]
 
 
-def timed(tmp_path: Path, program: str, seconds: float = 60.0) -> tuple[Any, list[str]]:
+def timed(
+    tmp_path: Path, program: str, on_poll: Callable[[list[str]], None] = lambda lines: None
+) -> tuple[Any, list[str]]:
+    """Runs the program within a minute; `on_poll` gets what it has printed so far."""
     lines: list[str] = []
     log = Log(tmp_path / "log.txt")
     outcome = run_timed(
-        python(program), seconds, log, folder=tmp_path, environment={"WORD": "hello"},
-        on_line=lines.append,
+        python(program), 60.0, log, folder=tmp_path, environment={"WORD": "hello"},
+        on_line=lines.append, on_poll=lambda: on_poll(lines),
     )  # fmt: skip
     return outcome, lines
 
 
+@pytest.mark.usefixtures("clock")
 def test_a_command_ends_by_itself(tmp_path: Path) -> None:
     outcome, lines = timed(tmp_path, "import os; print(os.environ['WORD']); print('no newline')")
     assert (outcome.status, outcome.returncode, lines) == ("passed", 0, ["hello", "no newline"])
@@ -136,38 +160,48 @@ def test_a_command_ends_by_itself(tmp_path: Path) -> None:
 
 
 def test_a_command_that_takes_too_long_is_interrupted_and_may_say_what_it_has(
-    tmp_path: Path,
+    tmp_path: Path, clock: Clock
 ) -> None:
+    # A shell's background jobs ignore interrupts, and so does what they start.
     program = (
-        "import time\nprint('begun')\n"
-        "try:\n    time.sleep(600)\nexcept KeyboardInterrupt:\n    print('so far')"
+        "import signal, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "try:\n    print('begun')\n    time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    print('so far')"
     )
-    outcome, lines = timed(tmp_path, program, seconds=2.0)
+
+    def end_the_minute(lines: list[str]) -> None:
+        clock.now = 61.0 if lines else 0.0  # and wait for as long as the end takes
+
+    outcome, lines = timed(tmp_path, program, end_the_minute)
     assert outcome.status == "out of time"
     assert lines == ["begun", "so far"]
 
 
 def test_a_command_that_ignores_the_interrupt_dies_with_its_children(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, clock: Clock
 ) -> None:
-    monkeypatch.setattr(timed_command, "_GRACE_SECONDS", 0.5)
-    child = "import time, signal; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(600)"
+    # A process starts with the signals ignored that its parent ignores.
     program = (
         "import signal, subprocess, sys\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-        f"child = subprocess.Popen([sys.executable, '-c', {child!r}])\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(120)'])\n"
         "print(child.pid)\nchild.wait()"
     )
-    outcome, lines = timed(tmp_path, program, seconds=2.0)
+
+    def pass_time(lines: list[str]) -> None:
+        clock.now += 61.0 if lines else 0.0
+
+    outcome, lines = timed(tmp_path, program, pass_time)
     assert outcome.status == "out of time"
-    assert outcome.returncode < 0
+    assert outcome.returncode == -signal.SIGKILL
     stat = Path(f"/proc/{lines[0]}/stat")
-    for _ in range(100):  # the orphan's new parent takes it away in its own time
-        if not stat.exists() or stat.read_text().split()[2] == "Z":
-            return
-        time.sleep(0.05)
-    raise AssertionError("the child is still there")
+    deadline = time.monotonic() + 60
+    # The orphan's new parent takes it away in its own time.
+    while stat.exists() and stat.read_text().split()[2] != "Z":
+        assert time.monotonic() < deadline, "the child is still there"
+        time.sleep(0.02)
 
 
+@pytest.mark.usefixtures("clock")
 def test_the_log_does_not_grow_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timed_command, "LOG_LIMIT", 1000)
     timed(tmp_path, "print(*range(10000), sep='\\n')")
@@ -187,14 +221,16 @@ CASE = {
 }  # fmt: skip
 
 
-def test_what_was_measured_before_the_end_of_time_is_on_disk(tmp_path: Path) -> None:
+def test_what_was_measured_before_the_end_of_time_is_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
     out = tmp_path / "measured-in-part"
     scratch = scratch_folder(out)
     family = json.dumps({"family": "toy", "cases": [CASE]})
     program = (
         f"import pathlib, time\nfolder = pathlib.Path({str(scratch)!r})\n"
         f"folder.mkdir(parents=True)\n(folder / 'toy.json').write_text({family!r})\n"
-        "time.sleep(600)"
+        "time.sleep(60)"
     )
     steps = [
         Step("build", python("print('built')"), 0.5),
@@ -203,7 +239,15 @@ def test_what_was_measured_before_the_end_of_time_is_on_disk(tmp_path: Path) -> 
         Step("bench toy", python(program), 0.05),
         Step("bench rest", python("print('rest')"), 1.0),
     ]
-    assert not Suite(out, steps, 60.0, ABOUT).run()
+    collect = Suite._collect
+
+    def collect_and_pass_time(suite: Suite) -> None:
+        collect(suite)
+        if suite.benchmarks:
+            clock.now += 40.0
+
+    monkeypatch.setattr(Suite, "_collect", collect_and_pass_time)
+    assert not Suite(out, steps, 600.0, ABOUT).run()
     assert not scratch.exists()
     assert sorted(path.name for path in out.iterdir()) == ["log.txt", "results.json", "table.txt"]
     results = json.loads((out / "results.json").read_text())
@@ -222,6 +266,7 @@ def test_what_was_measured_before_the_end_of_time_is_on_disk(tmp_path: Path) -> 
     ]  # fmt: skip
 
 
+@pytest.mark.usefixtures("clock")
 def test_ceilings_are_read_among_other_lines(tmp_path: Path) -> None:
     program = "print('{\"copy\": 3e12}'); print('a warning')"
     assert Suite(tmp_path, [Step("ceilings", python(program))], 60.0, ABOUT).run()
@@ -244,6 +289,7 @@ def test_a_test_that_loses_the_gpu_ends_its_process(
     assert "test_b" not in finished.stdout
 
 
+@pytest.mark.usefixtures("clock")
 def test_nothing_runs_after_a_failed_build_or_without_time(tmp_path: Path) -> None:
     build = Step("build", python("exit(1)"), 0.5)
     tests = Step("tests", python("print('ran')"), 0.5)
