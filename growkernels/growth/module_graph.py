@@ -6,36 +6,26 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from growkernels.growth.layouts import ELEMENTWISE, runs_as
 from growkernels.nn import ResidualBlock
 from growkernels.nn.grown_layers import Branch
+from growkernels.nn.weights import weight_names
 
 Chain = list[tuple[str, nn.Module]]
 
-# What acts on each element by itself, so that a new element cannot disturb the others.
-ELEMENTWISE = (
-    nn.GELU,
-    nn.SiLU,
-    nn.ReLU,
-    nn.Tanh,
-    nn.Sigmoid,
-    nn.Softplus,
-    nn.Dropout,
-    nn.Identity,
-)
 
-
-def layers_before(model: nn.Module, name: str) -> list[nn.Linear | nn.Conv2d]:
-    """All Linear and Conv2d layers: those registered at or before `name`, then the ones behind it.
+def layers_before(model: nn.Module, name: str) -> list[nn.Module]:
+    """All layers with weight matrices: those registered at or before `name`, then those behind it.
 
     Both nearest to `name` first.
     """
-    before: list[nn.Linear | nn.Conv2d] = []
-    after: list[nn.Linear | nn.Conv2d] = []
+    before: list[nn.Module] = []
+    after: list[nn.Module] = []
     passed = False
     for path, module in model.named_modules():
         inside = path == name or path.startswith(f"{name}.")
         passed = passed or inside
-        if isinstance(module, nn.Linear | nn.Conv2d):
+        if weight_names(module):
             (after if passed and not inside else before).append(module)
     return before[::-1] + after
 
@@ -71,11 +61,11 @@ def followers(model: nn.Module) -> Iterator[tuple[str, str]]:
             continue
         others = [key for key in children if key != "fc2"]
         between = others[others.index("fc1") + 1 : others.index("act")]
-        if not all(isinstance(children[key], ELEMENTWISE) for key in between):
+        if not all(runs_as(children[key], ELEMENTWISE) for key in between):
             continue
         run = [(f"{at}fc1", fc1), (f"{at}act", act)]
         others.remove("fc1")
-        if fc2 is not None and all(isinstance(children[key], ELEMENTWISE) for key in others):
+        if fc2 is not None and all(runs_as(children[key], ELEMENTWISE) for key in others):
             run.append((f"{at}fc2", fc2))
         runs.append(run)
     for run in runs:
@@ -87,7 +77,7 @@ def followers(model: nn.Module) -> Iterator[tuple[str, str]]:
                 if isinstance(next_module, nn.Linear | nn.Conv2d):
                     yield name, follower
                     break
-                if not isinstance(next_module, ELEMENTWISE):
+                if not runs_as(next_module, ELEMENTWISE):
                     break
                 if first_activation and not isinstance(next_module, nn.Dropout | nn.Identity):
                     first_activation = False

@@ -17,8 +17,8 @@ def outputs_in_eval_mode(model: nn.Module, sample: Any) -> Tensor:
         TypeError: the output is not a tensor.
     """
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
+        model.eval()
         with torch.no_grad():
             output = model(*sample) if isinstance(sample, tuple) else model(sample)
     finally:

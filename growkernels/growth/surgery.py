@@ -11,7 +11,9 @@ from growkernels.nn.exchange import (
     check_plain_module,
     check_takes_parameters,
     group_of_each,
+    start_state,
 )
+from growkernels.nn.weights import sources, weight_parameters
 
 
 def refuse_wrappers(model: nn.Module) -> None:
@@ -75,22 +77,26 @@ def groups_for_new_layer(
 ) -> tuple[ParamGroup, ParamGroup]:
     """The parameter groups that a layer behind `name` joins: for its weights, for its biases.
 
-    They are those of the nearest Linear or Conv2d at or before `name` that the optimizer holds;
-    a bias goes with the weight where no existing bias is held.
+    They are those of the nearest layer with a weight at or before `name` that the optimizer holds
+    (of a computed weight: what it is computed from); a bias goes with the weight where no existing
+    bias is held.
 
     Raises:
         TypeError: not an optimizer, or one whose state cannot take a new parameter.
-        ValueError: the optimizer holds no Linear or Conv2d weight of the model.
+        ValueError: the optimizer holds no weight of the model's layers.
     """
     check_takes_parameters(optimizer)
     group_of = group_of_each(optimizer)
     layers = layers_before(model, name)
-    weight_groups = [group_of[id(m.weight)] for m in layers if id(m.weight) in group_of]
-    bias_groups = [group_of[id(m.bias)] for m in layers if id(m.bias) in group_of]
+    weights = [p for layer in layers for p in weight_parameters(layer)]
+    biases = [p for layer in layers for p in sources(layer, "bias")]
+    weight_groups = [group_of[id(p)] for p in weights if id(p) in group_of]
+    bias_groups = [group_of[id(p)] for p in biases if id(p) in group_of]
     if not weight_groups:
         raise ValueError(
-            "The optimizer holds none of the model's Linear or Conv2d weights, so the group of the "
-            "new parameters cannot be told; pass the optimizer of this model, or None."
+            "The optimizer holds none of the model's Linear or Conv2d weights, nor those of other "
+            "layers, so the group of the new parameters cannot be told; pass the optimizer of this "
+            "model, or None."
         )
     return weight_groups[0], (bias_groups or weight_groups)[0]
 
@@ -107,6 +113,9 @@ def join_groups(
     model.parameters(). An optimizer built over the grown model by the same code then has the same
     order, which is what a saved optimizer state is matched by. The state of all other parameters
     stays.
+
+    Raises:
+        TypeError: an optimizer that cannot step with one of them.
     """
     named = [group for group in optimizer.param_groups if "param_names" in group]
     names = {
@@ -124,6 +133,7 @@ def join_groups(
             if order.get(id(member), len(order)) < order[id(parameter)]
         ]
         members.insert(before[-1] + 1 if before else 0, parameter)
+        start_state(optimizer, group, parameter)
     names.update((id(p), name) for name, p in model.named_parameters())
     for group in named:
         group["param_names"] = [names[id(p)] for p in group["params"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,7 +21,15 @@ class Attention(nn.Module):
         ValueError: embed or width is not a positive multiple of heads.
     """
 
-    def __init__(self, embed: int, heads: int, width: int | None = None) -> None:
+    def __init__(
+        self,
+        embed: int,
+        heads: int,
+        width: int | None = None,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         width = embed if width is None else width
         for name, value in (("embed", embed), ("width", width)):
@@ -31,10 +40,10 @@ class Attention(nn.Module):
                 )
         self.heads = heads
         self.scale = (embed / heads) ** -0.5
-        self.q = nn.Linear(embed, width)
-        self.k = nn.Linear(embed, width)
-        self.v = nn.Linear(embed, width)
-        self.proj = nn.Linear(width, embed)
+        self.q = nn.Linear(embed, width, device=device, dtype=dtype)
+        self.k = nn.Linear(embed, width, device=device, dtype=dtype)
+        self.v = nn.Linear(embed, width, device=device, dtype=dtype)
+        self.proj = nn.Linear(width, embed, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.attend(x)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
@@ -15,6 +16,7 @@ from growkernels.nn.kernel_factors import (
     low_rank_factors,
     selected_rows_factors,
 )
+from growkernels.nn.weights import why_computed
 from growkernels.ops import basis_conv2d
 from growkernels.ops.arguments import pair
 
@@ -50,6 +52,7 @@ class BasisConv2d(nn.Module):
             even extent of the kernel (its two sides need different padding).
     """
 
+    weight_matrices = ("basis", "coeff")
     bias: nn.Parameter | None
 
     def __init__(
@@ -208,9 +211,8 @@ class BasisConv2d(nn.Module):
         return conv.train(self.training)
 
     def forward(self, input: Tensor) -> Tensor:
-        batch = input[None] if input.dim() == 3 else input
-        y = basis_conv2d(
-            batch,
+        return _of_image_or_batch(
+            input,
             self.basis,
             self.coeff,
             self.bias,
@@ -219,7 +221,6 @@ class BasisConv2d(nn.Module):
             self.dilation,
             self.include_basis,
         )
-        return y[0] if input.dim() == 3 else y
 
     def extra_repr(self) -> str:
         taps = self.in_channels * math.prod(self.kernel_size)
@@ -233,6 +234,23 @@ class BasisConv2d(nn.Module):
         parts += [] if self.include_basis else ["include_basis=False"]
         change = f"{abs(1 - now / full):.1%} {'fewer' if now <= full else 'more'}"
         return f"{', '.join(parts)}, {now:,} weights and MACs per pixel ({change} than {full:,})"
+
+
+@torch.fx.wrap  # a symbolic trace does not know the number of dimensions, so it takes this whole
+def _of_image_or_batch(
+    x: Tensor,
+    basis: Tensor,
+    coeff: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    include_basis: bool,
+) -> Tensor:
+    """basis_conv2d of a batch, or of one image [Cin, H, W]."""
+    batch = x[None] if x.dim() == 3 else x
+    y = basis_conv2d(batch, basis, coeff, bias, stride, padding, dilation, include_basis)
+    return y[0] if x.dim() == 3 else y
 
 
 def weight_count(taps: int, out_channels: int, basis_channels: int, include_basis: bool) -> int:
@@ -263,10 +281,10 @@ def check_replaceable(conv: nn.Module) -> None:
         raise ValueError(
             "The convolution is lazy and has no weights yet; call the model once on a batch first."
         )
-    if "weight" not in conv._parameters:
+    if reason := why_computed(conv):
         raise ValueError(
-            "The convolution's weight is computed from other parameters (weight norm, pruning or "
-            "another parametrisation); make it an ordinary parameter first."
+            f"Of the convolution's parameters one is computed from other parameters: {reason}; "
+            "make it an ordinary parameter first."
         )
     steps = ("forward", "_conv_forward")
     if any(getattr(kind, s) is not getattr(nn.Conv2d, s) or s in vars(conv) for s in steps):

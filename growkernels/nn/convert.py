@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -19,17 +18,20 @@ from growkernels.nn.basis_conv2d import (
     weight_count,
 )
 from growkernels.nn.exchange import (
+    MOMENTUM,
+    Places,
     check_holds_parameters,
     check_plain_module,
     check_takes_parameters,
     exchange_parameters,
+    obstacle,
+    places_of,
     undone_on_error,
 )
 from growkernels.nn.kernel_factors import kernel_matrix
 from growkernels.nn.momentum import to_factors, to_kernel
 
 Layer = nn.Conv2d | BasisConv2d
-MOMENTUM = "momentum_buffer"
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,9 @@ def convert(
             exchanged[path] = old, _exchanged(old, filters, init)
         except ValueError as error:
             raise ValueError(f"{path!r} cannot be converted. {error}") from None
+    if optimizer is not None:
+        _check_momentum(optimizer, [old for old, _ in exchanged.values()])
+    done = Conversion({path: _record(*pair) for path, pair in exchanged.items()}, skipped)
     with undone_on_error(model, optimizer):
         for path, (old, new) in exchanged.items():
             parent, _, child = path.rpartition(".")
@@ -134,7 +139,7 @@ def convert(
                 exchange_parameters(optimizer, _weights(old), _weights(new))
                 for parameter, buffer in momentum:
                     optimizer.state[parameter][MOMENTUM] = buffer
-    return Conversion({path: _record(*pair) for path, pair in exchanged.items()}, skipped)
+        return done
 
 
 def _read(
@@ -142,11 +147,7 @@ def _read(
 ) -> tuple[dict[str, int], dict[str, str]]:
     """The plan as numbers of filters, and what is left out for which reason."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    places: defaultdict[int, list[str]] = defaultdict(list)
-    for path, module in modules.items():
-        places[id(module)].append(path)
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        places[id(parameter)].append(name)
+    places = places_of(model)
     wanted: dict[str, int] = {}
     skipped: dict[str, str] = {}
     for path, value in plan.items():
@@ -170,26 +171,13 @@ def _read(
     return wanted, skipped
 
 
-def _check_layer(layer: nn.Module, value: int | float, places: Mapping[int, list[str]]) -> int:
+def _check_layer(layer: nn.Module, value: int | float, places: Places) -> int:
     """The number of filters that a plan's value means for a layer; raises where it cannot be."""
     if not isinstance(layer, BasisConv2d):
         check_replaceable(layer)
     assert isinstance(layer, Layer)
-    for shared in (layer, *layer.parameters()):
-        if len(places[id(shared)]) > 1:
-            kind = "layer" if shared is layer else "parameter"
-            raise ValueError(
-                f"The same {kind} is used at {' and '.join(map(repr, places[id(shared)]))}; only "
-                "what is used in one place can be exchanged."
-            )
-    hooks = (
-        layer._forward_hooks,
-        layer._forward_pre_hooks,
-        layer._backward_hooks,
-        layer._backward_pre_hooks,
-    )
-    if any(hooks):
-        raise ValueError("It carries hooks, which the new layer would not have; remove them first.")
+    if reason := obstacle(layer, places, kept=[layer.bias]):
+        raise ValueError(f"{reason[0].upper()}{reason[1:]}.")
     if isinstance(value, int) and not isinstance(value, bool):
         filters = value
     elif isinstance(value, float) and 0 < value <= 1:
@@ -253,6 +241,19 @@ def _momentum(optimizer: Optimizer, old: Layer, new: Layer) -> list[tuple[nn.Par
         (parameter, torch.empty_like(parameter).copy_(matrix.view(parameter.shape)))
         for parameter, matrix in zip(_weights(new).values(), matrices, strict=True)
     ]
+
+
+def _check_momentum(optimizer: Optimizer, layers: Sequence[Layer]) -> None:
+    """Raise TypeError if a momentum would be lost that may be worth as much as that of SGD."""
+    if isinstance(optimizer, SGD) or type(optimizer).__module__.partition(".optim")[0] == "torch":
+        return
+    for layer in layers:
+        if any(MOMENTUM in optimizer.state.get(p, {}) for p in _weights(layer).values()):
+            raise TypeError(
+                f"{type(optimizer).__name__} keeps a {MOMENTUM!r}, and what it is worth for other "
+                "weights is known of torch's optimizers alone; pass optimizer=None and build a new "
+                "optimizer afterwards."
+            )
 
 
 def _record(old: Layer, new: Layer) -> ConvertedLayer:

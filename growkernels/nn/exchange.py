@@ -1,15 +1,29 @@
-"""Exchanging parts of a model under an optimizer that keeps the state of all other parameters."""
+"""Exchanging parts of a model: may a layer be exchanged, and what becomes of what it carries.
+
+Every surgery asks here first (``obstacle``, ``check_takes_parameters``), so that what would be lost
+is refused in a sentence before anything changes: hooks on the layer or on the gradients of its
+parameters, weights that are computed from others, uses in other places. Gradients and the
+optimizer's state go along where they have a meaning for the new parameters (``carry_state``), and a
+new parameter gets what its optimizer's next step needs (``start_state``). On any error everything
+is as before (``undone_on_error``).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
-from torch.optim import LBFGS, Adagrad, Optimizer
+import torch
+from torch import Tensor, nn
+from torch.optim import LBFGS, SGD, Adagrad, Muon, Optimizer, SparseAdam
+
+from growkernels.nn.weights import why_computed, why_watched
 
 ParamGroup = dict[str, Any]
+Places = Mapping[int, Sequence[str]]
+MOMENTUM = "momentum_buffer"
 
 
 def check_plain_module(model: object) -> None:
@@ -24,18 +38,105 @@ def check_plain_module(model: object) -> None:
         )
 
 
+def places_of(model: nn.Module) -> Places:
+    """Where each module and parameter of a model is used: id -> paths."""
+    places: defaultdict[int, list[str]] = defaultdict(list)
+    for path, module in model.named_modules(remove_duplicate=False):
+        places[id(module)].append(path)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        places[id(parameter)].append(name)
+    return places
+
+
+def obstacle(layer: nn.Module, places: Places, kept: Iterable[Tensor | None] = ()) -> str | None:
+    """Why a layer of a model cannot be exchanged for another one, as a clause; None: it can.
+
+    Args:
+        layer: the layer, which goes with all that is in it.
+        places: of its model.
+        kept: those of its parameters that the new layer has too, with their hooks.
+    """
+    for part in (*layer.modules(), *layer.parameters()):
+        paths = places[id(part)]
+        if len(paths) > 1:
+            kind = "layer" if isinstance(part, nn.Module) else "parameter"
+            return (
+                f"the same {kind} is used at {' and '.join(map(repr, paths))}; what is used in "
+                "several places cannot be exchanged"
+            )
+    for module in layer.modules():
+        if reason := why_computed(module):
+            return f"{reason}; make it an ordinary parameter first"
+    if any(has_hooks(module) for module in layer.modules()):
+        return "it carries hooks, which the new layer would not have; remove them first"
+    stay = {id(parameter) for parameter in kept}
+    if reason := why_watched((n, p) for n, p in layer.named_parameters() if id(p) not in stay):
+        return f"{reason}; remove them first"
+    return None
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a module carries hooks, which are lost if another module takes its place."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or module._state_dict_hooks
+        or module._state_dict_pre_hooks
+        or module._load_state_dict_pre_hooks
+        or module._load_state_dict_post_hooks
+    )
+
+
 def check_takes_parameters(optimizer: Optimizer) -> None:
     """Raise TypeError unless this is an optimizer whose state can take a new parameter."""
+    check_follows(optimizer)
+    if isinstance(optimizer, Adagrad):
+        raise TypeError(
+            "Adagrad lays out its state when it is built, so no parameter can join it; pass "
+            "optimizer=None and build a new optimizer afterwards."
+        )
+
+
+def check_follows(optimizer: Optimizer) -> None:
+    """Raise TypeError unless an optimizer's parameters can be exchanged for others."""
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
             f"optimizer is a {type(optimizer).__name__}; pass the model's torch.optim optimizer, "
             "or None."
         )
-    if isinstance(optimizer, LBFGS | Adagrad):
+    name = type(optimizer).__name__
+    if isinstance(optimizer, LBFGS):
         raise TypeError(
-            f"{type(optimizer).__name__} lays out its state when it is built, so no parameter can "
-            "join it; pass optimizer=None and build a new optimizer afterwards."
+            "LBFGS lays out its state when it is built, so no parameter can join it; pass "
+            "optimizer=None and build a new optimizer afterwards."
         )
+    if isinstance(optimizer, SparseAdam):
+        raise TypeError(
+            "SparseAdam takes sparse gradients alone, and those of new parameters are dense; pass "
+            "optimizer=None and build another optimizer afterwards."
+        )
+    if inner := _wrapped(optimizer):
+        attribute, kind = inner
+        raise TypeError(
+            f"{name} wraps an optimizer ({kind}, its {attribute!r}), whose state would not follow "
+            "an exchange of parameters; pass optimizer=None and build both anew afterwards."
+        )
+
+
+def _wrapped(optimizer: Optimizer) -> tuple[str, str] | None:
+    """The attribute in which an optimizer holds another one, and the type of that."""
+    for attribute, value in vars(optimizer).items():
+        held: Iterable[object] = (value,)
+        if isinstance(value, list | tuple):
+            held = value
+        elif isinstance(value, dict) and attribute != "state":
+            held = value.values()
+        for entry in held:
+            if isinstance(entry, Optimizer) and entry is not optimizer:
+                return attribute, type(entry).__name__
+    return None
 
 
 def check_holds_parameters(model: nn.Module, optimizer: Optimizer) -> None:
@@ -76,41 +177,116 @@ def exchange_parameters(
         added: list[nn.Parameter] = list(new.values()) if place == 0 else []
         group["params"][index : index + 1] = added
         optimizer.state.pop(parameter, None)
+        for joined in added:
+            start_state(optimizer, group, joined)
 
 
 def _spliced(names: Sequence[str], index: int, new: Sequence[str]) -> list[str]:
     return [*names[:index], *new, *names[index + 1 :]]
 
 
-@contextmanager
-def undone_on_error(model: nn.Module, optimizer: Optimizer | None) -> Iterator[None]:
-    """If the block raises, model and optimizer get back what they held.
+def start_state(optimizer: Optimizer, group: ParamGroup, parameter: nn.Parameter) -> None:
+    """What a parameter that joined a group needs for the optimizer's next step.
 
-    That is every module's attributes, children, parameters and buffers, the optimizer's groups and
-    which parameter has which state; the contents of tensors are not kept, so the block must not
-    write into existing ones.
+    torch's fused SGD takes the momentum of all parameters of a group or of none; a momentum of 0
+    does what none does (but for a dampening, which then damps the first gradient too).
+
+    Raises:
+        TypeError: the optimizer cannot step with this parameter.
     """
-    attributes = [(module, _own_copy(vars(module))) for module in model.modules()]
-    groups = [(group, dict(group)) for group in getattr(optimizer, "param_groups", [])]
-    lists = [(group["params"], list(group["params"])) for group, _ in groups]
-    state = dict(getattr(optimizer, "state", {}))
+    if isinstance(optimizer, Muon) and parameter.dim() != 2:
+        raise TypeError(
+            f"Muon takes matrices alone, and the new layer has a parameter of shape "
+            f"{tuple(parameter.shape)}; pass optimizer=None and give the new parameters to your "
+            "optimizers afterwards."
+        )
+    if isinstance(optimizer, SGD) and group.get("fused") and group["momentum"]:
+        states = (optimizer.state.get(p, {}) for p in group["params"])
+        if any(state.get(MOMENTUM) is not None for state in states):
+            optimizer.state[parameter].setdefault(MOMENTUM, torch.zeros_like(parameter))
+
+
+def state_obstacle(optimizer: Optimizer, parameter: nn.Parameter) -> str | None:
+    """Why a parameter's state cannot be cut or enlarged like the parameter; None: it can."""
+    for key, value in optimizer.state.get(parameter, {}).items():
+        if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
+            return (
+                f"{type(optimizer).__name__} keeps {key!r} of shape {tuple(value.shape)} for a "
+                f"parameter of shape {tuple(parameter.shape)}"
+            )
+    return None
+
+
+def exchange_with_state(
+    optimizer: Optimizer,
+    name: str,
+    old: nn.Parameter,
+    new: Mapping[str, nn.Parameter],
+    pieces: Callable[[Tensor], Sequence[Tensor]],
+) -> None:
+    """Put the pieces of an old parameter in its place, each with its piece of the state.
+
+    Args:
+        name, old: the old parameter, of which ``state_obstacle`` knows nothing.
+        new: the new ones, each a piece of the old one's values, under the names they have.
+        pieces: those of any tensor that is shaped like the old parameter. Step counts and other
+            numbers are the same for all.
+    """
+    state = dict(optimizer.state.get(old, {}))
+    exchange_parameters(optimizer, {name: old}, new)
+    for key, value in state.items():
+        parts: Sequence[Any] = [value] * len(new)
+        if isinstance(value, Tensor):
+            parts = pieces(value) if value.dim() else [value.clone() for _ in new]
+        for parameter, part in zip(new.values(), parts, strict=True):
+            optimizer.state[parameter][key] = part
+
+
+@contextmanager
+def undone_on_error(
+    model: nn.Module, optimizer: Optimizer | None, *others: object
+) -> Iterator[None]:
+    """If the block raises, model, optimizer and other objects get back what they held.
+
+    That is every module's attributes, children, parameters, buffers and hooks, the optimizer's
+    groups and which parameter has which state, and the attributes of the others; the contents of
+    tensors are not kept, so the block must not write into existing ones.
+    """
+    kept = [_Kept(vars(module)) for module in model.modules()]
+    kept += [_Kept(vars(other)) for other in others]
+    if isinstance(optimizer, Optimizer):
+        kept += [_Kept(group) for group in optimizer.param_groups]
+        kept += [_Kept(optimizer.state)]
     try:
         yield
     except BaseException:
-        for module, kept in attributes:
-            vars(module).clear()
-            vars(module).update(kept)
-        for group, kept_group in groups:
-            group.clear()
-            group.update(kept_group)
-        for params, kept_params in lists:
-            params[:] = kept_params
-        if isinstance(optimizer, Optimizer):
-            optimizer.state.clear()
-            optimizer.state.update(state)
+        for entry in kept:
+            entry.restore()
         raise
 
 
-def _own_copy(attributes: dict[str, Any]) -> dict[str, Any]:
-    inner = ("_modules", "_parameters", "_buffers")
-    return {name: dict(v) if name in inner else v for name, v in attributes.items()}
+CONTAINERS = (dict, OrderedDict, defaultdict, list)
+
+
+class _Kept:
+    """The entries of a dict, and those of dicts and lists directly in it, to be put back.
+
+    They are put back into the same containers, because others (the handles of hooks) hold these.
+    """
+
+    def __init__(self, table: dict[Any, Any]) -> None:
+        self._table = table
+        self._entries = dict(table)
+        self._inner = [
+            (value, value.copy()) for value in table.values() if type(value) in CONTAINERS
+        ]
+
+    def restore(self) -> None:
+        self._table.clear()
+        self._table.update(self._entries)
+        for value, entries in self._inner:
+            value.clear()
+            if isinstance(value, list):
+                value.extend(entries)
+            else:
+                value.update(entries)

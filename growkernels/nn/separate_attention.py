@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from growkernels.nn.attention import Attention
 from growkernels.nn.exchange import (
+    Places,
     check_holds_parameters,
     check_plain_module,
     check_takes_parameters,
-    exchange_parameters,
+    exchange_with_state,
+    obstacle,
+    places_of,
+    state_obstacle,
     undone_on_error,
 )
 
@@ -105,12 +107,13 @@ def separate_attention(model: nn.Module, optimizer: Optimizer | None = None) -> 
     if optimizer is not None:
         check_takes_parameters(optimizer)
         check_holds_parameters(model, optimizer)
+    places = places_of(model)
     skipped: dict[str, str] = {}
     found: dict[str, nn.Module] = {}
     for path, module in model.named_modules():
         if not _is_packed(module):
             continue
-        if reason := _obstacle(model, path, module):
+        if reason := _why_not(model, path, module, places):
             skipped[path] = reason
         else:
             found[path] = module
@@ -120,11 +123,20 @@ def separate_attention(model: nn.Module, optimizer: Optimizer | None = None) -> 
             "The model has no attention to separate: it needs torch's nn.MultiheadAttention or "
             f"timm's Attention as a submodule{reasons}."
         )
+    for module in found.values():
+        for parameter in _packed(module)[1]:
+            if optimizer is None or parameter is None:
+                continue
+            if reason := state_obstacle(optimizer, parameter):
+                raise ValueError(
+                    f"{reason}, which cannot be cut; pass optimizer=None and build a new optimizer "
+                    "afterwards."
+                )
     with undone_on_error(model, optimizer):
         for path, module in found.items():
             parent, _, child = path.rpartition(".")
             model.get_submodule(parent)._modules[child] = _separated(module, optimizer)
-    return Separation(tuple(found), skipped)
+        return Separation(tuple(found), skipped)
 
 
 def _is_packed(module: nn.Module) -> bool:
@@ -132,19 +144,15 @@ def _is_packed(module: nn.Module) -> bool:
     return isinstance(module, nn.MultiheadAttention) or (of_timm and hasattr(module, "qkv"))
 
 
-def _obstacle(model: nn.Module, path: str, module: Any) -> str | None:
+def _why_not(model: nn.Module, path: str, module: Any, places: Places) -> str | None:
     parent = model.get_submodule(path.rpartition(".")[0])
     if module is model:
         return "it is the model itself, which cannot be exchanged inside itself"
     if isinstance(parent, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
         return f"torch's {type(parent).__name__} reads its packed weights or calls it with masks"
-    uses = Counter(id(m) for _, m in model.named_modules(remove_duplicate=False))
-    uses.update(id(p) for _, p in model.named_parameters(remove_duplicate=False))
-    inner = [*module.modules(), *module.parameters()]
-    if any(uses[id(part)] > 1 for part in inner):
-        return "it, or a part of it, is used in several places"
-    if any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in module.modules()):
-        return "it carries hooks, which the new module would not have"
+    projection = module.out_proj if isinstance(module, nn.MultiheadAttention) else module.proj
+    if reason := obstacle(module, places, kept=projection.parameters()):
+        return reason
     if isinstance(module, nn.MultiheadAttention):
         if type(module) is not nn.MultiheadAttention:
             return f"what the forward of a {type(module).__name__} does is not known"
@@ -173,11 +181,10 @@ def _separated(old: Any, optimizer: Optimizer | None) -> Attention:
     kind: type[Attention] = TorchAttention if of_torch else TimmAttention
     heads = old.num_heads
     projection = old.out_proj if of_torch else old.proj
-    with torch.device("meta"):  # the parameters come from the old module
-        new = kind(projection.out_features, heads, projection.in_features)
+    # On the meta device: the parameters come from the old module.
+    new = kind(projection.out_features, heads, projection.in_features, device="meta")
     new.train(old.training)
-    weights = ("in_proj_weight", "in_proj_bias") if of_torch else ("qkv.weight", "qkv.bias")
-    packed = (old.in_proj_weight, old.in_proj_bias) if of_torch else (old.qkv.weight, old.qkv.bias)
+    weights, packed = _packed(old)
     for kind_of, name, parameter in zip(("weight", "bias"), weights, packed, strict=True):
         parts: dict[str, nn.Parameter] = {}
         for index, projected in enumerate(PROJECTIONS):
@@ -185,11 +192,11 @@ def _separated(old: Any, optimizer: Optimizer | None) -> Attention:
             if parameter is None:
                 layer.register_parameter(kind_of, None)
                 continue
-            value = parameter.detach().chunk(3)[index].clone()
+            value = _thirds(parameter.detach())[index]
             parts[f"{projected}.{kind_of}"] = nn.Parameter(value, parameter.requires_grad)
             layer.register_parameter(kind_of, parts[f"{projected}.{kind_of}"])
         if optimizer is not None and parameter is not None:
-            _cut_state(optimizer, name, parameter, parts)
+            exchange_with_state(optimizer, name, parameter, parts, _thirds)
     new.proj.weight, new.proj.bias = projection.weight, projection.bias
     if isinstance(new, TorchAttention):
         new.dropout = old.dropout
@@ -200,28 +207,15 @@ def _separated(old: Any, optimizer: Optimizer | None) -> Attention:
     return new
 
 
-def _cut_state(
-    optimizer: Optimizer, name: str, packed: nn.Parameter, parts: dict[str, nn.Parameter]
-) -> None:
-    """Put the parts of a packed parameter in its place, each with its part of the state."""
-    state = optimizer.state.get(packed, {})
-    cut: list[dict[str, Any]] = [{} for _ in parts]
-    for key, value in state.items():
-        pieces: tuple[Any, ...] = (value,) * 3
-        if isinstance(value, Tensor) and value.dim():
-            if value.shape != packed.shape:
-                raise ValueError(
-                    f"{type(optimizer).__name__} keeps {key!r} of shape {tuple(value.shape)} for a "
-                    f"parameter of shape {tuple(packed.shape)}, which cannot be cut; pass "
-                    "optimizer=None and build a new optimizer afterwards."
-                )
-            pieces = value.chunk(3)
-        for piece, own in zip(pieces, cut, strict=True):
-            own[key] = piece.clone() if isinstance(piece, Tensor) else piece
-    exchange_parameters(optimizer, {name: packed}, parts)
-    for parameter, own in zip(parts.values(), cut, strict=True):
-        if own:
-            optimizer.state[parameter] = own
+def _packed(module: Any) -> tuple[tuple[str, str], tuple[nn.Parameter, nn.Parameter | None]]:
+    """The names of the packed weight and bias, and these."""
+    if isinstance(module, nn.MultiheadAttention):
+        return ("in_proj_weight", "in_proj_bias"), (module.in_proj_weight, module.in_proj_bias)
+    return ("qkv.weight", "qkv.bias"), (module.qkv.weight, module.qkv.bias)
+
+
+def _thirds(packed: Tensor) -> list[Tensor]:
+    return [part.clone() for part in packed.chunk(3)]
 
 
 def _rename(optimizer: Optimizer | None, layer: nn.Module, old: str, new: str) -> None:

@@ -208,8 +208,8 @@ class LayerInsertion:
             )
         old_modules = [self.model.get_submodule(p.name) for p in self.positions]
         h = self._recorder.samples[position]
-        before = None if sample is None else outputs_in_eval_mode(self.model, sample)
-        with undone_on_error(self.model, optimizer):
+        with undone_on_error(self.model, optimizer, self):
+            before = None if sample is None else outputs_in_eval_mode(self.model, sample)
             new = insert_identity(
                 self.model,
                 place,
@@ -222,9 +222,9 @@ class LayerInsertion:
             if before is not None:
                 check_same_output(before, outputs_in_eval_mode(self.model, sample))
             recorder = self._watch(self._positions_after(old_modules, place, new))
-        self._recorder.remove()
-        self._recorder = recorder
-        return new
+            self._recorder.remove()
+            self._recorder = recorder
+            return new
 
     def close(self) -> None:
         """Take the hooks off the model."""

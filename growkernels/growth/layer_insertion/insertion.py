@@ -16,6 +16,7 @@ from growkernels.growth.records import append_record, repeats
 from growkernels.growth.same_function import TOLERANCE
 from growkernels.growth.surgery import groups_for_new_layer, insert_after, join_groups
 from growkernels.nn import identity_layer
+from growkernels.nn.weights import weight_parameters
 
 
 @repeats(*KINDS)
@@ -48,8 +49,8 @@ def insert_identity(
     With ``sample``, an h of this position, the new layer is checked on it first.
     """
     # Under autocast h has another dtype than the parameters: those of the layer in front decide.
-    layers = layers_before(model, position.name)
-    like = layers[0].weight if layers else sample
+    weights = [p for layer in layers_before(model, position.name) for p in weight_parameters(layer)]
+    like = weights[0] if weights else sample
     new = identity_layer(
         position.kind,
         width,

@@ -5,15 +5,18 @@ A position is the path of a module; the new layer goes behind it, on its output 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
-from growkernels.growth.module_graph import chains, layers_before
+from growkernels.growth.layouts import layout_behind, runs_as
+from growkernels.growth.module_graph import chains, is_plain_sequential, layers_before
 from growkernels.nn import Conv2dReLU, LinearReLU, ResidualBlock
+from growkernels.nn.weights import weight_names
 
 KINDS = ("linear_relu", "residual", "conv2d_relu")
+KIND_BEHIND_RELU = {"features": "linear_relu", "images": "conv2d_relu"}
 
 
 @dataclass(frozen=True)
@@ -27,9 +30,11 @@ class Position:
 def find_positions(model: nn.Module, kinds: Collection[str] | None = None) -> list[Position]:
     """Every position that can be told from the model's structure, in registration order.
 
-    * ``"linear_relu"``, ``"conv2d_relu"``: after a ReLU that follows a Linear or Conv2d in the
-      same (possibly nested) Sequential, normalisation and the like in between allowed, and after
-      every LinearReLU and Conv2dReLU;
+    * ``"linear_relu"``, ``"conv2d_relu"``: after a ReLU that follows a linear layer or 2d
+      convolution (torch's or this package's) in the same (possibly nested) Sequential, and after
+      every LinearReLU and Conv2dReLU. In between may be normalisation, other activations, dropout
+      and, behind convolutions, pooling and the like; not what reshapes, nor modules that are not
+      torch's, because then it is not known what the ReLU acts on (``growth.layouts``);
     * ``"residual"``: after every ResidualBlock, and after the module in front of one in the same
       (possibly nested) Sequential.
 
@@ -38,14 +43,11 @@ def find_positions(model: nn.Module, kinds: Collection[str] | None = None) -> li
     """
     positions = {}
     for chain in chains("", model):
-        producer: nn.Module | None = None
+        layout: str | None = None
         for index, (name, module) in enumerate(chain):
             follower = chain[index + 1][1] if index + 1 < len(chain) else None
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                producer = module
-            elif isinstance(module, nn.Flatten | nn.Unflatten) or any(module.children()):
-                producer = None  # what a ReLU behind it acts on is not known
-            kind = _kind_behind(module, producer, follower)
+            layout = layout_behind(module, layout)
+            kind = _kind_behind(module, layout, follower)
             if kind is not None and name and (kinds is None or kind in kinds):
                 positions[name] = Position(name, kind)
     order = [name for name, _ in model.named_modules(remove_duplicate=False)]
@@ -75,7 +77,7 @@ def named_positions(model: nn.Module, names: Sequence[str] | Mapping[str, str]) 
             )
         kind = names[name] if isinstance(names, Mapping) else found.get(name)
         if kind is None and isinstance(modules[name], nn.ReLU):
-            kind = _relu_kind(_last_producer(model, name))
+            kind = _kind_of_named_relu(model, name)
         if kind is None:
             raise ValueError(
                 f"The kind of layer to insert at {name!r} ({type(modules[name]).__name__}) cannot "
@@ -90,22 +92,38 @@ def named_positions(model: nn.Module, names: Sequence[str] | Mapping[str, str]) 
     return positions
 
 
-def _kind_behind(
-    module: nn.Module, producer: nn.Module | None, follower: nn.Module | None
-) -> str | None:
+def _kind_behind(module: nn.Module, layout: str | None, follower: nn.Module | None) -> str | None:
     if isinstance(module, ResidualBlock) or isinstance(follower, ResidualBlock):
         return "residual"
-    if isinstance(module, LinearReLU | Conv2dReLU | nn.ReLU):
-        return _relu_kind(producer)
+    if runs_as(module, (nn.ReLU, LinearReLU, Conv2dReLU)) and layout is not None:
+        return KIND_BEHIND_RELU[layout]
     return None
 
 
-def _relu_kind(producer: nn.Module | None) -> str | None:
-    if isinstance(producer, nn.Conv2d):
-        return "conv2d_relu"
-    return "linear_relu" if isinstance(producer, nn.Linear) else None
+def _kind_of_named_relu(model: nn.Module, name: str) -> str | None:
+    """What a ReLU between layers that a hand-written forward connects acts on, if that is clear.
+
+    It is where all that is registered between it and the next layer in front keeps the axes, or
+    where no layer is in front and all layers of the model agree.
+    """
+    layout: str | None = None
+    layer_in_front = False
+    for path, module in _registered("", model, name):
+        if path == name:
+            break
+        layout = layout_behind(module, layout)
+        layer_in_front |= any(weight_names(part) for part in module.modules())
+    if not layer_in_front:
+        layouts = {layout_behind(layer, None) for layer in layers_before(model, name)}
+        layout = layouts.pop() if len(layouts) == 1 else None
+    return None if layout is None else KIND_BEHIND_RELU[layout]
 
 
-def _last_producer(model: nn.Module, name: str) -> nn.Module | None:
-    layers = layers_before(model, name)
-    return layers[0] if layers else None
+def _registered(prefix: str, parent: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
+    """Modules in registration order, taken apart where `name` is inside, and Sequentials."""
+    for child_name, child in parent.named_children():
+        path = f"{prefix}{child_name}"
+        if name.startswith(f"{path}.") or is_plain_sequential(child):
+            yield from _registered(f"{path}.", child, name)
+        else:
+            yield path, child

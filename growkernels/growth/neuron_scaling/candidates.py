@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from growkernels.growth.module_graph import activations, followers
-from growkernels.nn import Attention
+from growkernels.nn import Attention, BasisConv2d
 from growkernels.nn.grown_layers import Branch, GrownConv2d, GrownLinear
+from growkernels.nn.weights import why_computed
 
 LAYER_TYPES = ("linear", "conv2d")
 WIDTHS = ("fc1", "v", "qk")
@@ -141,6 +143,11 @@ def _root(model: nn.Module, name: str) -> str:
 
 def _why_not(model: nn.Module, name: str, module: nn.Module, kinds: Collection[str]) -> str | None:
     """None for a layer to grow, a reason for one that looks like it, "" for anything else."""
+    if isinstance(module, BasisConv2d):
+        return (
+            "its filters are mixed out of few common ones; growkernels.nn.convert gives back a "
+            "convolution, which can be grown"
+        )
     if not isinstance(module, nn.Linear | nn.Conv2d):
         return ""
     kind = "linear" if isinstance(module, nn.Linear) else "conv2d"
@@ -151,8 +158,16 @@ def _why_not(model: nn.Module, name: str, module: nn.Module, kinds: Collection[s
     parent, _, child = name.rpartition(".")
     if child == "minus" and isinstance(model.get_submodule(parent), Branch):
         return "it always receives the gradients of its partner, 'plus'"
+    if "parametrizations" in module._modules:
+        return f"{why_computed(module)}, which the grown layer would not have"
     if type(module) not in (nn.Linear, nn.Conv2d, GrownLinear, GrownConv2d):
         return f"what the forward of a {type(module).__name__} does with its weights is not known"
+    if isinstance(module.weight, UninitializedParameter):
+        return "it is lazy and has no weights yet"
+    if not module.weight.is_floating_point():
+        return f"its weight is {module.weight.dtype}, and neurons are grown in real numbers alone"
+    if not module.weight.numel():
+        return "it has no weights: no inputs or no outputs"
     if isinstance(module, nn.Conv2d):
         if module.groups != 1 or module.padding_mode != "zeros":
             return "it is a convolution with groups, or with padding other than zeros"
@@ -208,6 +223,5 @@ def _can_be_widened(model: nn.Module, *names: str) -> bool:
     """
     layers = [model.get_submodule(name) for name in names]
     return all(
-        type(layer) in (nn.Linear, GrownLinear) and "weight" in layer._parameters
-        for layer in layers
+        type(layer) in (nn.Linear, GrownLinear) and why_computed(layer) is None for layer in layers
     )

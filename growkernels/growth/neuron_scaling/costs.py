@@ -91,9 +91,9 @@ def forward_flops(model: nn.Module, sample: Any) -> int:
         sample: the model's input (a tuple for several arguments); the count is for all of it.
     """
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     counter = FlopCounterMode(display=False)
     try:
+        model.eval()
         # The fused attention kernels of the CPU are not counted; the plain one is.
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
             model(*sample) if isinstance(sample, tuple) else model(sample)

@@ -12,6 +12,7 @@ from torch import Tensor, distributed, nn
 
 from growkernels.growth.neuron_scaling.candidates import Candidate
 from growkernels.growth.neuron_scaling.samples import LayerSample, Recording
+from growkernels.nn.weights import current_value
 from growkernels.ops.splitting import splitting_hvp, splitting_hvp_conv2d, splitting_weight
 from growkernels.solvers import smallest_eigenpairs, splitting_eigs
 
@@ -97,7 +98,7 @@ def scores(
         if criterion == "random":
             found = -torch.rand(len(layer.weight), generator=chooser, dtype=torch.float64)
         elif criterion == "magnitude":
-            found = -layer.weight.detach().double().flatten(1).norm(dim=1)
+            found = -current_value(layer).double().flatten(1).norm(dim=1)
         elif sample is None:
             raise RuntimeError(f"Layer {candidate.name!r} has not been recorded.")
         elif criterion == "gradient_sum":

@@ -281,15 +281,15 @@ class NeuronScaling:
         must_move = {c.name for c in self._candidates if gated or c.widening is not None}
         values = initial_values(self.model, chosen, init, scale, must_move)
         record = growth_step.plan(self._candidates, chosen, self.form, gain, self.depth)
-        before = None if sample is None else outputs_in_eval_mode(self.model, sample)
-        with undone_on_error(self.model, optimizer):
+        with undone_on_error(self.model, optimizer, self):
+            before = None if sample is None else outputs_in_eval_mode(self.model, sample)
             growth_step.apply(self.model, record, optimizer, values)
             if before is not None:
                 after = outputs_in_eval_mode(self.model, sample)
                 check_same_output(before, after, TOLERANCE)
             candidates, recorder = self._watch()
-        self._recorder.remove()
-        self._candidates, self._recorder = candidates, recorder
+            self._recorder.remove()
+            self._candidates, self._recorder = candidates, recorder
 
     def close(self) -> None:
         """Take the hooks off the model.

@@ -14,7 +14,9 @@ from growkernels.growth.neuron_scaling.candidates import Candidate
 from growkernels.growth.neuron_scaling.selection import Selection
 from growkernels.growth.records import append_record, repeats
 from growkernels.growth.surgery import groups_for_new_layer, join_groups
+from growkernels.nn.exchange import check_follows, exchange_with_state, state_obstacle
 from growkernels.nn.grown_layers import Branch, GrownConv2d, GrownLinear, with_branches
+from growkernels.nn.weights import why_computed, why_watched
 
 RECORD_KIND = "neurons"  # of this growth's records
 
@@ -73,6 +75,10 @@ def apply(
         ValueError: a record that does not fit the model.
         TypeError: an optimizer whose state cannot take new parameters.
     """
+    if optimizer is not None:
+        check_follows(optimizer)
+    for width in record["width"]:
+        _check_widened(model, width, optimizer)
     for name, outputs in record["depth"].items():
         layer = _layer(model, name)
         if max(outputs) >= len(layer.weight):
@@ -203,24 +209,31 @@ def _replace(
     if old.grad is not None:
         new.grad = enlarged(old.grad)
     module._parameters[name] = new
-    if optimizer is None:
-        return
-    for group in optimizer.param_groups:
-        group["params"][:] = [new if p is old else p for p in group["params"]]
-    if old not in optimizer.state:
-        return
-    state = {}
-    for key, value in optimizer.state.pop(old).items():
-        if isinstance(value, Tensor) and value.dim():
-            if value.shape != old.shape:
-                raise TypeError(
-                    f"{type(optimizer).__name__} keeps {key!r} of shape {tuple(value.shape)} for a "
-                    f"parameter of shape {tuple(old.shape)}, which cannot be widened; grow with "
-                    "widen=() or with optimizer=None and a new optimizer."
+    if optimizer is not None:
+        exchange_with_state(optimizer, name, old, {name: new}, lambda value: [enlarged(value)])
+
+
+def _check_widened(model: nn.Module, width: Mapping[str, Any], optimizer: Optimizer | None) -> None:
+    """Raise unless the layers of one entry of ``width`` can get new rows and columns."""
+    follower = _linear(model, width["follower"])
+    edited: dict[str, list[nn.Module]] = {width["layer"]: [_linear(model, width["layer"])]}
+    # Behind fc1 and v, the branches of the follower read the new features too.
+    edited[width["follower"]] = [follower] if width["role"] == "qk" else [*follower.modules()]
+    for name, layers in edited.items():
+        for layer in layers:
+            own = list(layer.named_parameters(recurse=False))
+            if reason := why_computed(layer) or why_watched(own):
+                raise ValueError(
+                    f"Layer {name!r} cannot be widened: {reason}; change that first, or grow with "
+                    "widen=()."
                 )
-            value = enlarged(value)
-        state[key] = value
-    optimizer.state[new] = state
+            for _, parameter in own if optimizer is not None else ():
+                reason = None if optimizer is None else state_obstacle(optimizer, parameter)
+                if reason:
+                    raise TypeError(
+                        f"{reason}, which cannot be widened; grow with widen=() or with "
+                        "optimizer=None and a new optimizer."
+                    )
 
 
 def _layer(model: nn.Module, name: str) -> nn.Linear | nn.Conv2d:

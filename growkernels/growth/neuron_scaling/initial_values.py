@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from growkernels.growth.neuron_scaling.growth_step import NewNeurons
 from growkernels.growth.neuron_scaling.selection import Selection
+from growkernels.nn.weights import current_value
 
 INITS = ("parent", "eigenvector")
 
@@ -57,7 +58,7 @@ def _of_layer(
     layer = model.get_submodule(name)
     assert isinstance(layer, nn.Linear | nn.Conv2d)
     index = torch.tensor(outputs, device=layer.weight.device)
-    weight: Tensor = layer.weight.detach()
+    weight = current_value(layer)
     if max(outputs) >= len(weight):
         raise ValueError(
             f"The choice names output {max(outputs)} of layer {name!r}, which has {len(weight)} "
@@ -70,7 +71,10 @@ def _of_layer(
                 f"A chosen neuron of layer {name!r} has weights of 0, so a copy of it would never "
                 "get a gradient; train the layer first, or use init='eigenvector'."
             )
-        bias = own.new_zeros(len(index)) if layer.bias is None else layer.bias[index] * scale
+        if layer.bias is None:
+            bias = own.new_zeros(len(index))
+        else:
+            bias = current_value(layer, "bias")[index] * scale
         return NewNeurons(own, bias)
     norm = float(weight.flatten(1).norm(dim=1).square().mean().sqrt())
     direction = selection.scores.directions[name][
