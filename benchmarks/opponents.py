@@ -149,16 +149,16 @@ def splitting_hvp(x: Tensor, w: Tensor, v: Tensor) -> Tensor:
 
 def splitting_hvp_projected(x: Tensor, w: Tensor, v: Tensor) -> Tensor:
     """The same on a GPU by our own two kernels: w multiplied in the first product's epilogue."""
-    from growkernels.ops.splitting import gpu_plan, triton_launch
+    from growkernels.ops.splitting import triton_launch, triton_tiles
 
     properties = torch.cuda.get_device_properties(x.device)
-    generation = gpu_plan.generation((properties.major, properties.minor))
+    generation = triton_tiles.generation((properties.major, properties.minor))
     out = torch.empty_like(v)
     triton_launch.projected(
         triton_launch.linear_product(x, w, v),
         out,
-        gpu_plan.PROJECT[generation],
-        gpu_plan.COMBINE[generation],
+        triton_tiles.PROJECT[generation],
+        triton_tiles.COMBINE[generation],
         properties.multi_processor_count,
     )
     return out

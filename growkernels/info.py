@@ -13,7 +13,7 @@ import torch
 
 import growkernels
 from growkernels import _build_info
-from growkernels.ops.backends import BACKENDS, DEVICES, DTYPES, choose_backend
+from growkernels.ops.backends import DEVICES, DTYPES, EXAMPLES, choose_backend
 from growkernels.ops.gpu_support import gpu_kernels
 
 # The instruction sets that decide how fast the CPU kernels and oneDNN run.
@@ -70,7 +70,7 @@ def gpu_kernel_table() -> list[dict[str, Any]]:
 def backend_table() -> list[dict[str, Any]]:
     """One row per op, device and dtype: the backend that would run, and the refused ones."""
     rows = []
-    for op in BACKENDS:
+    for op in EXAMPLES:
         for device in DEVICES:
             for dtype in DTYPES:
                 choice = choose_backend(op, device, dtype)

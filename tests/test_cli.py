@@ -12,7 +12,7 @@ import torch
 
 from growkernels import cli, info
 from growkernels.experiments import sensli
-from growkernels.ops.backends import BACKENDS, DEVICES, DTYPES
+from growkernels.ops.backends import DEVICES, DTYPES, EXAMPLES
 
 COMMAND = str(Path(sys.executable).parent / "growkernels")
 
@@ -28,7 +28,7 @@ def test_info_as_json_holds_everything() -> None:
     assert report["environment"]["torch"] == torch.__version__
     assert report["built"]["torch"] == torch.__version__
     rows = {(row["op"], row["device"], row["dtype"]) for row in report["backends"]}
-    assert len(rows) == len(BACKENDS) * len(DEVICES) * len(DTYPES)
+    assert len(rows) == len(EXAMPLES) * len(DEVICES) * len(DTYPES)
     for row in report["backends"]:
         assert row["backend"] or row["refused"]
     for row in report["gpu_kernels"]:

@@ -91,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     # Triton reads it when a kernel is defined; an interpreted kernel cannot be compiled.
     os.environ.pop("TRITON_INTERPRET", None)
-    families = {name: f"growkernels.ops.{name}.triton_kernels" for name in triton_families()}
+    families = {name: f"triton_builds.{name}" for name in triton_families()}
     modules = {name: name for name in options.module} if options.module else families
     try:
         triton_kernels = compile_triton(modules, os.cpu_count() or 1)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from growkernels.ops.triton_build import TritonBuild
+    from triton_builds import TritonBuild
 
 ROOT = Path(__file__).resolve().parent.parent
 

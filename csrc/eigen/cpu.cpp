@@ -1,3 +1,4 @@
+#include "common/kernels_ran.h"
 #include "common/vector_width.h"
 #include "eigen/eigen.h"
 #include "eigen/jacobi.h"
@@ -84,6 +85,7 @@ std::tuple<at::Tensor, at::Tensor> symmetric_eigs(const at::Tensor& a) {
   if (values.numel() == 0) {
     return {values, vectors};
   }
+  note(Ran::Portable);
   const at::Tensor matrices = a.contiguous();
   AT_DISPATCH_FLOATING_TYPES(a.scalar_type(), "symmetric_eigs", [&] {
     const Matrices<scalar_t> all{matrices.const_data_ptr<scalar_t>(), values.mutable_data_ptr<scalar_t>(),

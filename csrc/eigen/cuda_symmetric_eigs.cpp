@@ -1,5 +1,6 @@
 // symmetric_eigs on CUDA: shapes, memory and the launch.
 
+#include "common/kernels_ran.h"
 #include "eigen/cuda_launch.h"
 #include "eigen/eigen.h"
 
@@ -17,9 +18,6 @@
 namespace growkernels::eigen {
 namespace {
 
-// cuSOLVER, which makes the host wait, is faster beyond; so many rows serve 42 eigenpairs.
-constexpr int64_t kMostRows = 256;
-
 int attribute(const at::Tensor& a, cudaDeviceAttr name) {
   int value = 0;
   C10_CUDA_CHECK(cudaDeviceGetAttribute(&value, name, a.device().index()));
@@ -29,13 +27,14 @@ int attribute(const at::Tensor& a, cudaDeviceAttr name) {
 std::tuple<at::Tensor, at::Tensor> symmetric_eigs(const at::Tensor& a) {
   check_matrices(a);
   const int64_t n = a.size(0), m = a.size(1);
-  if (m > kMostRows) {
+  if (cuda_obstacle(a) != nullptr) {
     return eigs_by_torch(a);
   }
   at::Tensor values = at::empty({n, m}, a.options()), vectors = at::empty({n, m, m}, a.options());
   if (values.numel() == 0) {
     return {values, vectors};
   }
+  note(Ran::Cuda);
   const c10::cuda::CUDAGuard guard(a.device());
   const at::Tensor matrices = a.contiguous();
   const SymmetricEigsLaunch plan(static_cast<int>(m), attribute(a, cudaDevAttrMaxSharedMemoryPerBlockOptin));

@@ -2,6 +2,8 @@
 
 #include "eigen/eigen.h"
 
+#include "common/kernels_ran.h"
+
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linalg_eigh.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
@@ -20,6 +22,7 @@ void check_matrices(const at::Tensor& a) {
 
 std::tuple<at::Tensor, at::Tensor> eigs_by_torch(const at::Tensor& a) {
   check_matrices(a);
+  note(Ran::Aten);
   const auto [values, columns] = at::linalg_eigh(a);
   return {values, columns.mT().contiguous()};
 }

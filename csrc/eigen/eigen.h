@@ -9,6 +9,9 @@ namespace growkernels::eigen {
 // Raises for anything but a floating-point [n, m, m].
 void check_matrices(const at::Tensor& a);
 
+// Why the CUDA kernel does not solve for these matrices; null where it does.
+const char* cuda_obstacle(const at::Tensor& a);
+
 // By torch.linalg.eigh.
 std::tuple<at::Tensor, at::Tensor> eigs_by_torch(const at::Tensor& a);
 

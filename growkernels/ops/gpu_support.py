@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -23,6 +23,27 @@ CUDA_OPS = {
     "virtual_grad": ("virtual_grads", "virtual_grad_norms"),
 }
 OLDEST_FOR_TRITON = (8, 0)
+
+
+class Gpu(NamedTuple):
+    """What plans need to know of a GPU, and of the software beside it."""
+
+    capability: tuple[int, int]
+    multiprocessors: int
+    shared_bytes: int  # that a program can have
+    triton: bool  # whether it is installed
+
+
+@lru_cache
+def gpu(device: torch.device | None = None) -> Gpu:
+    """The GPU that `device` is; None: the current one."""
+    properties: Any = torch.cuda.get_device_properties(device)
+    return Gpu(
+        (properties.major, properties.minor),
+        properties.multi_processor_count,
+        properties.shared_memory_per_block_optin,
+        find_spec("triton") is not None,
+    )
 
 
 class GpuKernels(NamedTuple):
@@ -44,7 +65,7 @@ class GpuKernels(NamedTuple):
 def gpu_kernels() -> list[GpuKernels]:
     """All GPU kernels that this package has, whether or not they are in this installation."""
     triton = [
-        GpuKernels(family, "Triton", ops, _triton_state(), triton_obstacle())
+        GpuKernels(family, "Triton", ops, _triton_state(), no_gpu() or triton_obstacle(gpu()))
         for family, ops in TRITON_OPS.items()
     ]
     cuda = [
@@ -72,15 +93,12 @@ def _in_torchs_words() -> str:
     return "0 devices"
 
 
-def triton_obstacle(device: torch.device | None = None) -> str | None:
-    """Why the Triton kernels cannot run on `device`; None: the current GPU."""
-    if find_spec("triton") is None:
+def triton_obstacle(gpu: Gpu) -> str | None:
+    """Why the Triton kernels cannot run on a GPU."""
+    if not gpu.triton:
         return "Triton is not installed"
-    if reason := no_gpu():
-        return reason
-    capability = torch.cuda.get_device_capability(device)
-    if capability < OLDEST_FOR_TRITON:
-        return f"the GPU is an sm_{_number(capability)}; the kernels need sm_80 or newer"
+    if gpu.capability < OLDEST_FOR_TRITON:
+        return f"the GPU is an sm_{_number(gpu.capability)}; the kernels need sm_80 or newer"
     return None
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from growkernels.ops import splitting_hvp
-from growkernels.ops.splitting.gpu import wide_product
+from growkernels.ops.splitting import wide_product
 from growkernels.solvers.batched_lanczos import (
     Matvec,
     Select,

@@ -14,7 +14,13 @@ from torch import Tensor
 
 import growkernels as gk
 from growkernels.ops.basis_conv import gpu, reference
-from growkernels.ops.basis_conv.triton_tiles import BACKWARD_TILES, FORWARD_TILES, ROW_TILES
+from growkernels.ops.basis_conv.plan import Tiles
+from growkernels.ops.basis_conv.triton_tiles import (
+    BACKWARD_TILES,
+    FORWARD_TILES,
+    ROW_TILES,
+    forward_tile,
+)
 
 pytestmark = pytest.mark.gpu
 
@@ -123,10 +129,10 @@ def test_every_forward_tile(dtype: torch.dtype, less: int) -> None:
         tensors = make(shape, dtype)
         expected = oracle(exact(tensors), shape)
         y, z = (unwritten((3, n, 9, 16), dtype) for n in (expected.shape[1], filters))
-        launch.convolve(*tensors, *shape.form, y, z, 1, tile)
+        launch.convolve(*tensors, *shape.form, y, z, tile)
         assert_close(y, expected)
         y = unwritten(y.shape, dtype)
-        launch.mix(z, *tensors[2:], y, 1, tile)
+        launch.mix(z, *tensors[2:], y, tile)
         assert_close(y, expected)
 
 
@@ -249,7 +255,9 @@ def test_nan_and_infinity(algorithm: str) -> None:
         x, basis, coeff, _ = make(shape, torch.bfloat16)
         x[0, :, 0, 0] = value
         y = unwritten((2, 36, 12, 12), torch.bfloat16)
-        gpu.forward(algorithm, x, basis.abs(), coeff.abs(), None, shape.form, y, None, 1)
+        chosen = Tiles(forward_tile(shape.filters, 288, torch.bfloat16, 1), None, 1)
+        positive = x, basis.abs(), coeff.abs()
+        gpu.forward(algorithm == "triton", chosen, *positive, None, shape.form, y, None)
         spread = ~y.isfinite().cpu()
         expected = torch.zeros_like(spread)
         expected[0, :, :2, :2] = True

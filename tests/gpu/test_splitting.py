@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import growkernels as gk
-from growkernels.ops.splitting import gpu, reference
-from growkernels.ops.splitting.gpu_plan import FUSED
+from growkernels.ops.splitting import plan, reference
+from growkernels.ops.splitting.triton_tiles import FUSED
 
 pytestmark = pytest.mark.gpu
 
@@ -241,7 +241,8 @@ def test_images_beyond_32_bit_offsets() -> None:
 
 
 def test_triton_is_what_runs() -> None:
-    x = torch.empty(1, device="cuda", dtype=torch.bfloat16)
-    assert gpu.plan_here(x, 50432, 384).backend == "fused"
-    assert gpu.plan_here(x, 50432, 768).backend == "projected"
-    assert gpu.weight_obstacle(x.device, x.dtype) is None
+    for width, backend in ((384, "fused"), (768, "projected")):
+        shapes = ((50432, width), (50432, 8), (8, width))
+        x, w, v = (torch.empty(shape, device="cuda", dtype=torch.bfloat16) for shape in shapes)
+        assert plan.plan_hvp(x, w, v).backend == backend
+        assert plan.plan_weight(w).backend == "triton"

@@ -21,15 +21,15 @@ from test_splitting import (
 from torch import Tensor
 from triton_interpreter import rounded_to_tf32
 
-from growkernels.ops.splitting import gpu, reference, triton_launch
-from growkernels.ops.splitting.gpu_plan import (
+from growkernels.ops.gpu_support import Gpu
+from growkernels.ops.splitting import gpu, plan, reference, triton_launch
+from growkernels.ops.splitting.triton_tiles import (
     COMBINE,
     FUSED,
     PROJECT,
     Tile,
     choose_splits,
     fused_tile,
-    plan,
     rows_per_pass,
 )
 
@@ -46,7 +46,7 @@ CONFIGURATIONS = [
     (tile, dtype) for (_, kind), tiles in FUSED.items() for tile in tiles for dtype in KINDS[kind]
 ]
 SMALL = Tile(16, 16, 16, 1, 4, 2, 1)
-CPU_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+H100 = Gpu((9, 0), 132, 227 * 1024, True)
 
 # Odd everywhere: images, filters of every neuron, strides, padding, dilation.
 CONVOLUTION: Any = ((2, 3, 7, 6), (5, 2, 3, 2), (2, 1), (1, 2), (1, 2))
@@ -126,7 +126,7 @@ def test_tf32_keeps_every_nan(bits: int) -> None:
 
 def test_passes_over_the_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     x, w, v = make((70, 18, 1, 20), torch.float16)
-    monkeypatch.setattr("growkernels.ops.splitting.gpu_plan._PASS_BYTES", 18 * 2 * 30)
+    monkeypatch.setattr("growkernels.ops.splitting.triton_tiles._PASS_BYTES", 18 * 2 * 30)
     assert rows_per_pass(70, 18 * 2, 16) == 32
     actual = projected(triton_launch.linear_product(x, w, v), v, SMALL, SMALL)
     check(actual, exact_product(x, w, v), plain_torch(x, w, v))
@@ -227,17 +227,16 @@ def test_weights_in_the_tails(name: str) -> None:
 
 
 @pytest.fixture
-def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+def hopper(pass_for_gpu: Callable[..., None]) -> None:
     """Makes the machine's CPU pass for a small GPU."""
-    monkeypatch.setattr(gpu, "_capability", lambda device: (9, 0))
-    monkeypatch.setattr(gpu, "_multiprocessors", lambda device: 2)
+    pass_for_gpu(gpu, plan, H100._replace(multiprocessors=2))
 
 
 @pytest.mark.usefixtures("hopper")
 @pytest.mark.parametrize("width", [24, 400])
 def test_the_registered_products(width: int) -> None:
     x, w, v = make((70, 5, 1, width), torch.bfloat16)
-    actual = gpu.splitting_hvp(CPU_KEYS, x, w, v)
+    actual = gpu.splitting_hvp(x, w, v)
     assert actual.shape == v.shape
     check(actual, exact_product(x, w, v), plain_torch(x, w, v))
 
@@ -246,7 +245,7 @@ def test_the_registered_products(width: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_the_registered_convolution(dtype: torch.dtype) -> None:
     x, w, v, params = make_conv(CONVOLUTION, dtype)
-    actual = gpu.splitting_hvp_conv2d(CPU_KEYS, x, w, v, *map(list, params))
+    actual = gpu.splitting_hvp_conv2d(x, w, v, *map(list, params))
     exact = reference.splitting_hvp_conv2d(x.double(), w.double(), v.double(), *params)
     check(actual, exact, plain_conv(x, w, v, params))
 
@@ -258,7 +257,7 @@ def test_the_registered_weights_keep_layout_and_take_any_strides(dtype: torch.dt
     grad = randn(2, 5, 4, 3, dtype=dtype, seed=1).transpose(2, 3)
     rows, expanded = randn(7, 6, dtype=dtype)[:, ::2], randn(1, 3, dtype=dtype).expand(7, 3)
     for g, preact in ((grad, z), (expanded, rows)):
-        actual = gpu.splitting_weight(CPU_KEYS, g, preact, "gelu", None)
+        actual = gpu.splitting_weight(g, preact, "gelu", None)
         assert actual.stride() == torch.empty_like(preact).stride()
         exact = reference.splitting_weight(g.double(), preact.double(), "gelu")
         check(actual, exact, reference.splitting_weight(g, preact, "gelu"))
@@ -269,33 +268,33 @@ def test_the_registered_weights_keep_layout_and_take_any_strides(dtype: torch.dt
 def test_zero_sizes(sizes: tuple[int, int, int]) -> None:
     rows, width, n = sizes
     x, w, v = torch.ones(rows, width), torch.ones(rows, n), torch.ones(n, width)
-    y = gpu.splitting_hvp(CPU_KEYS, x, w, v)
+    y = gpu.splitting_hvp(x, w, v)
     assert y.shape == v.shape
     assert y.eq(0).all()
-    assert gpu.splitting_weight(CPU_KEYS, w[:0], w[:0], "gelu", None).shape == (0, n)
+    assert gpu.splitting_weight(w[:0], w[:0], "gelu", None).shape == (0, n)
 
 
 @pytest.mark.usefixtures("hopper")
 def test_bad_input_is_refused_in_the_words_of_the_other_backends() -> None:
     x, w, v = torch.ones(5, 4), torch.ones(5, 3), torch.ones(3, 4)
     calls: list[tuple[str, Callable[[], object]]] = [
-        (r"splitting_hvp: v holds", lambda: gpu.splitting_hvp(CPU_KEYS, x, w, v[:, 1:])),
-        (r"unknown activation", lambda: gpu.splitting_weight(CPU_KEYS, w, w, "no", None)),
-        (r"x has shape", lambda: gpu.splitting_hvp_conv2d(CPU_KEYS, x, w, v, *([[1, 1]] * 3))),
+        (r"splitting_hvp: v holds", lambda: gpu.splitting_hvp(x, w, v[:, 1:])),
+        (r"unknown activation", lambda: gpu.splitting_weight(w, w, "no", None)),
+        (r"x has shape", lambda: gpu.splitting_hvp_conv2d(x, w, v, *([[1, 1]] * 3))),
     ]
     for message, call in calls:
         with pytest.raises(ValueError, match=message):
             call()
 
 
-def test_without_triton_it_is_aten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "triton_obstacle", lambda: "Triton is not installed")
+def test_without_triton_it_is_aten(pass_for_gpu: Callable[..., None]) -> None:
+    pass_for_gpu(gpu, plan, H100._replace(triton=False))
     x, w, v = make((20, 5, 1, 8), torch.bfloat16)
-    chosen = gpu.plan_here(x, 20, 8)
+    chosen = gpu.plan_hvp(x, w, v)
     assert chosen.backend == "aten"
     assert dict(chosen.refused)["fused"] == "Triton is not installed"
-    check(gpu.splitting_hvp(CPU_KEYS, x, w, v), exact_product(x, w, v), plain_torch(x, w, v))
-    assert gpu.splitting_weight(CPU_KEYS, w, w, "gelu", None).dtype == torch.bfloat16
+    check(gpu.splitting_hvp(x, w, v), exact_product(x, w, v), plain_torch(x, w, v))
+    assert gpu.splitting_weight(w, w, "gelu", None).dtype == torch.bfloat16
 
 
 def test_wide_products_start_on_the_gpu_that_has_the_tensors(
@@ -320,14 +319,14 @@ CHOICES: list[tuple[dict[str, Any], str, str | None]] = [
     ({}, "fused", None),
     ({"dtype": torch.float16}, "fused", None),
     ({"width": 385}, "projected", "385 columns do not fit into registers; 384 do"),
-    ({"width": 300, "capability": (8, 0)}, "projected", "256 do"),
+    ({"width": 300, "gpu": H100._replace(capability=(8, 0))}, "projected", "256 do"),
     ({"dtype": torch.float32, "width": 64}, "fused", None),
     ({"dtype": torch.float32, "width": 65}, "aten", "64 do"),
     ({"dtype": torch.float32, "tf32": True, "width": 128}, "fused", None),
     ({"dtype": torch.float32, "tf32": True, "width": 129}, "aten", "128 do"),
     ({"dtype": torch.float32, "patches": True, "width": 9}, "aten", "setting of TF32"),
     ({"dtype": torch.float64}, "aten", "float64 is left"),
-    ({"capability": (7, 5)}, "aten", "is 7.5; 8.0 is needed"),
+    ({"gpu": H100._replace(capability=(7, 5))}, "aten", "is an sm_75; the kernels need sm_80"),
     ({"rows": 2**31}, "aten", "counted in 32 bits"),
     ({"patches": True, "width": 576}, "projected", "576 columns"),
 ]
@@ -338,11 +337,12 @@ def test_the_choice_and_its_reasons(
     change: dict[str, Any], backend: str, reason: str | None
 ) -> None:
     request = {
-        "rows": 50432, "width": 384, "dtype": torch.bfloat16, "capability": (9, 0), "tf32": False,
+        "rows": 50432, "width": 384, "dtype": torch.bfloat16, "gpu": H100, "tf32": False,
     }  # fmt: skip
-    chosen = plan(**{**request, **change})
+    chosen = plan.plan_products(**{**request, **change})
     assert chosen.backend == backend
-    assert (chosen.tile is not None) == (backend == "fused")
+    assert isinstance(chosen.parameters, plan.Fused) == (backend == "fused")
+    assert (chosen.parameters is None) == (backend == "aten")
     if reason is None:
         assert chosen.refused == ()
     else:
@@ -350,14 +350,15 @@ def test_the_choice_and_its_reasons(
         assert backend not in dict(chosen.refused)
 
 
-def test_float32_follows_torchs_setting_of_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "_capability", lambda device: (9, 0))
+@pytest.mark.usefixtures("hopper")
+def test_float32_follows_torchs_setting_of_tf32() -> None:
+    call = make((100, 5, 1, 64), torch.float32)
     before = torch.backends.cuda.matmul.fp32_precision
     try:
         torch.backends.cuda.matmul.fp32_precision = "tf32"
-        assert gpu.plan_here(torch.ones(1), 100, 64).precision == "tf32"
+        assert gpu.plan_hvp(*call).parameters.precision == "tf32"
         torch.backends.cuda.matmul.fp32_precision = "ieee"
-        assert gpu.plan_here(torch.ones(1), 100, 64).precision == "ieee"
+        assert gpu.plan_hvp(*call).parameters.precision == "ieee"
     finally:
         torch.backends.cuda.matmul.fp32_precision = before
 

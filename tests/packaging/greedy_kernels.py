@@ -9,8 +9,7 @@ from collections.abc import Iterator
 
 import triton
 import triton.language as tl
-
-from growkernels.ops.triton_build import TritonBuild
+from triton_builds import TritonBuild
 
 
 @triton.jit

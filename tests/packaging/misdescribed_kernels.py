@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from greedy_kernels import normalize
-
-from growkernels.ops.triton_build import TritonBuild
+from triton_builds import TritonBuild
 
 
 def builds() -> Iterator[TritonBuild]:

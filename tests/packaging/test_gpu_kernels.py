@@ -21,9 +21,10 @@ pytest.importorskip("triton", reason="needs Triton, which compiles for a GPU wit
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     """In a process of its own: here Triton interprets kernels, or the GPU tests have compiled."""
+    paths = [str(Path(__file__).parent), str(ROOT)]
     return subprocess.run(
         [sys.executable, str(ROOT / "tools" / "gpu_kernels.py"), *arguments],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True,
         text=True,
     )
@@ -64,6 +65,24 @@ def test_a_build_that_leaves_out_an_argument_is_one_sentence() -> None:
     assert finished.returncode == 2
     assert "'incomplete' describes the arguments ['values']" in finished.stderr
     assert "Traceback" not in finished.stderr
+
+
+def test_every_tile_of_the_convolution_is_in_the_inventory() -> None:
+    from triton_builds import basis_conv
+
+    from growkernels.ops.basis_conv import triton_tiles as tiles
+
+    names = [build.name for build in basis_conv.builds()]
+    assert len(set(names)) == len(names)
+    per_type = {"bf16": 2, "fp32": 4}
+    for name, itemsize in per_type.items():
+        for tile in tiles.FORWARD_TILES[itemsize]:
+            assert f"convolve {name} {tile.positions}x{tile.filters}" in names
+            assert f"mix {name} {tile.positions}x{tile.filters}" in names
+        for tile in tiles.ROW_TILES.get(itemsize, ()):
+            assert f"convolve_rows {name} {tile.positions}x{tile.filters}" in names
+        for back in tiles.BACKWARD_TILES[itemsize]:
+            assert f"coefficient_backward {name} {back.filters}x{back.combinations}" in names
 
 
 LISTING = """

@@ -11,6 +11,7 @@ import torch
 from growkernels import info
 from growkernels.ops import backends, gpu_support
 
+uncached = gpu_support.gpu.__wrapped__
 NO_DRIVER = "Found no NVIDIA driver on your system. Please check that you have one.\nMore."
 
 
@@ -31,6 +32,13 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             cuda_note="CUDA on: /cuda" if architectures else "CUDA off: no CUDA toolkit",
         )
 
+        properties = SimpleNamespace(
+            major=(capability or (0, 0))[0],
+            minor=(capability or (0, 0))[1],
+            multi_processor_count=132,
+            shared_memory_per_block_optin=227 * 1024,
+        )
+
         def init() -> None:
             raise RuntimeError(NO_DRIVER)
 
@@ -40,6 +48,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(torch.version, "cuda", cuda)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+        monkeypatch.setattr(gpu_support, "gpu", uncached)
         monkeypatch.setattr(torch.cuda, "init", init)
         gpu_support._in_torchs_words.cache_clear()
 

@@ -18,12 +18,7 @@ from growkernels.ops.basis_conv.triton_kernels import (
     convolve_rows_kernel,
     mix_kernel,
 )
-from growkernels.ops.basis_conv.triton_tiles import (
-    BackwardTile,
-    ForwardTile,
-    backward_tile,
-    forward_tile,
-)
+from growkernels.ops.basis_conv.triton_tiles import BackwardTile, ForwardTile
 
 
 def as_rows(images: Tensor) -> Tensor:
@@ -42,8 +37,7 @@ def convolve(
     dilation: Sequence[int],
     y: Tensor,
     z: Tensor | None,
-    multiprocessors: int,
-    tile: ForwardTile | None = None,
+    tile: ForwardTile,
 ) -> None:
     """Writes y, and z where it is given, both channels_last and not empty.
 
@@ -52,9 +46,6 @@ def convolve(
     filters, channels, *kernel = basis.shape
     combinations = len(coeff)
     positions = y.numel() // y.shape[1]
-    of_rows = (kernel[1], *stride, padding[1], dilation[1]) == (3, 1, 1, 1, 1)
-    row = y.shape[3] if of_rows else None
-    tile = tile or forward_tile(filters, positions, y.dtype, multiprocessors, row)
     grid = (triton.cdiv(positions, tile.positions),)
     rows = as_rows(x)
     tensors = rows, basis.permute(0, 2, 3, 1).contiguous(), coeff.contiguous(), _dense(bias), y, z
@@ -79,13 +70,11 @@ def mix(
     coeff: Tensor,
     bias: Tensor | None,
     y: Tensor,
-    multiprocessors: int,
-    tile: ForwardTile | None = None,
+    tile: ForwardTile,
 ) -> None:
     """Writes y, channels_last and not empty, out of the maps; its channels as in `convolve`."""
     filters, combinations = maps.shape[1], len(coeff)
     positions = y.numel() // y.shape[1]
-    tile = tile or forward_tile(filters, positions, y.dtype, multiprocessors)
     rows = as_rows(maps)
     mix_kernel[(triton.cdiv(positions, tile.positions),)](
         rows, coeff.contiguous(), _dense(bias), y, positions, rows.stride(0), filters, combinations,
@@ -103,15 +92,13 @@ def coefficient_backward(
     dcoeff: Tensor | None,
     dbias: Tensor | None,
     multiprocessors: int,
-    tile: BackwardTile | None = None,
+    tile: BackwardTile,
 ) -> None:
     """Writes the gradients that are given, of z (channels_last), coeff and bias, for that of y.
 
     `maps` contains `maps_bias` where that is given. No argument is empty.
     """
     combinations, filters = coeff.shape
-    tile = tile or backward_tile(filters, combinations, grad.dtype)
-    assert tile is not None, "the caller asks backward_tile first"
     grad_rows, maps_rows = as_rows(grad), as_rows(maps)
     positions = len(grad_rows)
     programs = min(

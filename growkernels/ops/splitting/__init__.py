@@ -18,8 +18,9 @@ from torch import Tensor
 
 from growkernels.ops.arguments import check_tensors, pair
 from growkernels.ops.splitting import flops, gpu, vmap
+from growkernels.ops.splitting.gpu import wide_product
 
-__all__ = ["splitting_hvp", "splitting_hvp_conv2d", "splitting_weight"]
+__all__ = ["splitting_hvp", "splitting_hvp_conv2d", "splitting_weight", "wide_product"]
 
 _ops = torch.ops.growkernels
 _weight = _ops.splitting_weight.default

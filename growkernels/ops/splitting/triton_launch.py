@@ -8,7 +8,6 @@ import torch
 import triton
 from torch import Tensor
 
-from growkernels.ops.splitting.gpu_plan import Patches, Tile, choose_splits, rows_per_pass
 from growkernels.ops.splitting.triton_kernels import (
     REDUCE_BLOCK,
     WEIGHT_BLOCK,
@@ -19,6 +18,7 @@ from growkernels.ops.splitting.triton_kernels import (
     reduce_kernel,
     weight_kernel,
 )
+from growkernels.ops.splitting.triton_tiles import Patches, Tile, choose_splits, rows_per_pass
 
 
 def splitting_weight(

@@ -1,14 +1,9 @@
-"""How the products with splitting matrices run on a GPU: which kernels, which tiles, and why.
-
-Nothing here touches a GPU or imports Triton, so that the choice can be asked for anywhere.
-"""
+"""Tile configurations of the Triton kernels, and how a launch divides the samples."""
 
 from __future__ import annotations
 
 from functools import lru_cache
 from typing import NamedTuple
-
-import torch
 
 
 class Tile(NamedTuple):
@@ -44,15 +39,6 @@ class Patches(NamedTuple):
     dilation_right: int
 
 
-class Plan(NamedTuple):
-    """The backend that runs, "fused", "projected" or "aten", and why not those before it."""
-
-    backend: str
-    refused: tuple[tuple[str, str], ...]
-    tile: Tile | None = None  # of "fused"
-    precision: str = "ieee"
-
-
 # Tiles of the fused kernel by generation and kind of product, narrowest first. An accumulator of
 # 128 x 384 in float32 takes 192 of a thread's 255 registers on 8 warps, which leaves room for P of
 # 32 samples and no more. Hopper's tensor cores want 64 rows for every 4 warps; Ampere's keep their
@@ -81,63 +67,9 @@ PROJECT = {90: Tile(128, 128, 64, 1, 8, 3, 2), 80: Tile(128, 128, 32, 1, 8, 3, 2
 COMBINE = {90: Tile(64, 128, 256, 1, 8, 3, 1), 80: Tile(32, 128, 128, 1, 4, 3, 2)}
 
 _PASS_BYTES = 2**28
-# Samples are counted in 32 bits, with room for the last split's.
-MOST_ROWS = 2**31 - 2**16
 # What a program costs beside its samples, in tiles of samples: filling the pipeline, and writing
 # and reading a partial sum.
 _FIXED_TILES = 4
-
-
-def plan(
-    rows: int,
-    width: int,
-    dtype: torch.dtype,
-    *,
-    capability: tuple[int, int],
-    tf32: bool,
-    patches: bool = False,
-) -> Plan:
-    """Which kernels compute y for `rows` samples of `width` columns, and why not the others.
-
-    Args:
-        rows, width: M and d; for convolutions the number of patches and their size.
-        dtype: of the inputs.
-        capability: of the GPU, as torch.cuda.get_device_capability() states it.
-        tf32: whether float32 products may be rounded to TF32 (torch's setting for matrices).
-        patches: whether the samples are patches of images.
-    """
-    refused: list[tuple[str, str]] = []
-
-    def refuse(names: tuple[str, ...], reason: str) -> None:
-        refused.extend((name, reason) for name in names)
-
-    both = ("fused", "projected")
-    if reason := old_gpu(capability):
-        refuse(both, reason)
-    elif dtype == torch.float64:
-        refuse(both, "float64 is left to the vendor's products")
-    elif rows >= MOST_ROWS:
-        refuse(both, "the samples are counted in 32 bits")
-    elif patches and dtype == torch.float32:
-        refuse(both, "float32 convolutions follow torch's own setting of TF32 for convolutions")
-    else:
-        kind = "16 bit" if dtype.itemsize == 2 else "tf32" if tf32 else "ieee"
-        tile = fused_tile(capability, kind, width)
-        if tile is not None:
-            return Plan("fused", (), tile, "tf32" if kind == "tf32" else "ieee")
-        widest = FUSED[generation(capability), kind][-1].width
-        refuse(("fused",), f"{width} columns do not fit into registers; {widest} do")
-        if kind == "16 bit":
-            return Plan("projected", tuple(refused))
-        refuse(("projected",), "the vendor's float32 products are faster than Triton's")
-    return Plan("aten", tuple(refused))
-
-
-def old_gpu(capability: tuple[int, int]) -> str | None:
-    """Why a GPU is too old for the kernels."""
-    if capability >= (8, 0):
-        return None
-    return f"the GPU's compute capability is {'.'.join(map(str, capability))}; 8.0 is needed"
 
 
 def generation(capability: tuple[int, int]) -> int:

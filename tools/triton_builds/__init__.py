@@ -1,4 +1,8 @@
-"""One Triton kernel with one tile configuration, described so that it compiles without a GPU."""
+"""The inventory of Triton kernels and their tiles, so that all of them compile without a GPU.
+
+For every family that has Triton kernels there is a module of its name here, with
+`builds() -> Iterator[TritonBuild]`, which yields every kernel with every listed tile configuration.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +17,6 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class TritonBuild:
     """What Triton would compile for a launch: a kernel, its arguments' types, its configuration.
-
-    A family's `triton_kernels.py` has `builds() -> Iterator[TritonBuild]`, which yields every
-    kernel with every listed tile configuration.
 
     Attributes:
         name: unique within the family, e.g. "forward bf16 128x64x32".
