@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from training import Batches, random_batches, record
 
 from growkernels.growth import NeuronScaling
 from growkernels.models.deit import DeiT, deit
-
-Batches = list[tuple[Tensor, Tensor]]
 
 
 def small_deit(dtype: torch.dtype = torch.float64, **changes: Any) -> DeiT:
@@ -132,25 +131,8 @@ def small_cnn() -> nn.Sequential:
 
 
 def batches(model: nn.Module, count: int, size: int = 5, seed: int = 1) -> Batches:
-    generator = torch.Generator().manual_seed(seed)
-    dtype = next(model.parameters()).dtype
     shape = (6, 8) if isinstance(model, TokenClassifier) else (3, 8, 8)
-    return [
-        (
-            torch.randn(size, *shape, generator=generator, dtype=dtype),
-            torch.randint(0, 4, (size,), generator=generator),
-        )
-        for _ in range(count)
-    ]
-
-
-def record(scaling: NeuronScaling, data: Batches) -> None:
-    for x, y in data:
-        grads = [p.grad for p in scaling.model.parameters()]
-        with scaling.recording():
-            F.cross_entropy(scaling.model(x), y).backward()
-        for parameter, grad in zip(scaling.model.parameters(), grads, strict=True):
-            parameter.grad = grad
+    return random_batches(model, count, size, shape, classes=4, seed=seed)
 
 
 def grow_once(

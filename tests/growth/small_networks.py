@@ -10,6 +10,7 @@ import copy
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from training import random_batches, record
 
 from growkernels.growth import LayerInsertion
 from growkernels.nn import ResidualBlock
@@ -52,17 +53,8 @@ def cnn(seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Sequential:
 
 
 def batches(model: nn.Module, count: int, size: int, seed: int = 1) -> list[tuple[Tensor, Tensor]]:
-    generator = torch.Generator().manual_seed(seed)
-    dtype = next(model.parameters()).dtype
     is_cnn = any(isinstance(m, nn.Conv2d) for m in model.modules())
-    shape = (3, 8, 12) if is_cnn else (2,)
-    return [
-        (
-            torch.randn(size, *shape, generator=generator, dtype=dtype),
-            torch.randint(0, 2, (size,), generator=generator),
-        )
-        for _ in range(count)
-    ]
+    return random_batches(model, count, size, (3, 8, 12) if is_cnn else (2,), classes=2, seed=seed)
 
 
 def recorded(
@@ -70,12 +62,7 @@ def recorded(
 ) -> LayerInsertion:
     """A driver that has seen some batches; the model's .grad is as before."""
     inserter = LayerInsertion(model, positions)
-    for x, y in batches(model, count, 10):
-        grads = [p.grad for p in model.parameters()]
-        with inserter.recording():
-            F.cross_entropy(model(x), y).backward()
-        for p, grad in zip(model.parameters(), grads, strict=True):
-            p.grad = grad
+    record(inserter, batches(model, count, 10))
     return inserter
 
 

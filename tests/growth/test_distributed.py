@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from small_networks import batches, mlp
-from torch import distributed, multiprocessing
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
+from training import on_two_ranks, record
 
 from growkernels.growth import LayerInsertion
 
 
-def one_rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
-    )
+def of_rank(rank: int) -> dict[str, Any]:
     model = mlp()
     wrapped = DistributedDataParallel(model)
     try:
@@ -26,9 +23,7 @@ def one_rank(rank: int, folder: str) -> None:
     except TypeError as error:
         refusal = str(error)
     inserter = LayerInsertion(model)
-    for x, y in batches(model, 4, 6)[rank::2]:
-        with inserter.recording():
-            F.cross_entropy(wrapped(x), y).backward()
+    record(inserter, batches(model, 4, 6)[rank::2], wrapped)
     merits = inserter.merits()
     again = inserter.merits()
     assert torch.equal(again.values, merits.values)
@@ -38,7 +33,7 @@ def one_rank(rank: int, folder: str) -> None:
     wrapped = DistributedDataParallel(model)
     (x, y), *_ = batches(model, 1, 6, seed=rank)
     F.cross_entropy(wrapped(x), y).backward()
-    result = {
+    return {
         "values": merits.values,
         "snr": merits.snr,
         "base": merits.base,
@@ -47,18 +42,13 @@ def one_rank(rank: int, folder: str) -> None:
         "refusal": refusal,
         "grads": [p.grad for p in model.parameters()],
     }
-    torch.save(result, Path(folder) / f"{rank}.pt")
-    distributed.destroy_process_group()
 
 
 def test_all_ranks_decide_alike(tmp_path: Path) -> None:
-    multiprocessing.spawn(one_rank, args=(str(tmp_path),), nprocs=2)
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    ranks = on_two_ranks(of_rank, tmp_path)
     model = mlp()
     inserter = LayerInsertion(model)
-    for x, y in batches(model, 4, 6):
-        with inserter.recording():
-            F.cross_entropy(model(x), y).backward()
+    record(inserter, batches(model, 4, 6))
     alone = inserter.merits()
     for result in ranks:
         torch.testing.assert_close(result["values"], alone.values)

@@ -12,6 +12,7 @@ from small_networks import batches, cnn, mlp, recorded, resnet
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+from training import record
 
 from growkernels.growth import LayerInsertion, Merits, insertions
 from growkernels.nn import Conv2dReLU, ResidualBlock
@@ -364,7 +365,6 @@ def test_large_networks_are_taken_piece_by_piece(
 ) -> None:
     """Positions that do not wait for the end of the batch give what those that wait give."""
     model = build()
-    loader = batches(model, 3, 10)
     together = recorded(model, count=3).merits()
     monkeypatch.setattr("growkernels.growth.layer_insertion.recorder.WAITING_BYTES", 0)
     inserter = recorded(model, count=3)
@@ -375,9 +375,7 @@ def test_large_networks_are_taken_piece_by_piece(
     assert together.snr is not None
     torch.testing.assert_close(apart.snr, together.snr, rtol=1e-9, atol=0)
     inserter.reset()
-    for x, y in loader:
-        with inserter.recording():
-            F.cross_entropy(model(x), y).backward()
+    record(inserter, batches(model, 3, 10))
     again = inserter.merits()  # into the buffers that the first recording left
     assert torch.equal(again.values, apart.values)
     assert again.base == apart.base

@@ -19,17 +19,14 @@ from small_networks import (
 )
 from torch import Tensor, nn
 from torch.nn import functional as F
+from training import Batches, record
 
 from growkernels.growth import LayerInsertion, Merits
 
-Data = list[tuple[Tensor, Tensor]]
 
-
-def record(model: nn.Module, data: Data, **options: object) -> tuple[LayerInsertion, Merits]:
+def merits_of(model: nn.Module, data: Batches, **options: object) -> tuple[LayerInsertion, Merits]:
     inserter = LayerInsertion(model, **options)  # type: ignore[arg-type]
-    for x, y in data:
-        with inserter.recording():
-            F.cross_entropy(model(x), y).backward()
+    record(inserter, data)
     return inserter, inserter.merits()
 
 
@@ -42,7 +39,7 @@ def flat(model: nn.Sequential) -> nn.Sequential:
     return nn.Sequential(*[m for m in model.modules() if not isinstance(m, nn.Sequential)])
 
 
-def oracle(sort: str, data: Data) -> tuple[nn.Sequential, Tensor, Tensor]:
+def oracle(sort: str, data: Batches) -> tuple[nn.Sequential, Tensor, Tensor]:
     """The model, and the squared norms of the virtual and of the existing weights' gradients."""
     if sort == "mlp":
         model, virtual = mlp(), {1: virtual_linear(5), 3: virtual_linear(7)}
@@ -71,7 +68,7 @@ def oracle(sort: str, data: Data) -> tuple[nn.Sequential, Tensor, Tensor]:
 def test_merits_and_base_are_those_of_the_extended_network(sort: str, count: int) -> None:
     data = batches(cnn() if sort == "cnn" else mlp(), count, 20)
     model, expected, base = oracle(sort, data)
-    inserter, merits = record(model, data)
+    inserter, merits = merits_of(model, data)
     torch.testing.assert_close(merits.values, expected, rtol=1e-10, atol=0)
     assert merits.base == pytest.approx(float(base.mean()), rel=1e-10)
     assert merits.batches == count
@@ -85,14 +82,14 @@ def test_residual_activations(activation: str) -> None:
     virtual = {i: VirtualResidual(3, activation, 0.5) for i in (1, 2, 3)}
     new = [layer.weight for layer in virtual.values()]
     expected = frobenius(mean_gradients(extended(model, dict(virtual)), new, data))
-    _, merits = record(model, data, scale=0.5)
+    _, merits = merits_of(model, data, scale=0.5)
     torch.testing.assert_close(merits.values, expected, rtol=1e-10, atol=0)
 
 
 def test_scaled_norm_divides_by_the_number_of_entries() -> None:
     data = batches(mlp(), 2, 20)
-    _, plain = record(mlp(), data)
-    _, scaled = record(mlp(), data, norm="frobenius_scaled")
+    _, plain = merits_of(mlp(), data)
+    _, scaled = merits_of(mlp(), data, norm="frobenius_scaled")
     torch.testing.assert_close(scaled.values, plain.values / torch.tensor([25.0, 49.0]).double())
 
 
@@ -102,13 +99,13 @@ def test_operator_norm_of_matrices_and_convolutions() -> None:
     gradients = mean_gradients(
         extended(model, virtual), [layer[0].weight for layer in virtual.values()], data
     )
-    _, merits = record(model, data, norm="operator")
+    _, merits = merits_of(model, data, norm="operator")
     expected = torch.stack([torch.linalg.matrix_norm(g, 2) ** 2 for g in gradients])
     torch.testing.assert_close(merits.values, expected)
 
     images = batches(cnn(), 2, 4)
-    _, merits = record(cnn(), images, norm="operator")
-    _, frobenius_merits = record(cnn(), images)
+    _, merits = merits_of(cnn(), images, norm="operator")
+    _, frobenius_merits = merits_of(cnn(), images)
     # ||G||_F <= operator norm of the circular convolution <= 3 ||G||_F for 3x3 taps.
     assert bool((merits.values <= 9 * frobenius_merits.values).all())
     assert bool((merits.values > 0.1 * frobenius_merits.values).all())
@@ -126,15 +123,15 @@ def test_signal_to_noise_is_the_squared_mean_over_its_estimated_variance() -> No
             [mean_gradients(network, [layer[0].weight], [batch])[0].flatten() for batch in data]
         )
         expected.append(each.mean(0).square().sum() / (each.var(0).sum() / len(data)))
-    _, merits = record(model, data)
+    _, merits = merits_of(model, data)
     torch.testing.assert_close(merits.snr, torch.stack(expected))
-    assert record(model, data[:1])[1].snr is None
+    assert merits_of(model, data[:1])[1].snr is None
 
 
 def test_forward_before_the_recording_counts_too_and_other_passes_do_not() -> None:
     model = mlp()
     data = batches(model, 2, 20)
-    _, expected = record(mlp(), data)
+    _, expected = merits_of(mlp(), data)
     inserter = LayerInsertion(model)
     for x, y in data:
         loss = F.cross_entropy(model(x), y)
@@ -150,7 +147,10 @@ def test_gradients_of_the_user_are_what_they_are_without_recording() -> None:
     plain, watched = mlp(), mlp()
     for x, y in batches(plain, 2, 20):
         F.cross_entropy(plain(x), y).backward()
-    record(watched, batches(plain, 2, 20))
+    inserter = LayerInsertion(watched)
+    for x, y in batches(plain, 2, 20):
+        with inserter.recording():
+            F.cross_entropy(watched(x), y).backward()
     for a, b in zip(plain.parameters(), watched.parameters(), strict=True):
         assert torch.equal(a.grad, b.grad)  # type: ignore[arg-type]
 
@@ -158,7 +158,7 @@ def test_gradients_of_the_user_are_what_they_are_without_recording() -> None:
 def test_the_base_merit_does_not_depend_on_what_the_user_does_with_gradients() -> None:
     model = mlp()
     data = batches(model, 3, 20)
-    _, expected = record(mlp(), data)
+    _, expected = merits_of(mlp(), data)
     inserter = LayerInsertion(model)
     for x, y in data:
         with inserter.recording():
@@ -186,7 +186,7 @@ def test_tokens_are_flattened() -> None:
 def test_a_scaled_loss_gives_the_merits_of_the_unscaled_one() -> None:
     model = mlp()
     data = batches(model, 3, 20)
-    _, expected = record(mlp(), data)
+    _, expected = merits_of(mlp(), data)
     inserter = LayerInsertion(model)
     for scale, (x, y) in zip([1024.0, 1024.0, 512.0], data, strict=True):
         with inserter.recording(loss_scale=scale):
@@ -200,7 +200,7 @@ def test_a_scaled_loss_gives_the_merits_of_the_unscaled_one() -> None:
 def test_autocast_merits_are_close_and_in_full_precision() -> None:
     model = mlp(dtype=torch.float32)
     data = batches(model, 1, 40)
-    _, expected = record(mlp(dtype=torch.float32), data)
+    _, expected = merits_of(mlp(dtype=torch.float32), data)
     inserter = LayerInsertion(model)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = F.cross_entropy(model(data[0][0]), data[0][1])
@@ -248,10 +248,10 @@ def test_mixed_kinds_in_one_model() -> None:
     expected = frobenius(
         mean_gradients(extended(model, virtual), [v[0].weight for v in virtual.values()], [(x, y)])
     )
-    inserter, merits = record(model, [(x, y)])
+    inserter, merits = merits_of(model, [(x, y)])
     torch.testing.assert_close(merits.values, expected)
     assert [p.kind for p in inserter.positions] == ["conv2d_relu", "linear_relu"]
-    _, merits = record(model, [(x, y)], kinds=("conv2d_relu",))
+    _, merits = merits_of(model, [(x, y)], kinds=("conv2d_relu",))
     assert merits.names == ("1",)
     assert merits.note is not None
     assert "one candidate position only" in merits.note

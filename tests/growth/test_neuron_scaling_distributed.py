@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from scaling_networks import batches, parameters, record, small_deit
-from torch import distributed, multiprocessing
+from scaling_networks import batches, parameters, small_deit
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
+from training import on_two_ranks, record
 
 from growkernels.growth import NeuronScaling, insertions
 
 BATCHES, BUDGET = 4, 900
 
 
-def one_rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
-    )
+def of_rank(rank: int) -> dict[str, Any]:
     model = small_deit()
     scaling = NeuronScaling(
         model, widen=("fc1", "v"), generator=torch.Generator().manual_seed(10 + rank)
@@ -32,7 +29,7 @@ def one_rank(rank: int, folder: str) -> None:
     wrapped = DistributedDataParallel(model)
     (x, y), *_ = batches(model, 1, seed=rank)
     F.cross_entropy(wrapped(x), y).backward()
-    result = {
+    return {
         "values": scores.values,
         "directions": scores.directions,
         "batches": scores.batches,
@@ -42,13 +39,10 @@ def one_rank(rank: int, folder: str) -> None:
         "state": model.state_dict(),
         "grads": [p.grad for p in model.parameters()],
     }
-    torch.save(result, Path(folder) / f"{rank}.pt")
-    distributed.destroy_process_group()
 
 
 def test_all_ranks_grow_the_same_neurons(tmp_path: Path) -> None:
-    multiprocessing.spawn(one_rank, args=(str(tmp_path),), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    first, second = on_two_ranks(of_rank, tmp_path)
     model = small_deit()
     alone = NeuronScaling(model, widen=("fc1", "v"))
     record(alone, batches(model, BATCHES))

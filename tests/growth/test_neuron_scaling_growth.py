@@ -3,40 +3,26 @@
 from __future__ import annotations
 
 import copy
-import io
 import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from scaling_networks import batches, grow_once, parameters, record, small_cnn, small_deit
+from scaling_networks import batches, grow_once, parameters, small_cnn, small_deit
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import LBFGS, SGD, Adafactor, AdamW, Optimizer
+from torch.optim.lr_scheduler import StepLR
+from training import adamw, check_that_training_resumes, record, train
 
 from growkernels.growth import LayerInsertion, NeuronScaling, insertions, rebuild
 
 ALL_WIDTHS = ("fc1", "v", "qk")
 
 
-def adamw(model: nn.Module) -> Optimizer:
-    decay = [p for p in model.parameters() if p.dim() > 1]
-    rest = [p for p in model.parameters() if p.dim() <= 1]
-    return AdamW(
-        [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}], lr=1e-2
-    )
-
-
 def sgd(model: nn.Module) -> Optimizer:
     return SGD(model.parameters(), lr=0.005, momentum=0.9)
-
-
-def train(model: nn.Module, optimizer: Optimizer, seed: int = 5) -> None:
-    for x, y in batches(model, 3, seed=seed):
-        optimizer.zero_grad()
-        F.cross_entropy(model(x), y).backward()
-        optimizer.step()
 
 
 def scaling_of(model: nn.Module, **options: Any) -> NeuronScaling:
@@ -72,7 +58,9 @@ def test_the_function_stays_over_growth_after_growth(
     scaling = scaling_of(model, form=form, depth=depth, widen=widen)
     x = batches(model, 1, seed=9)[0][0]
     for _ in range(3):
-        train(model, optimizer)  # so that nothing that was added is still 0
+        train(
+            model, optimizer, batches(model, 3, seed=5)
+        )  # so that nothing that was added is still 0
         with torch.no_grad():
             before = model(x)
         size = parameters(model)
@@ -95,7 +83,7 @@ def test_everything_that_is_new_trains(form: str) -> None:
     model = small_deit()
     optimizer = SGD(model.parameters(), lr=0.01)
     scaling = scaling_of(model, form=form, widen=ALL_WIDTHS)
-    train(model, optimizer)  # biases start at 0
+    train(model, optimizer, batches(model, 3, seed=5))  # biases start at 0
     old = {name: value.detach().clone() for name, value in model.named_parameters()}
     grow_once(scaling, 2000, optimizer)
     new = {
@@ -178,7 +166,7 @@ def test_branches_follow_the_outputs_that_widening_moves() -> None:
         scaling = scaling_of(model, widen=widen, layers=["blocks.0.attn.v"])
         grow_once(scaling, 1000, optimizer)  # compares the outputs
         scaling.close()
-        train(model, optimizer)
+        train(model, optimizer, batches(model, 3, seed=5))
     assert len(scaling.layers) > 3
     assert model.get_submodule("blocks.0.attn.v").out_features > 6
 
@@ -193,38 +181,19 @@ def test_resumed_training_is_bit_equal(
     optimizer = build_optimizer(model)
     widen = ALL_WIDTHS if build is small_deit else ()
     scaling = scaling_of(model, form=form, widen=widen)
+    scheduler = StepLR(optimizer, 1, gamma=0.7)
     for _ in range(2):
-        train(model, optimizer)
+        train(model, optimizer, batches(model, 3, seed=5))
         grow_once(scaling, 600, optimizer)
-    train(model, optimizer)
-    file = io.BytesIO()
-    torch.save(
-        {
-            "insertions": insertions(model),
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-        },
-        file,
-    )
-    train(model, optimizer, seed=6)
+        scheduler.step()
+    train(model, optimizer, batches(model, 3, seed=5))
 
-    for optimizer_first in (True, False):
-        file.seek(0)
-        checkpoint = torch.load(file, weights_only=True)
-        resumed = build()
-        if optimizer_first:
-            resumed_optimizer = build_optimizer(resumed)
-            rebuild(resumed, checkpoint["insertions"], resumed_optimizer)
-        else:
-            rebuild(resumed, checkpoint["insertions"])
-            resumed_optimizer = build_optimizer(resumed)
-        resumed.load_state_dict(checkpoint["model"])
-        resumed_optimizer.load_state_dict(checkpoint["optimizer"])
-        assert insertions(resumed) == insertions(model)
+    def look_at(resumed: nn.Module) -> None:
         assert scaling_of(resumed, form=form, widen=widen).layers == scaling.layers
-        train(resumed, resumed_optimizer, seed=6)
-        for a, b in zip(model.parameters(), resumed.parameters(), strict=True):
-            assert torch.equal(a, b)
+
+    check_that_training_resumes(
+        model, optimizer, scheduler, build, build_optimizer, batches(model, 3, seed=6), look_at
+    )
 
 
 def test_inserted_layers_and_grown_neurons_rebuild_in_order() -> None:
@@ -256,7 +225,7 @@ def test_inserted_layers_and_grown_neurons_rebuild_in_order() -> None:
 def test_optimizer_state_stays_and_follows_widened_parameters() -> None:
     model = small_deit()
     optimizer = adamw(model)
-    train(model, optimizer)
+    train(model, optimizer, batches(model, 3, seed=5))
     state = {
         name: {key: value.clone() for key, value in optimizer.state[p].items()}
         for name, p in model.named_parameters()
@@ -295,7 +264,7 @@ def test_a_grown_network_trains_as_before_while_its_new_weights_stand_still() ->
     """The widened parameters' momenta go on: same steps, with the new entries held at 0."""
     model = small_deit()
     optimizer = sgd(model)
-    train(model, optimizer)
+    train(model, optimizer, batches(model, 3, seed=5))
     twin, x = copy.deepcopy(model), batches(model, 1, seed=9)[0][0]
     twin_optimizer = sgd(twin)
     twin_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))  # it takes the tensors
@@ -308,8 +277,8 @@ def test_a_grown_network_trains_as_before_while_its_new_weights_stand_still() ->
             mask = torch.zeros_like(parameter)
             mask[(slice(rows), slice(columns)) if parameter.dim() == 2 else slice(rows)] = 1
             parameter.register_hook(lambda grad, mask=mask: grad * mask)
-    train(model, optimizer)
-    train(twin, twin_optimizer)
+    train(model, optimizer, batches(model, 3, seed=5))
+    train(twin, twin_optimizer, batches(twin, 3, seed=5))
     torch.testing.assert_close(model(x), twin(x), rtol=1e-10, atol=1e-12)
 
 
@@ -330,7 +299,7 @@ def test_an_error_leaves_model_and_optimizer_as_they_were(
     model = small_deit()
     optimizer = kind(model.parameters())  # type: ignore[call-arg]
     if kind is not LBFGS:
-        train(model, optimizer)
+        train(model, optimizer, batches(model, 3, seed=5))
     scaling = scaling_of(model, form="pair", widen=ALL_WIDTHS)
     data = batches(model, 1)
     record(scaling, data)

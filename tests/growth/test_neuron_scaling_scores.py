@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from scaling_networks import Batches, batches, grow_once, record, small_cnn, small_deit
+from scaling_networks import Batches, batches, grow_once, small_cnn, small_deit
 from torch import Tensor, nn
 from torch.nn import functional as F
+from training import record
 
 from growkernels.growth import NeuronScaling
 from growkernels.growth.neuron_scaling import Scores

@@ -13,11 +13,11 @@ from scaling_networks import (
     batches,
     grow_once,
     parameters,
-    record,
     small_cnn,
     small_deit,
 )
 from torch import Tensor, nn
+from training import record
 
 from growkernels.growth import NeuronScaling
 from growkernels.growth.neuron_scaling import Scores, Selection, forward_flops

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import copy
-import io
 from collections.abc import Callable
 
 import pytest
 import torch
 from small_networks import batches, cnn, mlp, resnet
 from torch import nn
-from torch.nn import functional as F
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import StepLR
+from training import adamw, check_that_training_resumes, record, train
 
 from growkernels.growth import LayerInsertion, insertions, rebuild
 
@@ -20,26 +20,9 @@ def sgd(model: nn.Module) -> Optimizer:
     return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 
 
-def adamw(model: nn.Module) -> Optimizer:
-    decay = [p for p in model.parameters() if p.dim() > 1]
-    rest = [p for p in model.parameters() if p.dim() <= 1]
-    return torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}], lr=1e-2
-    )
-
-
-def train(model: nn.Module, optimizer: Optimizer) -> None:
-    for x, y in batches(model, 3, 8):
-        optimizer.zero_grad()
-        F.cross_entropy(model(x), y).backward()
-        optimizer.step()
-
-
 def grow_once(model: nn.Module, optimizer: Optimizer) -> None:
     inserter = LayerInsertion(model)
-    for x, y in batches(model, 2, 8):
-        with inserter.recording():
-            F.cross_entropy(model(x), y).backward()
+    record(inserter, batches(model, 2, 8))
     choice = inserter.select(inserter.merits())
     assert choice is not None
     inserter.insert(choice, optimizer)
@@ -53,49 +36,14 @@ def test_resumed_training_is_bit_equal(
 ) -> None:
     model = build()
     optimizer = build_optimizer(model)
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.7)
+    scheduler = StepLR(optimizer, 1, gamma=0.7)
+    data = batches(model, 3, 8)
     for _ in range(3):
-        train(model, optimizer)
+        train(model, optimizer, data)
         grow_once(model, optimizer)
         scheduler.step()
-    train(model, optimizer)
-    file = io.BytesIO()
-    torch.save(
-        {
-            "insertions": insertions(model),
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "scheduler": scheduler.state_dict(),
-        },
-        file,
-    )
-    train(model, optimizer)
-
-    file.seek(0)
-    checkpoint = torch.load(file, weights_only=True)
-    resumed = build()
-    resumed_optimizer = build_optimizer(resumed)
-    resumed_scheduler = torch.optim.lr_scheduler.StepLR(resumed_optimizer, 1, gamma=0.7)
-    rebuild(resumed, checkpoint["insertions"], resumed_optimizer)
-    resumed.load_state_dict(checkpoint["model"])
-    resumed_optimizer.load_state_dict(checkpoint["optimizer"])
-    resumed_scheduler.load_state_dict(checkpoint["scheduler"])
-    assert insertions(resumed) == insertions(model)
-    train(resumed, resumed_optimizer)
-    for a, b in zip(model.parameters(), resumed.parameters(), strict=True):
-        assert torch.equal(a, b)
-
-    # The optimizer may also be built after the rebuild: its order is the same.
-    file.seek(0)
-    checkpoint = torch.load(file, weights_only=True)  # the first optimizer took its tensors
-    later = build()
-    rebuild(later, checkpoint["insertions"])
-    later_optimizer = build_optimizer(later)
-    later.load_state_dict(checkpoint["model"])
-    later_optimizer.load_state_dict(checkpoint["optimizer"])
-    train(later, later_optimizer)
-    for a, b in zip(model.parameters(), later.parameters(), strict=True):
-        assert torch.equal(a, b)
+    train(model, optimizer, data)
+    check_that_training_resumes(model, optimizer, scheduler, build, build_optimizer, data)
 
 
 def test_a_record_that_does_not_fit_changes_nothing() -> None:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from small_networks import batches, mlp, recorded, resnet
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import Optimizer
+from training import train
 
 from growkernels.growth import LayerInsertion, insertions
 from growkernels.growth.surgery import insert_after
@@ -36,14 +36,6 @@ def split_adamw(model: nn.Module) -> torch.optim.AdamW:
     )
 
 
-def train(model: nn.Module, optimizer: Optimizer, steps: int) -> None:
-    (x, y), *_ = batches(model, 1, 12)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        F.cross_entropy(model(x), y).backward()
-        optimizer.step()
-
-
 def snapshot(optimizer: Optimizer) -> dict[int, dict[str, object]]:
     return {
         id(p): {k: v.clone() if isinstance(v, Tensor) else v for k, v in state.items()}
@@ -57,7 +49,7 @@ def test_optimizer_state_survives(name: str, build: Callable[[], nn.Sequential])
     model = build()
     optimizer = OPTIMIZERS[name](model)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2, gamma=0.5)
-    train(model, optimizer, 3)
+    train(model, optimizer, 3 * batches(model, 1, 12))
     scheduler.step()
     before = snapshot(optimizer)
     parameters = {id(p): p.detach().clone() for p in model.parameters()}
@@ -70,7 +62,7 @@ def test_optimizer_state_survives(name: str, build: Callable[[], nn.Sequential])
     for key, state in before.items():
         torch.testing.assert_close(after[key], state, rtol=0, atol=0)
     old = [p.detach().clone() for p in new.parameters()]
-    train(model, optimizer, 1)
+    train(model, optimizer, batches(model, 1, 12))
     scheduler.step()
     assert optimizer.param_groups[0]["lr"] == pytest.approx(scheduler.get_last_lr()[0])
     changed = [not torch.equal(a, b) for a, b in zip(old, new.parameters(), strict=True)]
@@ -83,10 +75,10 @@ def test_existing_parameters_train_on_as_if_nothing_was_inserted() -> None:
     plain, grown = mlp(), mlp()
     for model in (plain, grown):
         optimizer = split_adamw(model)
-        train(model, optimizer, 3)
+        train(model, optimizer, 3 * batches(model, 1, 12))
         if model is grown:
             recorded(model).insert("3", optimizer).requires_grad_(False)
-        train(model, optimizer, 3)
+        train(model, optimizer, 3 * batches(model, 1, 12))
     old = [p for p in grown.parameters() if p.requires_grad]
     for a, b in zip(plain.parameters(), old, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
