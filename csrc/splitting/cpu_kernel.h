@@ -7,17 +7,12 @@
 // the first left it (portable_transposed_tile); bfloat16 tiles want it transposed, which the multiplication by W does
 // on the way.
 //
-// Threads take items (neurons, range of rows) from one queue. Sums over several items are added in a
-// fixed order by whichever thread finishes the last of them, so results do not depend on the schedule.
+// Threads take items (neurons, range of rows) from one queue.
 
 #include "common/gemm_tile.h"
 #include "common/portable_tile.h"
+#include "common/work_queue.h"
 #include "splitting/cpu_load.h"
-
-#include <ATen/Parallel.h>
-
-#include <atomic>
-#include <memory>
 
 namespace growkernels::splitting {
 
@@ -50,16 +45,6 @@ struct Weighted {
   }
 };
 
-template <typename Acc>
-struct AddTo {
-  template <int bytes>
-  [[gnu::always_inline]] static inline void run(Acc* sums, const Acc* more, int64_t count) {
-    for (int64_t e = 0; e < count; ++e) {
-      sums[e] += more[e];
-    }
-  }
-};
-
 // In: dtype of the tensors. Operand: dtype that tiles are multiplied in.
 template <typename In, typename Operand>
 class Kernel {
@@ -70,37 +55,32 @@ class Kernel {
  public:
   // y: [n, k, width] contiguous.
   Kernel(const Problem& problem, In* y)
-      : problem_(problem), k_(problem.vectors_per_neuron()), width_(problem.width()), y_(y), plan_(make_plan(problem)) {
-    unfinished_ = std::make_unique<std::atomic<int64_t>[]>(plan_.ranges.size());
-    int64_t elements = 0;
-    for (size_t r = 0; r < plan_.ranges.size(); ++r) {
-      const Range& range = plan_.ranges[r];
-      unfinished_[r] = range.items;
-      partial_.push_back(elements);
-      elements += range.items > 1 ? range.items * elements_of(range) : 0;
+      : problem_(problem),
+        k_(problem.vectors_per_neuron()),
+        width_(problem.width()),
+        y_(y),
+        plan_(make_plan(problem)),
+        sums_(plan_.ranges.size()) {
+    for (const Range& range : plan_.ranges) {
+      sums_.add(range.items, elements_of(range));
     }
-    partials_.at_least(elements);
+    sums_.begin();
   }
 
   void run() {
-    const int64_t workers = plan_.parallel ? at::get_num_threads() : 1;
-    std::atomic<size_t> next{0};
-    at::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t worker = begin; worker < end; ++worker) {
-        Worker state(problem_);
-        for (size_t i = next++; i < plan_.items.size(); i = next++) {
-          run_item(plan_.items[i], state);
-        }
-        if constexpr (interleaved) {
-          release_tiles();
-        }
-      }
-    });
+    take_from_queue(
+        plan_.items, plan_.parallel, [&] { return Worker(problem_); },
+        [&](const Item& item, Worker& worker) { run_item(item, worker); });
   }
 
  private:
   struct Worker {
     explicit Worker(const Problem& problem) : loader(problem) {}
+    ~Worker() {
+      if constexpr (interleaved) {
+        release_tiles();
+      }
+    }
     Loader<In, Operand> loader;
     Scratch<In> ordered;
     Scratch<Operand> vectors, weighted, interleaved_rows;
@@ -113,23 +93,19 @@ class Kernel {
     const Range& range = plan_.ranges[item.range];
     const int64_t elements = elements_of(range);
     In* y = y_ + range.begin * k_ * width_;
-    Acc* sums = nullptr;
-    if (range.items > 1) {
-      sums = partials_.at_least(0) + partial_[item.range] + item.index * elements;
-    } else if constexpr (sums_in_place) {
-      sums = y;
+    Acc* const part = sums_.part(item.range, item.index);
+    Acc* sums = part;
+    if constexpr (sums_in_place) {
+      sums = part != nullptr ? part : y;
     } else {
-      sums = worker.sums.at_least(elements);
+      sums = part != nullptr ? part : worker.sums.at_least(elements);
     }
     sum_products(item, range, worker, sums);
-    if (--unfinished_[item.range] > 0) {
+    if (!sums_.complete(item.range)) {
       return;
     }
-    if (range.items > 1) {
-      sums = partials_.at_least(0) + partial_[item.range];
-      for (int64_t i = 1; i < range.items; ++i) {
-        widest<AddTo<Acc>>(sums, static_cast<const Acc*>(sums + i * elements), elements);
-      }
+    if (part != nullptr) {
+      sums = sums_.part(item.range, 0);
     }
     if constexpr (sums_in_place) {
       if (sums != y) {
@@ -226,9 +202,7 @@ class Kernel {
   const int64_t depth_ = interleaved ? (width_ + 1) / 2 * 2 : width_;  // of the first product
   In* const y_;
   const Plan plan_;
-  Scratch<Acc> partials_;
-  std::vector<int64_t> partial_;  // where the sums of a range's items begin
-  std::unique_ptr<std::atomic<int64_t>[]> unfinished_;
+  OrderedSums<Acc> sums_;  // one for every range
 };
 
 // Compiled in files of their own, by width of the tensors' elements. y: [n, k, width] contiguous.

@@ -4,20 +4,16 @@
 // in L2 while it sums them, and its norm is taken before it leaves the cache, so norms never write G.
 //
 // Work is cut into items (tile of G, range of samples) of all positions together, which threads take
-// from one queue. Sums over several items of a tile are added in a fixed order by whichever thread
-// finishes the tile, so results do not depend on the schedule.
+// from one queue.
 
 #include "common/kernels_ran.h"
 #include "common/portable_tile.h"
 #include "common/scratch.h"
+#include "common/work_queue.h"
 #include "virtual_grad/cpu_pack.h"
 #include "virtual_grad/cpu_plan.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
-#include <atomic>
-#include <memory>
 #include <numeric>
 #include <vector>
 
@@ -49,29 +45,18 @@ class Kernel {
 
  public:
   Kernel(std::vector<Position>& positions, const Kind& kind, Store store)
-      : positions_(positions), kind_(kind), store_(store), plan_(make_plan(positions)) {
-    partials_.at_least(plan_.partial_elements);
-    unfinished_ = std::make_unique<std::atomic<int64_t>[]>(plan_.tiles.size());
-    for (size_t t = 0; t < plan_.tiles.size(); ++t) {
-      unfinished_[t] = plan_.tiles[t].items;
+      : positions_(positions), kind_(kind), store_(store), plan_(make_plan(positions)), sums_(plan_.tiles.size()) {
+    for (const Tile& tile : plan_.tiles) {
+      sums_.add(tile.items, tile.rows * tile.columns);
     }
+    sums_.begin();
   }
 
   // Fills in squares and batch_squares of every tile, and the gradients where they are stored.
   const std::vector<Tile>& run() {
-    const int64_t workers = plan_.parallel ? at::get_num_threads() : 1;
-    std::atomic<size_t> next{0};
-    at::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t worker = begin; worker < end; ++worker) {
-        Buffers buffers;
-        for (size_t i = next++; i < plan_.items.size(); i = next++) {
-          run_item(plan_.items[i], buffers);
-        }
-        if constexpr (interleaved) {
-          release_tiles();
-        }
-      }
-    });
+    take_from_queue(
+        plan_.items, plan_.parallel, [] { return Buffers(); },
+        [&](const Item& item, Buffers& buffers) { run_item(item, buffers); });
     return plan_.tiles;
   }
 
@@ -79,26 +64,22 @@ class Kernel {
   struct Buffers {
     Scratch<Operand> a, b;
     Scratch<Acc> activated, sums;
+
+    ~Buffers() {
+      if constexpr (interleaved) {
+        release_tiles();
+      }
+    }
   };
 
   void run_item(const Item& item, Buffers& buffers) {
     Tile& tile = plan_.tiles[item.tile];
-    const int64_t elements = tile.rows * tile.columns;
-    Acc* sums =
-        tile.items > 1 ? partials_.at_least(0) + tile.partial + item.index * elements : buffers.sums.at_least(elements);
+    Acc* const part = sums_.part(item.tile, item.index);
+    Acc* const sums = part != nullptr ? part : buffers.sums.at_least(tile.rows * tile.columns);
     sum_products(item, tile, buffers, sums);
-    if (--unfinished_[item.tile] > 0) {
-      return;
+    if (sums_.complete(item.tile)) {
+      finish(tile, part != nullptr ? sums_.part(item.tile, 0) : sums);
     }
-    if (tile.items > 1) {
-      sums = partials_.at_least(0) + tile.partial;
-      for (int64_t i = 1; i < tile.items; ++i) {
-        for (int64_t e = 0; e < elements; ++e) {
-          sums[e] += sums[i * elements + e];
-        }
-      }
-    }
-    finish(tile, sums);
   }
 
   void sum_products(const Item& item, const Tile& tile, Buffers& buffers, Acc* sums) {
@@ -210,8 +191,7 @@ class Kernel {
   const Kind kind_;
   const Store store_;
   Plan plan_;
-  Scratch<Acc> partials_;
-  std::unique_ptr<std::atomic<int64_t>[]> unfinished_;
+  OrderedSums<Acc> sums_;  // one for every tile
 };
 
 // Compiled in files of their own, by width of the tensors' elements.

@@ -55,10 +55,6 @@ Plan make_plan(const std::vector<Position>& positions) {
           plan.items.push_back({static_cast<int64_t>(plan.tiles.size()), i, i * chunks_per_item * chunk,
                                 std::min(p.samples, (i + 1) * chunks_per_item * chunk)});
         }
-        if (tile.items > 1) {
-          tile.partial = plan.partial_elements;
-          plan.partial_elements += tile.items * tile.rows * tile.columns;
-        }
         plan.tiles.push_back(tile);
       }
     }

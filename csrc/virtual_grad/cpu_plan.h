@@ -18,8 +18,7 @@ struct Position {
 
 struct Tile {
   int64_t position, row, rows, column, columns;
-  int64_t items;        // ranges of samples that the sum is cut into
-  int64_t partial = 0;  // offset of the first range's sums in the scratch, when items > 1
+  int64_t items;  // ranges of samples that the sum is cut into
   double squares = 0, batch_squares = 0;
 };
 
@@ -30,7 +29,6 @@ struct Item {
 struct Plan {
   std::vector<Tile> tiles;
   std::vector<Item> items;
-  int64_t partial_elements = 0;
   bool parallel = false;
 };
 
