@@ -13,9 +13,6 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/zeros.h>
-#include <torch/library.h>
-
-#include <string>
 
 namespace growkernels::basis_conv {
 namespace {
@@ -76,37 +73,34 @@ at::Tensor maps_gradient(const at::Tensor& grad, const at::Tensor& coeff, const 
   return at::GradMode::is_enabled() ? through_mix + direct : through_mix.add_(direct);
 }
 
-at::Tensor two_convolutions(const at::Tensor& x, const at::Tensor& basis, const at::Tensor& coeff,
-                            const OptionalTensor& bias, const Form& form) {
+at::Tensor two_convolutions(const Forward& call) {
   note(Ran::TwoConvolutions);
+  const auto& [x, basis, coeff, bias, form] = call;
   if (!form.include_basis) {
-    return std::get<0>(two_convolutions_with_maps(x, basis, coeff, bias, form));
+    return std::get<0>(two_convolutions_with_maps(call));
   }
   const at::Tensor z = convolution(x, basis, std::nullopt, form);
   const at::Tensor y = coeff.sym_size(0) == 0 ? z : at::cat({z, mix(coeff, z)}, 1);
   return bias.has_value() ? y + as_kernel(*bias) : y;
 }
 
-std::tuple<at::Tensor, at::Tensor> two_convolutions_with_maps(const at::Tensor& x, const at::Tensor& basis,
-                                                              const at::Tensor& coeff, const OptionalTensor& bias,
-                                                              const Form& form) {
+WithMaps two_convolutions_with_maps(const Forward& call) {
   note(Ran::TwoConvolutions);
+  const auto& [x, basis, coeff, bias, form] = call;
   const at::Tensor z = convolution(x, basis, std::nullopt, form);
   const at::Tensor y = mix(coeff, z);
   // Not the convolution's own bias: torch.func cannot differentiate that in batches of directions.
   return {bias.has_value() ? y + as_kernel(*bias) : y, z};
 }
 
-at::Tensor reconstructed(const at::Tensor& x, const at::Tensor& basis, const at::Tensor& coeff,
-                         const OptionalTensor& bias, const Form& form) {
+at::Tensor reconstructed(const Forward& call) {
   note(Ran::Reconstruct);
-  return convolution(x, full_kernel(basis, coeff, form.include_basis), bias, form);
+  return convolution(call.x, full_kernel(call.basis, call.coeff, call.form.include_basis), call.bias, call.form);
 }
 
-Gradients backward_by_two_convolutions(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& basis,
-                                       const at::Tensor& coeff, const at::Tensor& z, const OptionalTensor& z_bias,
-                                       const Form& form, Mask wanted) {
+Gradients backward_by_two_convolutions(const Backward& call) {
   note(Ran::TwoConvolutions);
+  const auto& [grad, x, basis, coeff, z, z_bias, form, wanted] = call;
   at::Tensor dx, dbasis, dcoeff, unused;
   if (wanted[2]) {  // first: its copies of the operands are gone before dx needs memory
     const at::Tensor maps = z_bias.has_value() ? z - as_kernel(*z_bias) : z;
@@ -119,9 +113,9 @@ Gradients backward_by_two_convolutions(const at::Tensor& grad, const at::Tensor&
   return {dx, dbasis, dcoeff, bias_gradient(grad, wanted[3])};
 }
 
-Gradients backward_by_reconstruction(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& basis,
-                                     const at::Tensor& coeff, const Form& form, Mask wanted) {
+Gradients backward_by_reconstruction(const Backward& call) {
   note(Ran::Reconstruct);
+  const auto& [grad, x, basis, coeff, z, z_bias, form, wanted] = call;
   const at::Tensor kernel = full_kernel(basis, coeff, form.include_basis);
   const bool kernel_wanted = wanted[1] || wanted[2];
   const auto [dx, dkernel, dbias] = convolution_gradients(grad, x, kernel, form, {wanted[0], kernel_wanted, wanted[3]});
@@ -163,47 +157,28 @@ Gradients laid_out(const Gradients& gradients, const at::Tensor& x, const at::Te
 
 namespace {
 
-at::Tensor basis_conv2d(const at::Tensor& x, const at::Tensor& basis, const at::Tensor& coeff,
-                        const OptionalTensor& bias, c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
-                        c10::SymIntArrayRef dilation, bool include_basis) {
-  const Form form{stride, padding, dilation, include_basis};
-  check_forward("basis_conv2d", x, basis, coeff, bias, form);
-  const at::Tensor y = composed_algorithm(x, basis, coeff, form) == Algorithm::Reconstruct
-                           ? reconstructed(x, basis, coeff, bias, form)
-                           : two_convolutions(x, basis, coeff, bias, form);
-  return laid_out(y, output_format(x, basis));
+at::Tensor forward(const Forward& call) {
+  const bool reconstruct = composed_algorithm(call.x, call.basis, call.coeff, call.form) == Algorithm::Reconstruct;
+  return laid_out(reconstruct ? reconstructed(call) : two_convolutions(call), output_format(call.x, call.basis));
 }
 
-std::tuple<at::Tensor, at::Tensor> basis_conv2d_with_maps(const at::Tensor& x, const at::Tensor& basis,
-                                                          const at::Tensor& coeff, const OptionalTensor& bias,
-                                                          c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
-                                                          c10::SymIntArrayRef dilation, bool include_basis) {
-  const Form form{stride, padding, dilation, include_basis};
-  check_with_maps(x, basis, coeff, bias, form);
-  const auto [y, z] = two_convolutions_with_maps(x, basis, coeff, bias, form);
-  const at::MemoryFormat format = output_format(x, basis);
+WithMaps with_maps(const Forward& call) {
+  const auto [y, z] = two_convolutions_with_maps(call);
+  const at::MemoryFormat format = output_format(call.x, call.basis);
   return {laid_out(y, format), laid_out(z, format)};
 }
 
-Gradients basis_conv2d_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& basis,
-                                const at::Tensor& coeff, const at::Tensor& z, const OptionalTensor& z_bias,
-                                c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
-                                bool include_basis, Mask output_mask) {
-  const Form form{stride, padding, dilation, include_basis};
-  check_backward(grad, x, basis, coeff, z, z_bias, form);
-  const Gradients gradients = composed_algorithm(x, basis, coeff, form) == Algorithm::Reconstruct
-                                  ? backward_by_reconstruction(grad, x, basis, coeff, form, output_mask)
-                                  : backward_by_two_convolutions(grad, x, basis, coeff, z, z_bias, form, output_mask);
-  return laid_out(gradients, x, basis);
+Gradients backward(const Backward& call) {
+  const bool reconstruct = composed_algorithm(call.x, call.basis, call.coeff, call.form) == Algorithm::Reconstruct;
+  return laid_out(reconstruct ? backward_by_reconstruction(call) : backward_by_two_convolutions(call), call.x,
+                  call.basis);
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(growkernels, CompositeExplicitAutograd, m) {
-  for (const std::string form : {"", "_composed"}) {
-    m.impl(("basis_conv2d" + form).c_str(), &basis_conv2d);
-    m.impl(("basis_conv2d_with_maps" + form).c_str(), &basis_conv2d_with_maps);
-    m.impl(("basis_conv2d_backward" + form).c_str(), &basis_conv2d_backward);
+  for (const char* form : {"", "_composed"}) {
+    implement<checked<forward>, checked<with_maps>, checked<backward>>(m, form);
   }
 }
 

@@ -7,7 +7,6 @@
 
 #include "basis_conv/basis_conv.h"
 #include "common/autograd_node.h"
-#include "common/registered_op.h"
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>
@@ -16,7 +15,6 @@
 #include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/saved_variable.h>
-#include <torch/library.h>
 
 namespace growkernels::basis_conv {
 namespace {
@@ -134,9 +132,9 @@ struct BasisConv2dBackwardBackward final : torch::autograd::Node {
   }
 };
 
-Gradients call_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& basis, const at::Tensor& coeff,
-                        const at::Tensor& z, const OptionalTensor& z_bias, const Form& form, Mask wanted) {
+Gradients call_backward(const Backward& call) {
   static const auto op = registered_op<BackwardSignature>("growkernels::basis_conv2d_backward");
+  const auto& [grad, x, basis, coeff, z, z_bias, form, wanted] = call;
   return op.call(grad, x, basis, coeff, z, z_bias, form.stride, form.padding, form.dilation, form.include_basis,
                  wanted);
 }
@@ -161,7 +159,7 @@ struct BasisConv2dBackward final : torch::autograd::Node {
     if (incoming[0].defined()) {
       const auto [z, z_bias] = saved_maps(image, filters, f);
       std::tie(out[0], out[1], out[2], out[3]) =
-          call_backward(incoming[0], image, filters, mixing, z, z_bias, f, wanted);
+          call_backward({incoming[0], image, filters, mixing, z, z_bias, f, wanted});
     }
     if (incoming.size() == 2 && incoming[1].defined() && (wanted[0] || wanted[1])) {
       const auto [dx, dbasis] = convolution_gradients(incoming[1], image, filters, f, wanted[0], wanted[1]);
@@ -196,8 +194,8 @@ struct BasisConv2dBackward final : torch::autograd::Node {
   }
 };
 
-NewNode<BasisConv2dBackward> new_node(const at::Tensor& x, const at::Tensor& basis, const at::Tensor& coeff,
-                                      const OptionalTensor& bias, const Form& form) {
+NewNode<BasisConv2dBackward> new_node(const Forward& call) {
+  const auto& [x, basis, coeff, bias, form] = call;
   auto made = make_node<BasisConv2dBackward>(collect_next_edges(x, basis, coeff, bias));
   made.node->x = SavedVariable(x, false);
   made.node->basis = SavedVariable(basis, false);
@@ -215,23 +213,29 @@ void save_output(BasisConv2dBackward& node, const at::Tensor& output) {
   node.output_then = node.output_now.current_version();
 }
 
-std::tuple<at::Tensor, at::Tensor> basis_conv2d_with_maps(const at::Tensor& x, const at::Tensor& basis,
-                                                          const at::Tensor& coeff, const OptionalTensor& bias,
-                                                          c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
-                                                          c10::SymIntArrayRef dilation, bool include_basis) {
-  static const auto op = registered_op<WithMapsSignature>("growkernels::basis_conv2d_with_maps");
-  const Form form{stride, padding, dilation, include_basis};
-  if (isFwGradDefined(x) || isFwGradDefined(basis) || isFwGradDefined(coeff) || isFwGradDefined(bias)) {
-    check_with_maps(x, basis, coeff, bias, form);
-    return two_convolutions_with_maps(x, basis, coeff, bias, form);
+template <typename Result>
+Result call_below(const c10::TypedOperatorHandle<ForwardSignature<Result>>& op, const Forward& call) {
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  const Form& form = call.form;
+  return op.call(call.x, call.basis, call.coeff, call.bias, form.stride, form.padding, form.dilation,
+                 form.include_basis);
+}
+
+bool has_tangents(const Forward& call) {
+  return isFwGradDefined(call.x) || isFwGradDefined(call.basis) || isFwGradDefined(call.coeff) ||
+         isFwGradDefined(call.bias);
+}
+
+bool differentiable(const Forward& call) { return compute_requires_grad(call.x, call.basis, call.coeff, call.bias); }
+
+WithMaps with_maps(const Forward& call) {
+  static const auto op = registered_op<ForwardSignature<WithMaps>>("growkernels::basis_conv2d_with_maps");
+  if (has_tangents(call)) {
+    return checked<two_convolutions_with_maps>(call);
   }
-  const bool differentiable = compute_requires_grad(x, basis, coeff, bias);
-  auto [y, z] = [&] {
-    const at::AutoDispatchBelowADInplaceOrView guard;
-    return op.call(x, basis, coeff, bias, stride, padding, dilation, include_basis);
-  }();
-  if (differentiable) {
-    const auto [node, pointer] = new_node(x, basis, coeff, bias, form);
+  auto [y, z] = call_below(op, call);
+  if (differentiable(call)) {
+    const auto [node, pointer] = new_node(call);
     set_history(y, pointer);
     set_history(z, pointer);
     save_output(*node, z);
@@ -239,46 +243,36 @@ std::tuple<at::Tensor, at::Tensor> basis_conv2d_with_maps(const at::Tensor& x, c
   return {y, z};
 }
 
-at::Tensor basis_conv2d(const at::Tensor& x, const at::Tensor& basis, const at::Tensor& coeff,
-                        const OptionalTensor& bias, c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
-                        c10::SymIntArrayRef dilation, bool include_basis) {
-  static const auto op = registered_op<ForwardSignature>("growkernels::basis_conv2d");
-  const Form form{stride, padding, dilation, include_basis};
-  if (isFwGradDefined(x) || isFwGradDefined(basis) || isFwGradDefined(coeff) || isFwGradDefined(bias)) {
-    check_forward("basis_conv2d", x, basis, coeff, bias, form);
-    return two_convolutions(x, basis, coeff, bias, form);
+at::Tensor with_maps_left_out(const Forward& call) { return std::get<0>(with_maps(call)); }
+
+at::Tensor forward(const Forward& call) {
+  static const auto op = registered_op<ForwardSignature<at::Tensor>>("growkernels::basis_conv2d");
+  if (has_tangents(call)) {
+    return checked<two_convolutions>(call);
   }
-  const bool differentiable = compute_requires_grad(x, basis, coeff, bias);
-  if (differentiable && !include_basis) {
-    check_forward("basis_conv2d", x, basis, coeff, bias, form);
-    return std::get<0>(basis_conv2d_with_maps(x, basis, coeff, bias, stride, padding, dilation, include_basis));
+  const bool recorded = differentiable(call);
+  if (recorded && !call.form.include_basis) {
+    return checked<with_maps_left_out>(call);
   }
-  at::Tensor y = [&] {
-    const at::AutoDispatchBelowADInplaceOrView guard;
-    return op.call(x, basis, coeff, bias, stride, padding, dilation, include_basis);
-  }();
-  if (differentiable) {
-    const auto [node, pointer] = new_node(x, basis, coeff, bias, form);
+  at::Tensor y = call_below(op, call);
+  if (recorded) {
+    const auto [node, pointer] = new_node(call);
     set_history(y, pointer);
     save_output(*node, y);
   }
   return y;
 }
 
-Gradients basis_conv2d_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& basis,
-                                const at::Tensor& coeff, const at::Tensor& z, const OptionalTensor& z_bias,
-                                c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
-                                bool include_basis, Mask output_mask) {
-  const Form form{stride, padding, dilation, include_basis};
+Gradients backward(const Backward& call) {
+  const auto& [grad, x, basis, coeff, z, z_bias, form, wanted] = call;
   if (isFwGradDefined(grad) || isFwGradDefined(x) || isFwGradDefined(basis) || isFwGradDefined(coeff) ||
       isFwGradDefined(z) || isFwGradDefined(z_bias)) {
-    check_backward(grad, x, basis, coeff, z, z_bias, form);
-    return backward_by_two_convolutions(grad, x, basis, coeff, z, z_bias, form, output_mask);
+    return checked<backward_by_two_convolutions>(call);
   }
   const bool differentiable = compute_requires_grad(grad, x, basis, coeff, z, z_bias);
   Gradients gradients = [&] {
     const at::AutoDispatchBelowADInplaceOrView guard;
-    return call_backward(grad, x, basis, coeff, z, z_bias, form, output_mask);
+    return call_backward(call);
   }();
   if (differentiable) {
     const auto [node, pointer] =
@@ -297,10 +291,6 @@ Gradients basis_conv2d_backward(const at::Tensor& grad, const at::Tensor& x, con
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(growkernels, Autograd, m) {
-  m.impl("basis_conv2d", &basis_conv2d);
-  m.impl("basis_conv2d_with_maps", &basis_conv2d_with_maps);
-  m.impl("basis_conv2d_backward", &basis_conv2d_backward);
-}
+TORCH_LIBRARY_IMPL(growkernels, Autograd, m) { implement<forward, with_maps, backward>(m); }
 
 }  // namespace growkernels::basis_conv

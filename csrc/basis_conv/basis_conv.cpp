@@ -33,8 +33,8 @@ c10::SymInt output_channels(const at::Tensor& basis, const at::Tensor& coeff, co
 
 }  // namespace
 
-void check_forward(const char* op, const at::Tensor& x, const at::Tensor& basis, const at::Tensor& coeff,
-                   const OptionalTensor& bias, const Form& form) {
+void check_forward(const char* op, const Forward& call) {
+  const auto& [x, basis, coeff, bias, form] = call;
   TORCH_CHECK_TYPE(at::isFloatingType(x.scalar_type()) && x.element_size() >= 2, op, ": x has dtype ", x.scalar_type(),
                    "; pass float16, bfloat16, float32 or float64");
   check_tensor(op, "basis", basis, x);
@@ -71,17 +71,16 @@ void check_forward(const char* op, const at::Tensor& x, const at::Tensor& basis,
                     basis.sym_size(3), " with dilation ", form.dilation, "; the output would be empty");
 }
 
-void check_with_maps(const at::Tensor& x, const at::Tensor& basis, const at::Tensor& coeff, const OptionalTensor& bias,
-                     const Form& form) {
+void check_with_maps(const Forward& call) {
   constexpr const char* op = "basis_conv2d_with_maps";
-  TORCH_CHECK_VALUE(!form.include_basis, op,
+  TORCH_CHECK_VALUE(!call.form.include_basis, op,
                     ": with include_basis the maps are the first channels of the output; call basis_conv2d");
-  check_forward(op, x, basis, coeff, bias, form);
+  check_forward(op, call);
 }
 
-void check_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& basis, const at::Tensor& coeff,
-                    const at::Tensor& z, const OptionalTensor& z_bias, const Form& form) {
-  check_forward(backward_op, x, basis, coeff, std::nullopt, form);
+void check_backward(const Backward& call) {
+  const auto& [grad, x, basis, coeff, z, z_bias, form, wanted] = call;
+  check_forward(backward_op, {x, basis, coeff, std::nullopt, form});
   check_tensor(backward_op, "grad", grad, x);
   check_tensor(backward_op, "z", z, x);
   const c10::SymDimVector outputs = output_shape(x, basis, coeff, form), maps = maps_shape(x, basis, form);

@@ -14,7 +14,6 @@
 #include <ATen/ops/conv2d.h>
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/empty.h>
-#include <torch/library.h>
 
 #include <algorithm>
 
@@ -66,9 +65,9 @@ struct Outputs {
   OptionalTensor bias;
   int64_t maps, mixed_channels;
 
-  Outputs(const at::Tensor& x, const at::Tensor& basis, const at::Tensor& coeff, const OptionalTensor& bias,
-          const Form& form)
-      : coeff_transposed(coeff.t().contiguous()), maps(basis.size(0)), mixed_channels(coeff.size(0)) {
+  explicit Outputs(const Forward& call)
+      : coeff_transposed(call.coeff.t().contiguous()), maps(call.basis.size(0)), mixed_channels(call.coeff.size(0)) {
+    const auto& [x, basis, coeff, bias, form] = call;
     const auto concrete = [](const c10::SymDimVector& shape) { return C10_AS_INTARRAYREF_SLOW(shape); };
     y = fresh(x, concrete(output_shape(x, basis, coeff, form)));
     z = form.include_basis ? y.narrow(1, 0, maps) : fresh(x, concrete(maps_shape(x, basis, form)));
@@ -108,8 +107,9 @@ struct Outputs {
   }
 };
 
-void winograd_forward(const at::Tensor& x, const at::Tensor& basis, const Form& form, const Outputs& outputs) {
+void winograd_forward(const Forward& call, const Outputs& outputs) {
   note(Ran::Winograd);
+  const auto& [x, basis, coeff, bias, form] = call;
   const at::Tensor input = with_adjacent_channels(x);
   const Images<float> z = outputs.maps_images();
   winograd_convolution(images(input), kernels_like(basis, basis.const_data_ptr<float>()), form.padding[0].expect_int(),
@@ -118,8 +118,9 @@ void winograd_forward(const at::Tensor& x, const at::Tensor& basis, const Form& 
                        });
 }
 
-void direct_forward(const at::Tensor& x, const at::Tensor& basis, const Form& form, const Outputs& outputs) {
+void direct_forward(const Forward& call, const Outputs& outputs) {
   note(Ran::Direct);
+  const auto& [x, basis, coeff, bias, form] = call;
   const at::Tensor maps =
       at::conv2d_symint(x, basis, std::nullopt, form.stride, form.padding, form.dilation).contiguous(channels_last);
   const float* const source = maps.const_data_ptr<float>();
@@ -132,9 +133,10 @@ void direct_forward(const at::Tensor& x, const at::Tensor& basis, const Form& fo
   });
 }
 
-void pointwise_forward(const at::Tensor& x, const at::Tensor& basis, const Form&, const Outputs& outputs) {
+void pointwise_forward(const Forward& call, const Outputs& outputs) {
   note(Ran::Pointwise);
-  const at::Tensor input = with_adjacent_channels(x), basis_transposed = basis.flatten(1).t().contiguous();
+  const at::Tensor input = with_adjacent_channels(call.x);
+  const at::Tensor basis_transposed = call.basis.flatten(1).t().contiguous();
   const Images<const float> pixels = images(input);
   const Images<float> z = outputs.maps_images();
   outputs.for_each_block([&](int64_t first, int64_t count) {
@@ -220,9 +222,8 @@ std::tuple<at::Tensor, at::Tensor> maps_backward(Algorithm algorithm, const at::
 
 struct MapsGradient;  // owner of a workspace
 
-Gradients own_backward(Algorithm algorithm, const at::Tensor& grad_in, const at::Tensor& x, const at::Tensor& basis,
-                       const at::Tensor& coeff_in, const at::Tensor& z_in, const OptionalTensor& z_bias_in,
-                       const Form& form, Mask wanted) {
+Gradients own_backward(Algorithm algorithm, const Backward& arguments) {
+  const auto& [grad_in, x, basis, coeff_in, z_in, z_bias_in, form, wanted] = arguments;
   at::Tensor grad = to_channels_last(grad_in);
   const at::Tensor coeff = coeff_in.contiguous();
   const int64_t maps = basis.size(0), channels = grad.size(1), mixed = coeff.size(0);
@@ -267,68 +268,49 @@ Gradients own_backward(Algorithm algorithm, const at::Tensor& grad_in, const at:
   return {dx, dbasis, dcoeff, dbias};
 }
 
-std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& x, const at::Tensor& basis, const at::Tensor& coeff,
-                                           const OptionalTensor& bias, const Form& form, bool maps_wanted) {
-  const Algorithm algorithm = choose_algorithm(at::kCPU, x, basis, coeff, form);
+WithMaps compute(const Forward& call, bool maps_wanted) {
+  const Algorithm algorithm = choose_algorithm(at::kCPU, call.x, call.basis, call.coeff, call.form);
   if (algorithm == Algorithm::TwoConvolutions || algorithm == Algorithm::Reconstruct) {
     if (maps_wanted) {
-      return two_convolutions_with_maps(x, basis, coeff, bias, form);
+      return two_convolutions_with_maps(call);
     }
-    return {(algorithm == Algorithm::Reconstruct ? reconstructed : two_convolutions)(x, basis, coeff, bias, form), {}};
+    return {(algorithm == Algorithm::Reconstruct ? reconstructed : two_convolutions)(call), {}};
   }
-  const auto compute = algorithm == Algorithm::Winograd    ? winograd_forward
-                       : algorithm == Algorithm::Pointwise ? pointwise_forward
-                                                           : direct_forward;
-  const Outputs outputs(x, basis, coeff, bias, form);
-  compute(x, basis, form, outputs);
+  const auto fill = algorithm == Algorithm::Winograd    ? winograd_forward
+                    : algorithm == Algorithm::Pointwise ? pointwise_forward
+                                                        : direct_forward;
+  const Outputs outputs(call);
+  fill(call, outputs);
   return {outputs.y, outputs.z};
 }
 
-at::Tensor basis_conv2d(const at::Tensor& x, const at::Tensor& basis, const at::Tensor& coeff,
-                        const OptionalTensor& bias, c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
-                        c10::SymIntArrayRef dilation, bool include_basis) {
-  const Form form{stride, padding, dilation, include_basis};
-  check_forward("basis_conv2d", x, basis, coeff, bias, form);
-  return arranged(std::get<0>(forward(x, basis, coeff, bias, form, false)), output_format(x, basis));
+at::Tensor forward(const Forward& call) {
+  return arranged(std::get<0>(compute(call, false)), output_format(call.x, call.basis));
 }
 
-std::tuple<at::Tensor, at::Tensor> basis_conv2d_with_maps(const at::Tensor& x, const at::Tensor& basis,
-                                                          const at::Tensor& coeff, const OptionalTensor& bias,
-                                                          c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
-                                                          c10::SymIntArrayRef dilation, bool include_basis) {
-  const Form form{stride, padding, dilation, include_basis};
-  check_with_maps(x, basis, coeff, bias, form);
-  const auto [y, z] = forward(x, basis, coeff, bias, form, true);
-  const at::MemoryFormat format = output_format(x, basis);
+WithMaps with_maps(const Forward& call) {
+  const auto [y, z] = compute(call, true);
+  const at::MemoryFormat format = output_format(call.x, call.basis);
   return {arranged(y, format), arranged(z, format)};
 }
 
-Gradients basis_conv2d_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& basis,
-                                const at::Tensor& coeff, const at::Tensor& z, const OptionalTensor& z_bias,
-                                c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
-                                bool include_basis, Mask output_mask) {
-  const Form form{stride, padding, dilation, include_basis};
-  check_backward(grad, x, basis, coeff, z, z_bias, form);
-  const Algorithm algorithm = choose_algorithm(at::kCPU, x, basis, coeff, form);
+Gradients backward(const Backward& call) {
+  const Algorithm algorithm = choose_algorithm(at::kCPU, call.x, call.basis, call.coeff, call.form);
   switch (algorithm) {
     case Algorithm::Winograd:
     case Algorithm::Pointwise:
     case Algorithm::Direct:
-      return laid_out(own_backward(algorithm, grad, x, basis, coeff, z, z_bias, form, output_mask), x, basis);
+      return laid_out(own_backward(algorithm, call), call.x, call.basis);
     case Algorithm::TwoConvolutions:
-      return laid_out(backward_by_two_convolutions(grad, x, basis, coeff, z, z_bias, form, output_mask), x, basis);
+      return laid_out(backward_by_two_convolutions(call), call.x, call.basis);
     case Algorithm::Reconstruct:
-      return laid_out(backward_by_reconstruction(grad, x, basis, coeff, form, output_mask), x, basis);
+      return laid_out(backward_by_reconstruction(call), call.x, call.basis);
   }
   return {};
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(growkernels, CPU, m) {
-  m.impl("basis_conv2d", &basis_conv2d);
-  m.impl("basis_conv2d_with_maps", &basis_conv2d_with_maps);
-  m.impl("basis_conv2d_backward", &basis_conv2d_backward);
-}
+TORCH_LIBRARY_IMPL(growkernels, CPU, m) { implement<checked<forward>, checked<with_maps>, checked<backward>>(m); }
 
 }  // namespace growkernels::basis_conv

@@ -105,7 +105,7 @@ std::string basis_conv2d_algorithm(const at::Tensor& x, const at::Tensor& basis,
                                    c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
                                    c10::SymIntArrayRef dilation, bool include_basis) {
   const Form form{stride, padding, dilation, include_basis};
-  check_forward("basis_conv2d_algorithm", x, basis, coeff, std::nullopt, form);
+  check_forward("basis_conv2d_algorithm", {x, basis, coeff, std::nullopt, form});
   return name(choose_algorithm(x.device().type(), x, basis, coeff, form));
 }
 
@@ -113,7 +113,7 @@ Choice basis_conv2d_plan(const at::Tensor& x, const at::Tensor& basis, const at:
                          c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
                          bool include_basis, at::Device device) {
   const Form form{stride, padding, dilation, include_basis};
-  check_forward("basis_conv2d", x, basis, coeff, std::nullopt, form);
+  check_forward("basis_conv2d", {x, basis, coeff, std::nullopt, form});
   Refused refused;
   const Algorithm algorithm = choose_algorithm(device.type(), x, basis, coeff, form, &refused);
   return {name(algorithm), refused};

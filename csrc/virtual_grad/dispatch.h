@@ -1,7 +1,7 @@
 #pragma once
 // Calls of the family's ops through the dispatcher, from kernels that wrap others.
 
-#include "common/registered_op.h"
+#include "common/op.h"
 
 #include <ATen/core/Tensor.h>
 
