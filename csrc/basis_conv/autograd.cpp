@@ -133,7 +133,7 @@ struct BasisConv2dBackwardBackward final : torch::autograd::Node {
 };
 
 Gradients call_backward(const Backward& call) {
-  static const auto op = registered_op<BackwardSignature>("growkernels::basis_conv2d_backward");
+  static const auto op = registered_op<Backward::Signature>("growkernels::basis_conv2d_backward");
   const auto& [grad, x, basis, coeff, z, z_bias, form, wanted] = call;
   return op.call(grad, x, basis, coeff, z, z_bias, form.stride, form.padding, form.dilation, form.include_basis,
                  wanted);
@@ -214,7 +214,7 @@ void save_output(BasisConv2dBackward& node, const at::Tensor& output) {
 }
 
 template <typename Result>
-Result call_below(const c10::TypedOperatorHandle<ForwardSignature<Result>>& op, const Forward& call) {
+Result call_below(const c10::TypedOperatorHandle<Forward::Signature<Result>>& op, const Forward& call) {
   const at::AutoDispatchBelowADInplaceOrView guard;
   const Form& form = call.form;
   return op.call(call.x, call.basis, call.coeff, call.bias, form.stride, form.padding, form.dilation,
@@ -229,7 +229,7 @@ bool has_tangents(const Forward& call) {
 bool differentiable(const Forward& call) { return compute_requires_grad(call.x, call.basis, call.coeff, call.bias); }
 
 WithMaps with_maps(const Forward& call) {
-  static const auto op = registered_op<ForwardSignature<WithMaps>>("growkernels::basis_conv2d_with_maps");
+  static const auto op = registered_op<Forward::Signature<WithMaps>>("growkernels::basis_conv2d_with_maps");
   if (has_tangents(call)) {
     return checked<two_convolutions_with_maps>(call);
   }
@@ -246,7 +246,7 @@ WithMaps with_maps(const Forward& call) {
 at::Tensor with_maps_left_out(const Forward& call) { return std::get<0>(with_maps(call)); }
 
 at::Tensor forward(const Forward& call) {
-  static const auto op = registered_op<ForwardSignature<at::Tensor>>("growkernels::basis_conv2d");
+  static const auto op = registered_op<Forward::Signature<at::Tensor>>("growkernels::basis_conv2d");
   if (has_tangents(call)) {
     return checked<two_convolutions>(call);
   }

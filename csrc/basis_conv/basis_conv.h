@@ -28,24 +28,26 @@ using Mask = std::array<bool, 4>;                                              /
 
 // The arguments of basis_conv2d and of basis_conv2d_with_maps, and how torch passes them.
 struct Forward {
+  template <typename Result>
+  using Signature = Result(const at::Tensor&, const at::Tensor&, const at::Tensor&, const OptionalTensor&,
+                           c10::SymIntArrayRef, c10::SymIntArrayRef, c10::SymIntArrayRef, bool);
+
   const at::Tensor &x, &basis, &coeff;
   const OptionalTensor& bias;
   Form form;
 };
-template <typename Result>
-using ForwardSignature = Result(const at::Tensor&, const at::Tensor&, const at::Tensor&, const OptionalTensor&,
-                                c10::SymIntArrayRef, c10::SymIntArrayRef, c10::SymIntArrayRef, bool);
 
 // Of basis_conv2d_backward: `z` contains `z_bias` when that is given. Gradients that are not wanted are undefined.
 struct Backward {
+  using Signature = Gradients(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                              const at::Tensor&, const OptionalTensor&, c10::SymIntArrayRef, c10::SymIntArrayRef,
+                              c10::SymIntArrayRef, bool, Mask);
+
   const at::Tensor &grad, &x, &basis, &coeff, &z;
   const OptionalTensor& z_bias;
   Form form;
   Mask wanted;
 };
-using BackwardSignature = Gradients(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                                    const at::Tensor&, const OptionalTensor&, c10::SymIntArrayRef, c10::SymIntArrayRef,
-                                    c10::SymIntArrayRef, bool, Mask);
 
 // y, and z beside it.
 using WithMaps = std::tuple<at::Tensor, at::Tensor>;
@@ -77,9 +79,9 @@ Gradients checked(const Backward& call) {
 template <at::Tensor (*forward)(const Forward&), WithMaps (*with_maps)(const Forward&),
           Gradients (*backward)(const Backward&)>
 void implement(torch::Library& m, const std::string& form = "") {
-  m.impl(("basis_conv2d" + form).c_str(), &Unpacked<Forward, ForwardSignature<at::Tensor>>::run<forward>);
-  m.impl(("basis_conv2d_with_maps" + form).c_str(), &Unpacked<Forward, ForwardSignature<WithMaps>>::run<with_maps>);
-  m.impl(("basis_conv2d_backward" + form).c_str(), &Unpacked<Backward, BackwardSignature>::run<backward>);
+  m.impl(("basis_conv2d" + form).c_str(), &Unpacked<Forward, Forward::Signature<at::Tensor>>::run<forward>);
+  m.impl(("basis_conv2d_with_maps" + form).c_str(), &Unpacked<Forward, Forward::Signature<WithMaps>>::run<with_maps>);
+  m.impl(("basis_conv2d_backward" + form).c_str(), &Unpacked<Backward>::run<backward>);
 }
 
 // [N, R, Ho, Wo] and [N, Cout, Ho, Wo].

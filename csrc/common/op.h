@@ -7,7 +7,7 @@ namespace growkernels {
 
 // `Call` is a struct of an op's arguments in the schema's order, with or without structs inside. run<kernel> is what
 // torch calls: it passes them all to kernel(call).
-template <typename Call, typename Signature>
+template <typename Call, typename Signature = typename Call::Signature>
 struct Unpacked;
 
 template <typename Call, typename Result, typename... Arguments>

@@ -9,23 +9,17 @@
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/mm.h>
-#include <torch/library.h>
-
-#include <string>
 
 namespace growkernels::splitting {
 
-at::Tensor composed_weight(const at::Tensor& grad, const at::Tensor& preact, c10::string_view activation,
-                           std::optional<double> beta) {
-  const Curvature curvature = parse_activation(activation, beta);
-  check_weight(grad, preact);
+at::Tensor composed_weight(const Weight& call, const Curvature& curvature) {
   note(Ran::Aten);
-  return at::empty_like(preact).copy_(grad * second_derivative(preact, curvature));
+  return at::empty_like(call.preact).copy_(call.grad * second_derivative(call.preact, curvature));
 }
 
-at::Tensor composed_hvp(const at::Tensor& x, const at::Tensor& w, const at::Tensor& v) {
-  check_hvp(x, w, v);
+at::Tensor composed_hvp(const Hvp& call) {
   note(Ran::Aten);
+  const auto& [x, w, v] = call;
   const int64_t rows = x.size(0), neurons = v.size(0), k = v.dim() == 2 ? 1 : v.size(1);
   const at::Tensor vectors = v.dim() == 2 ? v : v.flatten(0, 1);
   const at::Tensor products = at::mm(x, vectors.t());
@@ -33,10 +27,9 @@ at::Tensor composed_hvp(const at::Tensor& x, const at::Tensor& w, const at::Tens
   return at::mm(weighted.t(), x).view(v.sizes());
 }
 
-at::Tensor composed_hvp_conv2d(const at::Tensor& x, const at::Tensor& w, const at::Tensor& v, at::IntArrayRef stride,
-                               at::IntArrayRef padding, at::IntArrayRef dilation) {
-  check_hvp_conv2d(x, w, v, parse_sliding(stride, padding, dilation));
+at::Tensor composed_hvp_conv2d(const HvpConv2d& call, const Sliding&) {
   note(Ran::Aten);
+  const auto& [x, w, v, stride, padding, dilation] = call;
   const at::Tensor filters = v.dim() == 4 ? v : v.flatten(0, 1);
   const at::Tensor products = at::conv2d(x, filters, {}, stride, padding, dilation);
   const at::Tensor weights = v.dim() == 4 ? w : w.repeat_interleave(v.size(1), 1);
@@ -46,10 +39,8 @@ at::Tensor composed_hvp_conv2d(const at::Tensor& x, const at::Tensor& w, const a
 }
 
 TORCH_LIBRARY_IMPL(growkernels, CompositeExplicitAutograd, m) {
-  for (const std::string form : {"", "_composed"}) {
-    m.impl(("splitting_weight" + form).c_str(), &composed_weight);
-    m.impl(("splitting_hvp" + form).c_str(), &composed_hvp);
-    m.impl(("splitting_hvp_conv2d" + form).c_str(), &composed_hvp_conv2d);
+  for (const char* form : {"", "_composed"}) {
+    implement<checked<composed_weight>, checked<composed_hvp>, checked<composed_hvp_conv2d>>(m, form);
   }
 }
 

@@ -6,14 +6,12 @@
 //   dL/dg = dL/dw act''(z)        dL/dz = dL/dw g act'''(z).
 
 #include "common/autograd_node.h"
-#include "splitting/dispatch.h"
 #include "splitting/splitting.h"
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/conv2d.h>
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/matmul.h>
-#include <torch/library.h>
 
 namespace growkernels::splitting {
 namespace {
@@ -52,14 +50,29 @@ Tensors gradients_of_x_and_w(const at::Tensor& w, const at::Tensor& v, const at:
   return {x_grad, w_grad};
 }
 
-at::Tensor splitting_weight(const at::Tensor& grad, const at::Tensor& preact, c10::string_view activation,
-                            std::optional<double> beta) {
-  if (isFwGradDefined(grad) || isFwGradDefined(preact)) {
-    return composed_weight(grad, preact, activation, beta);
+// Calls through the dispatcher.
+at::Tensor call_op(const Weight& call) {
+  static const auto op = registered_op<Weight::Signature>("growkernels::splitting_weight");
+  return op.call(call.grad, call.preact, call.activation, call.beta);
+}
+
+at::Tensor call_op(const Hvp& call) {
+  static const auto op = registered_op<Hvp::Signature>("growkernels::splitting_hvp");
+  return op.call(call.x, call.w, call.v);
+}
+
+at::Tensor call_op(const HvpConv2d& call) {
+  static const auto op = registered_op<HvpConv2d::Signature>("growkernels::splitting_hvp_conv2d");
+  return op.call(call.x, call.w, call.v, call.stride, call.padding, call.dilation);
+}
+
+at::Tensor weight(const Weight& call) {
+  if (isFwGradDefined(call.grad) || isFwGradDefined(call.preact)) {
+    return checked<composed_weight>(call);
   }
-  const Curvature curvature = parse_activation(activation, beta);
+  const Curvature curvature = parse_activation(call.activation, call.beta);
   return recorded(
-      "SplittingWeightBackward", {grad, preact}, [&] { return call_splitting_weight(grad, preact, activation, beta); },
+      "SplittingWeightBackward", {call.grad, call.preact}, [&] { return call_op(call); },
       [curvature](const Tensors& inputs, const Tensors& incoming, const Wanted& wanted) -> Tensors {
         const at::Tensor &g = inputs[0], &z = inputs[1];
         const at::ScalarType dtype = z.scalar_type();
@@ -68,12 +81,12 @@ at::Tensor splitting_weight(const at::Tensor& grad, const at::Tensor& preact, c1
       });
 }
 
-at::Tensor splitting_hvp(const at::Tensor& x, const at::Tensor& w, const at::Tensor& v) {
-  if (isFwGradDefined(x) || isFwGradDefined(w) || isFwGradDefined(v)) {
-    return composed_hvp(x, w, v);
+at::Tensor hvp(const Hvp& call) {
+  if (isFwGradDefined(call.x) || isFwGradDefined(call.w) || isFwGradDefined(call.v)) {
+    return checked<composed_hvp>(call);
   }
   return recorded(
-      "SplittingHvpBackward", {x, w, v}, [&] { return call_splitting_hvp(x, w, v); },
+      "SplittingHvpBackward", {call.x, call.w, call.v}, [&] { return call_op(call); },
       [](const Tensors& inputs, const Tensors& incoming, const Wanted& wanted) {
         const at::Tensor &rows = inputs[0], &weights = inputs[1], &vectors = inputs[2], &y_grad = incoming[0];
         const int64_t neuron_dims = vectors.dim() - 1;
@@ -81,20 +94,18 @@ at::Tensor splitting_hvp(const at::Tensor& x, const at::Tensor& w, const at::Ten
             weights, joined(vectors, neuron_dims), joined(y_grad, neuron_dims), wanted,
             [&](const at::Tensor& u) { return at::matmul(rows, u.t()); },
             [](const at::Tensor& products, const at::Tensor& u) { return at::matmul(products, u); });
-        out.push_back(wanted(2) ? call_splitting_hvp(rows, weights, y_grad) : at::Tensor());
+        out.push_back(wanted(2) ? call_op(Hvp{rows, weights, y_grad}) : at::Tensor());
         return out;
       });
 }
 
-at::Tensor splitting_hvp_conv2d(const at::Tensor& x, const at::Tensor& w, const at::Tensor& v, at::IntArrayRef stride,
-                                at::IntArrayRef padding, at::IntArrayRef dilation) {
-  if (isFwGradDefined(x) || isFwGradDefined(w) || isFwGradDefined(v)) {
-    return composed_hvp_conv2d(x, w, v, stride, padding, dilation);
+at::Tensor hvp_conv2d(const HvpConv2d& call) {
+  if (isFwGradDefined(call.x) || isFwGradDefined(call.w) || isFwGradDefined(call.v)) {
+    return checked<composed_hvp_conv2d>(call);
   }
   return recorded(
-      "SplittingHvpConv2dBackward", {x, w, v},
-      [&] { return call_splitting_hvp_conv2d(x, w, v, stride, padding, dilation); },
-      [stride = stride.vec(), padding = padding.vec(), dilation = dilation.vec()](
+      "SplittingHvpConv2dBackward", {call.x, call.w, call.v}, [&] { return call_op(call); },
+      [stride = call.stride.vec(), padding = call.padding.vec(), dilation = call.dilation.vec()](
           const Tensors& inputs, const Tensors& incoming, const Wanted& wanted) {
         const at::Tensor &images = inputs[0], &weights = inputs[1], &vectors = inputs[2], &y_grad = incoming[0];
         const int64_t neuron_dims = vectors.dim() - 3;
@@ -105,7 +116,7 @@ at::Tensor splitting_hvp_conv2d(const at::Tensor& x, const at::Tensor& w, const 
               return std::get<0>(at::convolution_backward(products, images, filters, std::nullopt, stride, padding,
                                                           dilation, false, {0, 0}, 1, {true, false, false}));
             });
-        out.push_back(wanted(2) ? call_splitting_hvp_conv2d(images, weights, y_grad, stride, padding, dilation)
+        out.push_back(wanted(2) ? call_op(HvpConv2d{images, weights, y_grad, stride, padding, dilation})
                                 : at::Tensor());
         return out;
       });
@@ -113,10 +124,6 @@ at::Tensor splitting_hvp_conv2d(const at::Tensor& x, const at::Tensor& w, const 
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(growkernels, Autograd, m) {
-  m.impl("splitting_weight", &splitting_weight);
-  m.impl("splitting_hvp", &splitting_hvp);
-  m.impl("splitting_hvp_conv2d", &splitting_hvp_conv2d);
-}
+TORCH_LIBRARY_IMPL(growkernels, Autograd, m) { implement<weight, hvp, hvp_conv2d>(m); }
 
 }  // namespace growkernels::splitting

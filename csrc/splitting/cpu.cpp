@@ -6,7 +6,6 @@
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
-#include <torch/library.h>
 
 namespace growkernels::splitting {
 namespace {
@@ -25,8 +24,8 @@ at::Tensor solve(const Problem& problem) {
   return y;
 }
 
-at::Tensor splitting_hvp(const at::Tensor& x, const at::Tensor& w, const at::Tensor& v) {
-  check_hvp(x, w, v);
+at::Tensor hvp(const Hvp& call) {
+  const auto& [x, w, v] = call;
   Problem problem;
   problem.x = x.t().unsqueeze(0).unsqueeze(2);  // [1, d, 1, M]
   problem.w = w.t().unsqueeze(0);
@@ -34,11 +33,10 @@ at::Tensor splitting_hvp(const at::Tensor& x, const at::Tensor& w, const at::Ten
   return solve(problem).view(v.sizes());
 }
 
-at::Tensor splitting_hvp_conv2d(const at::Tensor& x, const at::Tensor& w, const at::Tensor& v, at::IntArrayRef stride,
-                                at::IntArrayRef padding, at::IntArrayRef dilation) {
+at::Tensor hvp_conv2d(const HvpConv2d& call, const Sliding& sliding) {
+  const at::Tensor &x = call.x, &w = call.w, &v = call.v;
   Problem problem;
-  problem.sliding = parse_sliding(stride, padding, dilation);
-  check_hvp_conv2d(x, w, v, problem.sliding);
+  problem.sliding = sliding;
   const at::Tensor filters = v.dim() == 4 ? v.unsqueeze(1) : v;  // [n, k, C, kh, kw]
   if (winograd_obstacle(x, w, filters, problem.sliding) == nullptr) {
     return winograd_hvp(x, w, filters, problem.sliding.padding).view(v.sizes());
@@ -56,8 +54,8 @@ at::Tensor splitting_hvp_conv2d(const at::Tensor& x, const at::Tensor& w, const 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(growkernels, CPU, m) {
-  m.impl("splitting_hvp", &splitting_hvp);
-  m.impl("splitting_hvp_conv2d", &splitting_hvp_conv2d);
+  m.impl("splitting_hvp", &Unpacked<Hvp>::run<checked<hvp>>);
+  m.impl("splitting_hvp_conv2d", &Unpacked<HvpConv2d>::run<checked<hvp_conv2d>>);
 }
 
 }  // namespace growkernels::splitting

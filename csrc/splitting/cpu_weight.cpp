@@ -8,7 +8,6 @@
 #include <ATen/Dispatch.h>
 #include <ATen/TensorIterator.h>
 #include <ATen/ops/empty_like.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <cmath>
@@ -159,11 +158,9 @@ void weigh_all(at::TensorIteratorBase& iterator, const Curvature& curvature) {
   });
 }
 
-at::Tensor splitting_weight(const at::Tensor& grad, const at::Tensor& preact, c10::string_view activation,
-                            std::optional<double> beta) {
-  const Curvature curvature = parse_activation(activation, beta);
-  check_weight(grad, preact);
+at::Tensor weight(const Weight& call, const Curvature& curvature) {
   note(Ran::Portable);
+  const at::Tensor &grad = call.grad, &preact = call.preact;
   const at::Tensor w = at::empty_like(preact);
   at::TensorIterator iterator =
       at::TensorIteratorConfig().add_output(w).add_const_input(grad).add_const_input(preact).build();
@@ -174,6 +171,6 @@ at::Tensor splitting_weight(const at::Tensor& grad, const at::Tensor& preact, c1
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(growkernels, CPU, m) { m.impl("splitting_weight", &splitting_weight); }
+TORCH_LIBRARY_IMPL(growkernels, CPU, m) { m.impl("splitting_weight", &Unpacked<Weight>::run<checked<weight>>); }
 
 }  // namespace growkernels::splitting

@@ -15,14 +15,14 @@ Choice with_tiles(at::ScalarType dtype, Refused refused) {
 }
 
 Choice splitting_hvp_plan(const at::Tensor& x, const at::Tensor& w, const at::Tensor& v, at::Device device) {
-  check_hvp(x, w, v);
+  check_hvp({x, w, v});
   return device.is_cpu() ? with_tiles(x.scalar_type(), Refused()) : Choice{"aten", Refused()};
 }
 
 Choice splitting_hvp_conv2d_plan(const at::Tensor& x, const at::Tensor& w, const at::Tensor& v, at::IntArrayRef stride,
                                  at::IntArrayRef padding, at::IntArrayRef dilation, at::Device device) {
   const Sliding sliding = parse_sliding(stride, padding, dilation);
-  check_hvp_conv2d(x, w, v, sliding);
+  check_hvp_conv2d({x, w, v, stride, padding, dilation}, sliding);
   if (!device.is_cpu()) {
     return {"aten", Refused()};
   }

@@ -72,16 +72,18 @@ Sliding parse_sliding(at::IntArrayRef stride, at::IntArrayRef padding, at::IntAr
   return {pair_of("stride", stride, 1), pair_of("padding", padding, 0), pair_of("dilation", dilation, 1)};
 }
 
-void check_weight(const at::Tensor& grad, const at::Tensor& preact) {
+void check_weight(const Weight& call) {
   constexpr const char* op = "splitting_weight";
+  const at::Tensor &grad = call.grad, &preact = call.preact;
   check_float(op, "preact", preact);
   check_like(op, "preact", preact, "grad", grad);
   TORCH_CHECK_VALUE(grad.sym_sizes() == preact.sym_sizes(), op, ": grad has shape ", grad.sym_sizes(),
                     " but preact has shape ", preact.sym_sizes(), "; they must be equal");
 }
 
-void check_hvp(const at::Tensor& x, const at::Tensor& w, const at::Tensor& v) {
+void check_hvp(const Hvp& call) {
   constexpr const char* op = "splitting_hvp";
+  const auto& [x, w, v] = call;
   check_float(op, "x", x);
   check_like(op, "x", x, "w", w);
   check_like(op, "x", x, "v", v);
@@ -97,8 +99,9 @@ void check_hvp(const at::Tensor& x, const at::Tensor& w, const at::Tensor& v) {
                     " but x has rows of length ", x.sym_size(1), "; they must be equal");
 }
 
-void check_hvp_conv2d(const at::Tensor& x, const at::Tensor& w, const at::Tensor& v, const Sliding& sliding) {
+void check_hvp_conv2d(const HvpConv2d& call, const Sliding& sliding) {
   constexpr const char* op = "splitting_hvp_conv2d";
+  const at::Tensor &x = call.x, &w = call.w, &v = call.v;
   check_float(op, "x", x);
   check_like(op, "x", x, "w", w);
   check_like(op, "x", x, "v", v);
