@@ -9,7 +9,6 @@
 #include <ATen/ops/mm.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/threshold_backward.h>
-#include <torch/library.h>
 
 namespace growkernels::virtual_grad {
 
@@ -40,71 +39,52 @@ at::Tensor squared_norm(const at::Tensor& x) {
 
 }  // namespace
 
-std::vector<at::Tensor> aten_gradients(at::TensorList inputs, at::TensorList grads, const Kind& kind,
-                                       GradientAt gradient_at) {
-  std::vector<at::Tensor> gradients;
-  for (size_t l = 0; l < inputs.size(); ++l) {
-    gradients.push_back(gradient_at(inputs[l], grads[l], kind));
+Gradients gradients_one_by_one(const Positions& call, const Kind& kind, GradientAt gradient_at) {
+  Gradients gradients;
+  for (size_t l = 0; l < call.inputs.size(); ++l) {
+    gradients.push_back(gradient_at(call.inputs[l], call.grads[l], kind));
   }
   return gradients;
 }
 
-at::Tensor aten_gradient_norms(at::TensorList inputs, at::TensorList grads, const Kind& kind, GradientAt gradient_at) {
+at::Tensor norms_one_by_one(const Positions& call, const Kind& kind, GradientAt gradient_at) {
   std::vector<at::Tensor> squares;
-  for (size_t l = 0; l < inputs.size(); ++l) {
-    squares.push_back(squared_norm(gradient_at(inputs[l], grads[l], kind)));
+  for (size_t l = 0; l < call.inputs.size(); ++l) {
+    squares.push_back(squared_norm(gradient_at(call.inputs[l], call.grads[l], kind)));
   }
   return at::stack(squares);
 }
 
-at::Tensor aten_accumulate(at::TensorList inputs, at::TensorList grads, const Kind& kind, at::TensorList sums,
-                           const std::optional<at::Tensor>& second_moments, GradientAt gradient_at) {
+at::Tensor accumulate_one_by_one(const Accumulation& call, const Kind& kind, GradientAt gradient_at) {
   std::vector<at::Tensor> squares, batch_squares;
-  for (size_t l = 0; l < inputs.size(); ++l) {
-    const at::Tensor gradient = gradient_at(inputs[l], grads[l], kind);
-    sums[l].add_(gradient);
-    squares.push_back(squared_norm(sums[l]));
-    if (second_moments.has_value()) {
+  for (size_t l = 0; l < call.inputs.size(); ++l) {
+    const at::Tensor gradient = gradient_at(call.inputs[l], call.grads[l], kind);
+    call.sums[l].add_(gradient);
+    squares.push_back(squared_norm(call.sums[l]));
+    if (call.second_moments.has_value()) {
       batch_squares.push_back(squared_norm(gradient));
     }
   }
-  if (second_moments.has_value()) {
-    second_moments->add_(at::stack(batch_squares));
+  if (call.second_moments.has_value()) {
+    call.second_moments->add_(at::stack(batch_squares));
   }
   return at::stack(squares);
 }
 
-namespace {
-
-std::vector<at::Tensor> virtual_grads(at::TensorList inputs, at::TensorList grads, c10::string_view layer,
-                                      c10::string_view activation, double scale) {
-  const Kind kind = parse_kind(layer, activation, scale);
-  check_positions("virtual_grads", inputs, grads, kind);
-  return aten_gradients(inputs, grads, kind);
+Gradients aten_gradients(const Positions& call, const Kind& kind) {
+  return gradients_one_by_one(call, kind, aten_gradient);
 }
 
-at::Tensor virtual_grad_norms(at::TensorList inputs, at::TensorList grads, c10::string_view layer,
-                              c10::string_view activation, double scale) {
-  const Kind kind = parse_kind(layer, activation, scale);
-  check_positions("virtual_grad_norms", inputs, grads, kind);
-  return aten_gradient_norms(inputs, grads, kind);
+at::Tensor aten_gradient_norms(const Positions& call, const Kind& kind) {
+  return norms_one_by_one(call, kind, aten_gradient);
 }
 
-at::Tensor accumulate_virtual_grads(at::TensorList inputs, at::TensorList grads, c10::string_view layer,
-                                    c10::string_view activation, double scale, at::TensorList sums,
-                                    const std::optional<at::Tensor>& second_moments) {
-  const Kind kind = parse_kind(layer, activation, scale);
-  check_positions("virtual_grads", inputs, grads, kind);
-  check_sums(inputs, sums, second_moments, kind);
-  return aten_accumulate(inputs, grads, kind, sums, second_moments);
+at::Tensor aten_accumulate(const Accumulation& call, const Kind& kind) {
+  return accumulate_one_by_one(call, kind, aten_gradient);
 }
-
-}  // namespace
 
 TORCH_LIBRARY_IMPL(growkernels, CompositeExplicitAutograd, m) {
-  m.impl("virtual_grads", &virtual_grads);
-  m.impl("virtual_grad_norms", &virtual_grad_norms);
-  m.impl("accumulate_virtual_grads", &accumulate_virtual_grads);
+  implement<checked<aten_gradients>, checked<aten_gradient_norms>, checked<aten_accumulate>>(m);
 }
 
 }  // namespace growkernels::virtual_grad

@@ -6,7 +6,6 @@
 // The mask [h>0] is constant almost everywhere and contributes nothing.
 
 #include "common/autograd_node.h"
-#include "virtual_grad/dispatch.h"
 #include "virtual_grad/virtual_grad.h"
 
 #include <ATen/TensorOperators.h>
@@ -17,7 +16,6 @@
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/tanh.h>
-#include <torch/library.h>
 
 namespace growkernels::virtual_grad {
 namespace {
@@ -80,42 +78,60 @@ Tensors backward_of_gradients(const Tensors& saved, const Tensors& incoming, con
   return out;
 }
 
-Tensors joined(at::TensorList inputs, at::TensorList grads) {
-  Tensors tensors(inputs.begin(), inputs.end());
-  tensors.insert(tensors.end(), grads.begin(), grads.end());
+// Calls through the dispatcher.
+template <typename Result>
+Result call_op(const c10::TypedOperatorHandle<Positions::Signature<Result>>& op, const Positions& call) {
+  return op.call(call.inputs, call.grads, call.layer, call.activation, call.scale);
+}
+
+Gradients call_gradients(const Positions& call) {
+  static const auto op = registered_op<Positions::Signature<Gradients>>("growkernels::virtual_grads");
+  return call_op(op, call);
+}
+
+at::Tensor call_norms(const Positions& call) {
+  static const auto op = registered_op<Positions::Signature<at::Tensor>>("growkernels::virtual_grad_norms");
+  return call_op(op, call);
+}
+
+at::Tensor call_accumulate(const Accumulation& call) {
+  static const auto op = registered_op<Accumulation::Signature>("growkernels::accumulate_virtual_grads");
+  return op.call(call.inputs, call.grads, call.layer, call.activation, call.scale, call.sums, call.second_moments);
+}
+
+bool has_tangents(const Positions& call) {
+  return isFwGradDefinedTensorList(call.inputs) || isFwGradDefinedTensorList(call.grads);
+}
+
+Tensors joined(const Positions& call) {
+  Tensors tensors(call.inputs.begin(), call.inputs.end());
+  tensors.insert(tensors.end(), call.grads.begin(), call.grads.end());
   return tensors;
 }
 
-std::vector<at::Tensor> virtual_grads(at::TensorList inputs, at::TensorList grads, c10::string_view layer,
-                                      c10::string_view activation, double scale) {
-  const Kind kind = parse_kind(layer, activation, scale);
-  if (isFwGradDefinedTensorList(inputs) || isFwGradDefinedTensorList(grads)) {
-    check_positions("virtual_grads", inputs, grads, kind);
-    return aten_gradients(inputs, grads, kind);
+Gradients gradients(const Positions& call) {
+  if (has_tangents(call)) {
+    return checked<aten_gradients>(call);
   }
   return recorded(
-      "VirtualGradsBackward", joined(inputs, grads),
-      [&] { return call_virtual_grads(inputs, grads, layer, activation, scale); },
-      [kind](const Tensors& saved, const Tensors& incoming, const CallNode::Wanted&) {
+      "VirtualGradsBackward", joined(call), [&] { return call_gradients(call); },
+      [kind = call.kind()](const Tensors& saved, const Tensors& incoming, const CallNode::Wanted&) {
         return backward_of_gradients(saved, incoming, kind);
       });
 }
 
-at::Tensor virtual_grad_norms(at::TensorList inputs, at::TensorList grads, c10::string_view layer,
-                              c10::string_view activation, double scale) {
-  const Kind kind = parse_kind(layer, activation, scale);
-  if (isFwGradDefinedTensorList(inputs) || isFwGradDefinedTensorList(grads)) {
-    check_positions("virtual_grad_norms", inputs, grads, kind);
-    return aten_gradient_norms(inputs, grads, kind);
+at::Tensor norms(const Positions& call) {
+  if (has_tangents(call)) {
+    return checked<aten_gradient_norms>(call);
   }
   return recorded(
-      "VirtualGradNormsBackward", joined(inputs, grads),
-      [&] { return call_virtual_grad_norms(inputs, grads, layer, activation, scale); },
-      [kind, layer = std::string(layer), activation = std::string(activation), scale](
+      "VirtualGradNormsBackward", joined(call), [&] { return call_norms(call); },
+      [kind = call.kind(), layer = std::string(call.layer), activation = std::string(call.activation)](
           const Tensors& saved, const Tensors& incoming, const CallNode::Wanted&) {
         const size_t count = saved.size() / 2;
         const at::TensorList tensors(saved);
-        Tensors gradients = call_virtual_grads(tensors.slice(0, count), tensors.slice(count), layer, activation, scale);
+        Tensors gradients =
+            call_gradients({tensors.slice(0, count), tensors.slice(count), layer, activation, kind.scale});
         for (size_t l = 0; l < count; ++l) {
           gradients[l] = 2 * incoming[0][static_cast<int64_t>(l)] * gradients[l];
         }
@@ -124,26 +140,20 @@ at::Tensor virtual_grad_norms(at::TensorList inputs, at::TensorList grads, c10::
 }
 
 // Accumulation is a measurement: never differentiable, whatever the inputs require.
-at::Tensor accumulate_virtual_grads(at::TensorList inputs, at::TensorList grads, c10::string_view layer,
-                                    c10::string_view activation, double scale, at::TensorList sums,
-                                    const std::optional<at::Tensor>& second_moments) {
+at::Tensor accumulate(const Accumulation& call) {
   const at::AutoDispatchBelowADInplaceOrView guard;
-  at::Tensor norms = call_accumulate_virtual_grads(inputs, grads, layer, activation, scale, sums, second_moments);
-  for (const at::Tensor& sum : sums) {
+  at::Tensor norms = call_accumulate(call);
+  for (const at::Tensor& sum : call.sums) {
     torch::autograd::impl::bump_version(sum);
   }
-  if (second_moments.has_value()) {
-    torch::autograd::impl::bump_version(*second_moments);
+  if (call.second_moments.has_value()) {
+    torch::autograd::impl::bump_version(*call.second_moments);
   }
   return norms;
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(growkernels, Autograd, m) {
-  m.impl("virtual_grads", &virtual_grads);
-  m.impl("virtual_grad_norms", &virtual_grad_norms);
-  m.impl("accumulate_virtual_grads", &accumulate_virtual_grads);
-}
+TORCH_LIBRARY_IMPL(growkernels, Autograd, m) { implement<gradients, norms, accumulate>(m); }
 
 }  // namespace growkernels::virtual_grad

@@ -4,7 +4,6 @@
 #include "virtual_grad/cpu_winograd.h"
 
 #include <ATen/ops/empty.h>
-#include <torch/library.h>
 
 namespace growkernels::virtual_grad {
 namespace {
@@ -19,12 +18,12 @@ std::vector<Tile> run_kernel(std::vector<Position>& positions, const Kind& kind,
                                             : run_wide_kernel(positions, kind, store);
 }
 
-std::vector<Position> positions_of(at::TensorList inputs, at::TensorList grads) {
-  std::vector<Position> positions(inputs.size());
-  for (size_t l = 0; l < inputs.size(); ++l) {
+std::vector<Position> positions_of(const Positions& call) {
+  std::vector<Position> positions(call.inputs.size());
+  for (size_t l = 0; l < positions.size(); ++l) {
     Position& p = positions[l];
-    p.h = as_rows(inputs[l]);
-    p.g = as_rows(grads[l]);
+    p.h = as_rows(call.inputs[l]);
+    p.g = as_rows(call.grads[l]);
     p.samples = p.h.size(0);
     p.width = p.h.size(1);
   }
@@ -46,63 +45,48 @@ at::Tensor sum_over_tiles(const std::vector<Tile>& tiles, size_t positions, doub
   return out;
 }
 
-at::Tensor virtual_grad_norms(at::TensorList inputs, at::TensorList grads, c10::string_view layer,
-                              c10::string_view activation, double scale) {
-  const Kind kind = parse_kind(layer, activation, scale);
-  check_positions("virtual_grad_norms", inputs, grads, kind);
+at::Tensor norms(const Positions& call, const Kind& kind) {
   if (kind.layer == Layer::Conv2dRelu) {
-    return aten_gradient_norms(inputs, grads, kind, convolution_gradient);
+    return norms_one_by_one(call, kind, convolution_gradient);
   }
-  std::vector<Position> positions = positions_of(inputs, grads);
+  std::vector<Position> positions = positions_of(call);
   return sum_over_tiles(run_kernel(positions, kind, Store::Nothing), positions.size(), &Tile::squares,
-                        gradient_dtype(inputs[0].scalar_type()));
+                        gradient_dtype(call.inputs[0].scalar_type()));
 }
 
-std::vector<at::Tensor> virtual_grads(at::TensorList inputs, at::TensorList grads, c10::string_view layer,
-                                      c10::string_view activation, double scale) {
-  const Kind kind = parse_kind(layer, activation, scale);
-  check_positions("virtual_grads", inputs, grads, kind);
+Gradients gradients(const Positions& call, const Kind& kind) {
   if (kind.layer == Layer::Conv2dRelu) {
-    return aten_gradients(inputs, grads, kind, convolution_gradient);
+    return gradients_one_by_one(call, kind, convolution_gradient);
   }
-  std::vector<Position> positions = positions_of(inputs, grads);
-  std::vector<at::Tensor> gradients;
+  std::vector<Position> positions = positions_of(call);
+  Gradients out;
   for (Position& p : positions) {
-    gradients.push_back(at::empty({p.width, p.width}, p.h.options().dtype(gradient_dtype(p.h.scalar_type()))));
-    p.gradient = gradients.back().data_ptr();
+    out.push_back(at::empty({p.width, p.width}, p.h.options().dtype(gradient_dtype(p.h.scalar_type()))));
+    p.gradient = out.back().data_ptr();
   }
   run_kernel(positions, kind, Store::Write);
-  return gradients;
+  return out;
 }
 
-at::Tensor accumulate_virtual_grads(at::TensorList inputs, at::TensorList grads, c10::string_view layer,
-                                    c10::string_view activation, double scale, at::TensorList sums,
-                                    const std::optional<at::Tensor>& second_moments) {
-  const Kind kind = parse_kind(layer, activation, scale);
-  check_positions("virtual_grads", inputs, grads, kind);
-  check_sums(inputs, sums, second_moments, kind);
+at::Tensor accumulate(const Accumulation& call, const Kind& kind) {
   if (kind.layer == Layer::Conv2dRelu) {
-    return aten_accumulate(inputs, grads, kind, sums, second_moments, convolution_gradient);
+    return accumulate_one_by_one(call, kind, convolution_gradient);
   }
-  check_separate(sums);
-  std::vector<Position> positions = positions_of(inputs, grads);
+  check_separate(call.sums);
+  std::vector<Position> positions = positions_of(call);
   for (size_t l = 0; l < positions.size(); ++l) {
-    positions[l].gradient = sums[l].data_ptr();
+    positions[l].gradient = call.sums[l].data_ptr();
   }
   const std::vector<Tile> tiles = run_kernel(positions, kind, Store::Accumulate);
-  const at::ScalarType dtype = gradient_dtype(inputs[0].scalar_type());
-  if (second_moments.has_value()) {
-    second_moments->add_(sum_over_tiles(tiles, positions.size(), &Tile::batch_squares, dtype));
+  const at::ScalarType dtype = gradient_dtype(call.inputs[0].scalar_type());
+  if (call.second_moments.has_value()) {
+    call.second_moments->add_(sum_over_tiles(tiles, positions.size(), &Tile::batch_squares, dtype));
   }
   return sum_over_tiles(tiles, positions.size(), &Tile::squares, dtype);
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(growkernels, CPU, m) {
-  m.impl("virtual_grads", &virtual_grads);
-  m.impl("virtual_grad_norms", &virtual_grad_norms);
-  m.impl("accumulate_virtual_grads", &accumulate_virtual_grads);
-}
+TORCH_LIBRARY_IMPL(growkernels, CPU, m) { implement<checked<gradients>, checked<norms>, checked<accumulate>>(m); }
 
 }  // namespace growkernels::virtual_grad

@@ -10,7 +10,6 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <cuda_runtime_api.h>
-#include <torch/library.h>
 
 namespace growkernels::virtual_grad {
 namespace cuda {
@@ -63,9 +62,10 @@ bool tf32_allowed() {
 }
 
 // `gradients` is empty where nothing is stored. `norms` and `second_moments` may be undefined.
-void run(at::TensorList inputs, at::TensorList grads, const Kind& kind, Store store, at::TensorList gradients,
-         const at::Tensor& norms, const at::Tensor& second_moments) {
+void run(const Positions& positions, const Kind& kind, Store store, at::TensorList gradients, const at::Tensor& norms,
+         const at::Tensor& second_moments) {
   note(Ran::Cuda);
+  const at::TensorList inputs = positions.inputs, grads = positions.grads;
   std::vector<at::Tensor> rows;  // keeps copies alive
   cuda::Call call{{}, kind, store, nullptr, nullptr, 0};
   for (size_t l = 0; l < inputs.size(); ++l) {
@@ -101,54 +101,39 @@ at::Tensor empty_norms(at::TensorList inputs) {
   return at::empty({static_cast<int64_t>(inputs.size())}, inputs[0].options().dtype(at::kFloat));
 }
 
-at::Tensor virtual_grad_norms(at::TensorList inputs, at::TensorList grads, c10::string_view layer,
-                              c10::string_view activation, double scale) {
-  const Kind kind = parse_kind(layer, activation, scale);
-  check_positions("virtual_grad_norms", inputs, grads, kind);
-  if (cuda_obstacle(inputs[0].scalar_type(), kind) != nullptr) {
-    return aten_gradient_norms(inputs, grads, kind);
+at::Tensor norms(const Positions& call, const Kind& kind) {
+  if (cuda_obstacle(call.inputs[0].scalar_type(), kind) != nullptr) {
+    return aten_gradient_norms(call, kind);
   }
-  const at::Tensor norms = empty_norms(inputs);
-  run(inputs, grads, kind, Store::Nothing, {}, norms, {});
+  const at::Tensor norms = empty_norms(call.inputs);
+  run(call, kind, Store::Nothing, {}, norms, {});
   return norms;
 }
 
-std::vector<at::Tensor> virtual_grads(at::TensorList inputs, at::TensorList grads, c10::string_view layer,
-                                      c10::string_view activation, double scale) {
-  const Kind kind = parse_kind(layer, activation, scale);
-  check_positions("virtual_grads", inputs, grads, kind);
-  if (cuda_obstacle(inputs[0].scalar_type(), kind) != nullptr) {
-    return aten_gradients(inputs, grads, kind);
+Gradients gradients(const Positions& call, const Kind& kind) {
+  if (cuda_obstacle(call.inputs[0].scalar_type(), kind) != nullptr) {
+    return aten_gradients(call, kind);
   }
-  std::vector<at::Tensor> gradients;
-  for (const at::Tensor& h : inputs) {
-    gradients.push_back(at::empty({h.size(-1), h.size(-1)}, h.options().dtype(at::kFloat)));
+  Gradients out;
+  for (const at::Tensor& h : call.inputs) {
+    out.push_back(at::empty({h.size(-1), h.size(-1)}, h.options().dtype(at::kFloat)));
   }
-  run(inputs, grads, kind, Store::Write, gradients, {}, {});
-  return gradients;
+  run(call, kind, Store::Write, out, {}, {});
+  return out;
 }
 
-at::Tensor accumulate_virtual_grads(at::TensorList inputs, at::TensorList grads, c10::string_view layer,
-                                    c10::string_view activation, double scale, at::TensorList sums,
-                                    const std::optional<at::Tensor>& second_moments) {
-  const Kind kind = parse_kind(layer, activation, scale);
-  check_positions("virtual_grads", inputs, grads, kind);
-  check_sums(inputs, sums, second_moments, kind);
-  if (cuda_obstacle(inputs[0].scalar_type(), kind) != nullptr) {
-    return aten_accumulate(inputs, grads, kind, sums, second_moments);
+at::Tensor accumulate(const Accumulation& call, const Kind& kind) {
+  if (cuda_obstacle(call.inputs[0].scalar_type(), kind) != nullptr) {
+    return aten_accumulate(call, kind);
   }
-  check_separate(sums);
-  const at::Tensor norms = empty_norms(inputs);
-  run(inputs, grads, kind, Store::Accumulate, sums, norms, second_moments.value_or(at::Tensor()));
+  check_separate(call.sums);
+  const at::Tensor norms = empty_norms(call.inputs);
+  run(call, kind, Store::Accumulate, call.sums, norms, call.second_moments.value_or(at::Tensor()));
   return norms;
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(growkernels, CUDA, m) {
-  m.impl("virtual_grads", &virtual_grads);
-  m.impl("virtual_grad_norms", &virtual_grad_norms);
-  m.impl("accumulate_virtual_grads", &accumulate_virtual_grads);
-}
+TORCH_LIBRARY_IMPL(growkernels, CUDA, m) { implement<checked<gradients>, checked<norms>, checked<accumulate>>(m); }
 
 }  // namespace growkernels::virtual_grad

@@ -3,48 +3,28 @@
 #include "virtual_grad/virtual_grad.h"
 
 #include <ATen/ops/empty.h>
-#include <torch/library.h>
 
 namespace growkernels::virtual_grad {
 namespace {
 
-at::Tensor empty_norms(at::TensorList inputs) {
-  return at::empty({static_cast<int64_t>(inputs.size())},
-                   inputs[0].options().dtype(gradient_dtype(inputs[0].scalar_type())));
+at::Tensor norms(const Positions& call, const Kind&) {
+  const at::Tensor& first = call.inputs[0];
+  return at::empty({static_cast<int64_t>(call.inputs.size())},
+                   first.options().dtype(gradient_dtype(first.scalar_type())));
 }
 
-std::vector<at::Tensor> virtual_grads(at::TensorList inputs, at::TensorList grads, c10::string_view layer,
-                                      c10::string_view activation, double scale) {
-  const Kind kind = parse_kind(layer, activation, scale);
-  check_positions("virtual_grads", inputs, grads, kind);
-  std::vector<at::Tensor> gradients;
-  for (const at::Tensor& h : inputs) {
-    gradients.push_back(at::empty_symint(gradient_shape(h, kind), h.options().dtype(gradient_dtype(h.scalar_type()))));
+Gradients gradients(const Positions& call, const Kind& kind) {
+  Gradients out;
+  for (const at::Tensor& h : call.inputs) {
+    out.push_back(at::empty_symint(gradient_shape(h, kind), h.options().dtype(gradient_dtype(h.scalar_type()))));
   }
-  return gradients;
+  return out;
 }
 
-at::Tensor virtual_grad_norms(at::TensorList inputs, at::TensorList grads, c10::string_view layer,
-                              c10::string_view activation, double scale) {
-  check_positions("virtual_grad_norms", inputs, grads, parse_kind(layer, activation, scale));
-  return empty_norms(inputs);
-}
-
-at::Tensor accumulate_virtual_grads(at::TensorList inputs, at::TensorList grads, c10::string_view layer,
-                                    c10::string_view activation, double scale, at::TensorList sums,
-                                    const std::optional<at::Tensor>& second_moments) {
-  const Kind kind = parse_kind(layer, activation, scale);
-  check_positions("virtual_grads", inputs, grads, kind);
-  check_sums(inputs, sums, second_moments, kind);
-  return empty_norms(inputs);
-}
+at::Tensor accumulate(const Accumulation& call, const Kind& kind) { return norms(call, kind); }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(growkernels, Meta, m) {
-  m.impl("virtual_grads", &virtual_grads);
-  m.impl("virtual_grad_norms", &virtual_grad_norms);
-  m.impl("accumulate_virtual_grads", &accumulate_virtual_grads);
-}
+TORCH_LIBRARY_IMPL(growkernels, Meta, m) { implement<checked<gradients>, checked<norms>, checked<accumulate>>(m); }
 
 }  // namespace growkernels::virtual_grad

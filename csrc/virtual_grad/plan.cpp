@@ -44,8 +44,9 @@ std::string with_tiles(const at::Tensor& input, Refused* refused) {
 }
 
 Choice virtual_grad_plan(const at::Tensor& input, c10::string_view layer, at::Device device) {
-  const Kind kind = parse_kind(layer, "tanh", 1);
-  check_positions("virtual_grad", input, input, kind);
+  const Positions call{input, input, layer, "tanh", 1};
+  const Kind kind = call.kind();
+  check_positions("virtual_grad", call, kind);
   Refused refused;
   if (device.is_cuda()) {
     return {takes("cuda", cuda_obstacle(input.scalar_type(), kind), &refused) ? "cuda" : "aten", refused};

@@ -45,7 +45,8 @@ Kind parse_kind(std::string_view layer, std::string_view activation, double scal
   return kind;
 }
 
-void check_positions(const char* op, at::TensorList inputs, at::TensorList grads, const Kind& kind) {
+void check_positions(const char* op, const Positions& positions, const Kind& kind) {
+  const at::TensorList inputs = positions.inputs, grads = positions.grads;
   TORCH_CHECK_VALUE(!inputs.empty(), op, ": the list of inputs is empty; pass one activation per position");
   TORCH_CHECK_VALUE(inputs.size() == grads.size(), op, ": got ", inputs.size(), " inputs but ", grads.size(),
                     " grads; pass one gradient per input");
@@ -74,8 +75,9 @@ void check_positions(const char* op, at::TensorList inputs, at::TensorList grads
   }
 }
 
-void check_sums(at::TensorList inputs, at::TensorList sums, const std::optional<at::Tensor>& second_moments,
-                const Kind& kind) {
+void check_sums(const Accumulation& call, const Kind& kind) {
+  const at::TensorList inputs = call.inputs, sums = call.sums;
+  const std::optional<at::Tensor>& second_moments = call.second_moments;
   constexpr const char* op = "virtual_grads";
   const at::ScalarType dtype = gradient_dtype(inputs[0].scalar_type());
   TORCH_CHECK_VALUE(sums.size() == inputs.size(), op, ": got ", sums.size(), " buffers to accumulate into for ",
