@@ -1,6 +1,7 @@
 // The family composed of ATen's ops, for devices without kernels of their own. The products of rows and
 // vectors are written to memory here.
 
+#include "common/activation_torch.h"
 #include "common/kernels_ran.h"
 #include "splitting/splitting.h"
 
@@ -14,7 +15,8 @@ namespace growkernels::splitting {
 
 at::Tensor composed_weight(const Weight& call, const Curvature& curvature) {
   note(Ran::Aten);
-  return at::empty_like(call.preact).copy_(call.grad * second_derivative(call.preact, curvature));
+  return at::empty_like(call.preact)
+      .copy_(call.grad * second_derivative(call.preact, curvature.activation, curvature.beta));
 }
 
 at::Tensor composed_hvp(const Hvp& call) {

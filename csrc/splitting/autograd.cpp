@@ -5,6 +5,7 @@
 // convolutions, and sums over i are their input gradients. Of w = g act''(z):
 //   dL/dg = dL/dw act''(z)        dL/dz = dL/dw g act'''(z).
 
+#include "common/activation_torch.h"
 #include "common/autograd_node.h"
 #include "splitting/splitting.h"
 
@@ -70,14 +71,16 @@ at::Tensor weight(const Weight& call) {
   if (isFwGradDefined(call.grad) || isFwGradDefined(call.preact)) {
     return checked<composed_weight>(call);
   }
-  const Curvature curvature = parse_activation(call.activation, call.beta);
+  const Curvature curvature = parse_curvature(call.activation, call.beta);
   return recorded(
       "SplittingWeightBackward", {call.grad, call.preact}, [&] { return call_op(call); },
       [curvature](const Tensors& inputs, const Tensors& incoming, const Wanted& wanted) -> Tensors {
         const at::Tensor &g = inputs[0], &z = inputs[1];
         const at::ScalarType dtype = z.scalar_type();
-        return {wanted(0) ? (incoming[0] * second_derivative(z, curvature)).to(dtype) : at::Tensor(),
-                wanted(1) ? (incoming[0] * g * third_derivative(z, curvature)).to(dtype) : at::Tensor()};
+        return {wanted(0) ? (incoming[0] * second_derivative(z, curvature.activation, curvature.beta)).to(dtype)
+                          : at::Tensor(),
+                wanted(1) ? (incoming[0] * g * third_derivative(z, curvature.activation, curvature.beta)).to(dtype)
+                          : at::Tensor()};
       });
 }
 

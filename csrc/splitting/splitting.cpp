@@ -1,5 +1,7 @@
 #include "splitting/splitting.h"
 
+#include "common/activation_torch.h"
+
 #include <c10/util/irange.h>
 
 #include <cmath>
@@ -33,39 +35,22 @@ std::array<int64_t, 2> pair_of(const char* name, at::IntArrayRef values, int64_t
 
 }  // namespace
 
-Curvature parse_activation(std::string_view activation, std::optional<double> beta) {
+Curvature parse_curvature(std::string_view activation, std::optional<double> beta) {
   constexpr const char* op = "splitting_weight";
   if (beta.has_value()) {
     TORCH_CHECK_VALUE(activation == "softplus" || activation == "relu", op,
                       ": beta belongs to 'softplus' and 'relu'; '", activation, "' takes none");
     TORCH_CHECK_VALUE(std::isfinite(*beta) && *beta > 0, op, ": beta must be positive and finite, got ", *beta);
   }
-  if (activation == "gelu") {
-    return {Activation::Gelu, 0};
+  using enum Activation;
+  const Activation parsed = parse_activation(op, activation, {Gelu, GeluTanh, Silu, Tanh, Sigmoid, Softplus, Relu});
+  if (parsed != Relu) {
+    return {parsed, beta.value_or(1.0)};
   }
-  if (activation == "gelu_tanh") {
-    return {Activation::GeluTanh, 0};
-  }
-  if (activation == "silu") {
-    return {Activation::Silu, 0};
-  }
-  if (activation == "tanh") {
-    return {Activation::Tanh, 0};
-  }
-  if (activation == "sigmoid") {
-    return {Activation::Sigmoid, 0};
-  }
-  if (activation == "softplus") {
-    return {Activation::Softplus, beta.value_or(1.0)};
-  }
-  if (activation == "relu") {
-    TORCH_CHECK_VALUE(beta.has_value(), op,
-                      ": ReLU's second derivative is zero wherever it exists, so its splitting matrices vanish; pass "
-                      "beta (say 3) to have softplus with that beta stand in for it");
-    return {Activation::Softplus, *beta};
-  }
-  TORCH_CHECK_VALUE(false, op, ": unknown activation '", activation,
-                    "'; use 'gelu', 'gelu_tanh', 'silu', 'tanh', 'sigmoid', 'softplus' or 'relu'");
+  TORCH_CHECK_VALUE(beta.has_value(), op,
+                    ": ReLU's second derivative is zero wherever it exists, so its splitting matrices vanish; pass "
+                    "beta (say 3) to have softplus with that beta stand in for it");
+  return {Softplus, *beta};
 }
 
 Sliding parse_sliding(at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation) {

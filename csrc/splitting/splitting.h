@@ -1,6 +1,7 @@
 #pragma once
 // What every implementation of the family shares: shapes, activation functions and the argument checks.
 
+#include "common/activation.h"
 #include "common/op.h"
 
 #include <ATen/core/Tensor.h>
@@ -13,8 +14,6 @@
 
 namespace growkernels::splitting {
 
-enum class Activation { Gelu, GeluTanh, Silu, Tanh, Sigmoid, Softplus };
-
 // An activation function as splitting_weight takes it: ReLU has become the softplus it is treated as.
 struct Curvature {
   Activation activation;
@@ -22,7 +21,7 @@ struct Curvature {
 };
 
 // Throws one sentence when the name is unknown or its beta is missing, not wanted or not positive.
-Curvature parse_activation(std::string_view activation, std::optional<double> beta);
+Curvature parse_curvature(std::string_view activation, std::optional<double> beta);
 
 // How the filters move over the images.
 struct Sliding {
@@ -63,7 +62,7 @@ void check_hvp_conv2d(const HvpConv2d& call, const Sliding& sliding);
 // The kernel's result for a call that has been checked.
 template <at::Tensor (*kernel)(const Weight&, const Curvature&)>
 at::Tensor checked(const Weight& call) {
-  const Curvature curvature = parse_activation(call.activation, call.beta);
+  const Curvature curvature = parse_curvature(call.activation, call.beta);
   check_weight(call);
   return kernel(call, curvature);
 }
@@ -92,9 +91,5 @@ void implement(torch::Library& m, const std::string& form = "") {
 at::Tensor composed_weight(const Weight& call, const Curvature& curvature);
 at::Tensor composed_hvp(const Hvp& call);
 at::Tensor composed_hvp_conv2d(const HvpConv2d& call, const Sliding& sliding);
-
-// act'' and act''' of ATen's differentiable ops.
-at::Tensor second_derivative(const at::Tensor& preact, const Curvature& curvature);
-at::Tensor third_derivative(const at::Tensor& preact, const Curvature& curvature);
 
 }  // namespace growkernels::splitting

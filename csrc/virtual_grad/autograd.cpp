@@ -5,48 +5,20 @@
 //   conv2d_relu  G = wgrad(h, g * [h>0])     dg = [h>0] * conv(h, dG)      dh = conv^T(g * [h>0], dG)
 // The mask [h>0] is constant almost everywhere and contributes nothing.
 
+#include "common/activation_torch.h"
 #include "common/autograd_node.h"
 #include "virtual_grad/virtual_grad.h"
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/conv2d.h>
 #include <ATen/ops/conv_transpose2d.h>
-#include <ATen/ops/erf.h>
-#include <ATen/ops/exp.h>
 #include <ATen/ops/matmul.h>
-#include <ATen/ops/sigmoid.h>
-#include <ATen/ops/tanh.h>
 
 namespace growkernels::virtual_grad {
 namespace {
 
 using torch::autograd::isFwGradDefinedTensorList;
 using Tensors = CallNode::Tensors;
-
-at::Tensor activation_derivative(const at::Tensor& x, const Kind& kind) {
-  const at::Tensor scaled = x * kind.scale;
-  switch (kind.activation) {
-    case Activation::Tanh: {
-      const at::Tensor value = at::tanh(scaled);
-      return kind.scale * (1 - value * value);
-    }
-    case Activation::Relu:
-      return kind.scale * (scaled > 0).to(x.scalar_type());
-    case Activation::Gelu: {
-      const at::Tensor density = at::exp(-0.5 * scaled * scaled) * (M_2_SQRTPI * M_SQRT1_2 / 2);
-      return kind.scale * (0.5 * (1 + at::erf(scaled * M_SQRT1_2)) + scaled * density);
-    }
-    case Activation::Silu: {
-      const at::Tensor value = at::sigmoid(scaled);
-      return kind.scale * (value * (1 + scaled * (1 - value)));
-    }
-    case Activation::Sigmoid: {
-      const at::Tensor value = at::sigmoid(scaled);
-      return kind.scale * (value * (1 - value));
-    }
-  }
-  TORCH_INTERNAL_ASSERT(false);
-}
 
 struct PositionGradients {
   at::Tensor input, grad;
@@ -55,7 +27,8 @@ struct PositionGradients {
 PositionGradients backward_at(const at::Tensor& h, const at::Tensor& g, const at::Tensor& incoming, const Kind& kind) {
   const at::Tensor dG = incoming.to(h.scalar_type());
   if (kind.layer == Layer::Residual) {
-    return {activation_derivative(h, kind) * at::matmul(g, dG), at::matmul(activate(h, kind), dG.t())};
+    const at::Tensor slope = kind.scale * first_derivative(h * kind.scale, kind.activation);
+    return {slope * at::matmul(g, dG), at::matmul(activate(h, kind), dG.t())};
   }
   const at::Tensor mask = (h > 0).to(h.scalar_type());
   if (kind.layer == Layer::LinearRelu) {

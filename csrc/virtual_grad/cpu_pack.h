@@ -2,7 +2,7 @@
 // Loading: a chunk of samples becomes the two operands of a tile product, with the layer's mask,
 // activation and scale applied on the way into cache. Torch's tensors are read once and never changed.
 
-#include "common/activation.h"
+#include "common/activation_vector.h"
 #include "common/pack.h"
 #include "virtual_grad/virtual_grad.h"
 
@@ -78,7 +78,7 @@ void activate_in_place(Acc* x, int64_t count, Activation activation) {
     case Activation::Sigmoid:
       at::cpu::sigmoid_out(view, view);
       break;
-    case Activation::Tanh:
+    default:
       break;
   }
 }

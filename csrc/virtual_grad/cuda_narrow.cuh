@@ -2,12 +2,15 @@
 // Positions so narrow that a sample's whole outer product fits in a few lanes. Lanes in groups of Width
 // take a sample each: lane j holds column j of G and is told g[i] of every row i by the others.
 
+#include "common/cuda_activation.cuh"
 #include "virtual_grad/cuda_finish.cuh"
 #include "virtual_grad/cuda_table.h"
 #include "virtual_grad/cuda_tile.cuh"
-#include "virtual_grad/cuda_transform.cuh"
 
 namespace growkernels::virtual_grad::cuda {
+
+using growkernels::cuda::activate;
+using growkernels::cuda::with_activation;
 
 constexpr int narrow_threads = 512;
 

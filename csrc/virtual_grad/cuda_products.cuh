@@ -6,18 +6,20 @@
 // and the one before it is multiplied; one barrier a turn separates them. So a sample is transformed once
 // a block, not once for every warp that reads it.
 
+#include "common/cuda_activation.cuh"
 #include "common/cuda_instructions.cuh"
 #include "common/dynamic_shared.cuh"
 #include "virtual_grad/cuda_finish.cuh"
 #include "virtual_grad/cuda_table.h"
 #include "virtual_grad/cuda_tile.cuh"
-#include "virtual_grad/cuda_transform.cuh"
 
 namespace growkernels::virtual_grad::cuda {
 
+using growkernels::cuda::activate;
 using growkernels::cuda::Chunk;
 using growkernels::cuda::read_chunk;
 using growkernels::cuda::thread_read_anew;
+using growkernels::cuda::with_activation;
 using growkernels::cuda::write_chunk;
 
 // A stage: the gradient's rows and the input's columns of G, and the mask where the input of the

@@ -1,10 +1,11 @@
 #pragma once
 // What a call computes, without torch: kernels that know nothing of tensors share these names.
 
+#include "common/activation.h"
+
 namespace growkernels::virtual_grad {
 
 enum class Layer { LinearRelu, Residual, Conv2dRelu };
-enum class Activation { Tanh, Relu, Gelu, Silu, Sigmoid };
 
 struct Kind {
   Layer layer;

@@ -1,11 +1,8 @@
 #include "virtual_grad/virtual_grad.h"
 
+#include "common/activation_torch.h"
+
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/gelu.h>
-#include <ATen/ops/relu.h>
-#include <ATen/ops/sigmoid.h>
-#include <ATen/ops/silu.h>
-#include <ATen/ops/tanh.h>
 
 #include <algorithm>
 #include <cmath>
@@ -26,20 +23,8 @@ Kind parse_kind(std::string_view layer, std::string_view activation, double scal
     TORCH_CHECK_VALUE(false, "virtual_grad: unknown layer '", layer,
                       "'; use 'linear_relu', 'residual' or 'conv2d_relu'");
   }
-  if (activation == "tanh") {
-    kind.activation = Activation::Tanh;
-  } else if (activation == "relu") {
-    kind.activation = Activation::Relu;
-  } else if (activation == "gelu") {
-    kind.activation = Activation::Gelu;
-  } else if (activation == "silu") {
-    kind.activation = Activation::Silu;
-  } else if (activation == "sigmoid") {
-    kind.activation = Activation::Sigmoid;
-  } else {
-    TORCH_CHECK_VALUE(false, "virtual_grad: unknown activation '", activation,
-                      "'; use 'tanh', 'relu', 'gelu', 'silu' or 'sigmoid'");
-  }
+  using enum Activation;
+  kind.activation = parse_activation("virtual_grad", activation, {Tanh, Relu, Gelu, Silu, Sigmoid});
   TORCH_CHECK_VALUE(std::isfinite(scale), "virtual_grad: scale must be finite, got ", scale);
   kind.scale = scale;
   return kind;
@@ -136,20 +121,7 @@ c10::SymDimVector gradient_shape(const at::Tensor& input, const Kind& kind) {
 }
 
 at::Tensor activate(const at::Tensor& x, const Kind& kind) {
-  const at::Tensor scaled = kind.scale == 1.0 ? x : x * kind.scale;
-  switch (kind.activation) {
-    case Activation::Tanh:
-      return at::tanh(scaled);
-    case Activation::Relu:
-      return at::relu(scaled);
-    case Activation::Gelu:
-      return at::gelu(scaled);
-    case Activation::Silu:
-      return at::silu(scaled);
-    case Activation::Sigmoid:
-      return at::sigmoid(scaled);
-  }
-  TORCH_INTERNAL_ASSERT(false);
+  return growkernels::activate(kind.scale == 1.0 ? x : x * kind.scale, kind.activation);
 }
 
 }  // namespace growkernels::virtual_grad

@@ -8,6 +8,7 @@
 #include <numeric>
 
 using namespace growkernels::virtual_grad;
+using growkernels::Activation;
 using namespace growkernels::virtual_grad::cuda;
 
 namespace {

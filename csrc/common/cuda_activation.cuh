@@ -1,19 +1,19 @@
 #pragma once
-// What is applied to samples on their way to the product: the activation function.
+// Activation functions in CUDA's dialect.
 
+#include "common/activation.h"
 #include "common/cuda_instructions.cuh"
-#include "virtual_grad/kind.h"
 
-namespace growkernels::virtual_grad::cuda {
+namespace growkernels::cuda {
 
 // 16-bit results are rounded to 8 or 11 bits, which the hardware's approximations are finer than: exp and
 // 1 / x to 2^-21. tanh of bfloat16, whose small values keep their relative precision, has an instruction
 // of its own (2^-11); for float16 the difference 1 - 2 / (1 + e^2x) is exact to float16's smallest number.
 template <typename Element>
 __device__ float tanh_of(float x) {
-  if constexpr (std::is_same_v<Element, growkernels::cuda::BFloat16>) {
-    return growkernels::cuda::approximate_tanh(x);
-  } else if constexpr (std::is_same_v<Element, growkernels::cuda::Half>) {
+  if constexpr (std::is_same_v<Element, BFloat16>) {
+    return approximate_tanh(x);
+  } else if constexpr (std::is_same_v<Element, Half>) {
     return 1.0f - __fdividef(2.0f, 1.0f + __expf(2.0f * x));
   } else {
     return tanhf(x);
@@ -58,7 +58,9 @@ __device__ void with_activation(Activation activation, F f) {
       return f.template operator()<Activation::Silu>();
     case Activation::Sigmoid:
       return f.template operator()<Activation::Sigmoid>();
+    default:
+      return;
   }
 }
 
-}  // namespace growkernels::virtual_grad::cuda
+}  // namespace growkernels::cuda
