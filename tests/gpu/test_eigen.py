@@ -9,30 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from eigen_checks import check_eigenpairs, symmetric
 
 from growkernels.ops.eigen import symmetric_eigs
 
 pytestmark = pytest.mark.gpu
 
 DTYPES = [torch.float32, torch.float64]
-
-
-def symmetric(n: int, m: int, dtype: torch.dtype) -> Tensor:
-    a = torch.randn(n, m, m, dtype=torch.float64)
-    return (a + a.mT).to("cuda", dtype)
-
-
-def check(a: Tensor, found: tuple[Tensor, Tensor]) -> None:
-    values, rows = (part.double().cpu() for part in found)
-    exact = a.double().cpu()
-    m = a.shape[1]
-    scale = exact.abs().amax((1, 2), keepdim=True).clamp_min(1e-300) * m
-    error = 8 * torch.finfo(a.dtype).eps
-    assert (values.diff(dim=1) >= 0).all()
-    assert ((values - torch.linalg.eigvalsh(exact)).abs() <= error * scale[..., 0]).all()
-    assert ((rows @ exact - values[..., None] * rows).abs() <= error * scale).all()
-    assert (rows @ rows.mT - torch.eye(m, dtype=torch.float64)).abs().max() <= error * m
 
 
 # One warp, several, the workspace beyond any GPU's shared memory, and what is left to torch.
@@ -54,10 +37,10 @@ def check(a: Tensor, found: tuple[Tensor, Tensor]) -> None:
 )
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_random_matrices(n: int, m: int, dtype: torch.dtype) -> None:
-    a = symmetric(n, m, dtype)
+    a = symmetric(n, m, dtype, "cuda")
     found = symmetric_eigs(a)
     assert all(part.dtype == dtype and part.device == a.device for part in found)
-    check(a, found)
+    check_eigenpairs(a, found)
     for again, first in zip(symmetric_eigs(a), found, strict=True):
         assert again.equal(first)
 
@@ -65,7 +48,7 @@ def test_random_matrices(n: int, m: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_special_matrices(dtype: torch.dtype) -> None:
     steps = torch.logspace(0, -18, 6, dtype=dtype, device="cuda")
-    graded = symmetric(1, 6, dtype)[0] * steps.outer(steps)
+    graded = symmetric(1, 6, dtype, "cuda")[0] * steps.outer(steps)
     vector = torch.randn(6, dtype=dtype, device="cuda")
     a = torch.stack(
         [
@@ -74,16 +57,16 @@ def test_special_matrices(dtype: torch.dtype) -> None:
             torch.ones_like(graded),
             vector.outer(vector),
             graded,
-            1e-30 * symmetric(1, 6, dtype)[0],
-            1e30 * symmetric(1, 6, dtype)[0],
+            1e-30 * symmetric(1, 6, dtype, "cuda")[0],
+            1e30 * symmetric(1, 6, dtype, "cuda")[0],
             torch.diag(steps * torch.tensor([1, -1, 1, 0, -1, 1], device="cuda")),
         ]
     )
-    check(a, symmetric_eigs(a))
+    check_eigenpairs(a, symmetric_eigs(a))
 
 
 def test_reads_the_lower_triangle_through_any_strides() -> None:
-    a = symmetric(5, 4, torch.float64)
+    a = symmetric(5, 4, torch.float64, "cuda")
     expected = symmetric_eigs(a)
     spoilt = a.tril() + torch.full_like(a, 7.0).triu(1)
     padded = torch.zeros(5, 9, 11, dtype=torch.float64, device="cuda")[:, ::2, 1:6][:, :4, :4]
@@ -95,7 +78,7 @@ def test_reads_the_lower_triangle_through_any_strides() -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("m", [5, 40, 119])
 def test_what_is_not_finite_gives_nan_in_its_own_matrix_alone(bad: float, m: int) -> None:
-    a = symmetric(900, m, torch.float32)
+    a = symmetric(900, m, torch.float32, "cuda")
     expected = symmetric_eigs(a)
     a[3, 4, 1] = bad
     values, vectors = symmetric_eigs(a)
@@ -117,11 +100,11 @@ def test_more_than_two_to_the_31_elements() -> None:
     n, m = (1 << 31) // 36 + 5, 6
     if torch.cuda.mem_get_info()[0] < 3 * n * m * m * 4:
         pytest.skip("needs 26 GB of free GPU memory")
-    last = symmetric(3, m, torch.float32)
+    last = symmetric(3, m, torch.float32, "cuda")
     a = torch.zeros(n, m, m, device="cuda")
     a[-3:] = last
     values, vectors = symmetric_eigs(a)
-    check(last, (values[-3:], vectors[-3:]))
+    check_eigenpairs(last, (values[-3:], vectors[-3:]))
 
 
 def test_bad_input() -> None:
@@ -137,7 +120,7 @@ def test_nothing_waits_and_a_graph_replays_it(
     no_host_sync: Callable[[], AbstractContextManager[None]],
     replayed: Callable[[Callable[[], Any]], Any],
 ) -> None:
-    a = symmetric(20, m, torch.float64)
+    a = symmetric(20, m, torch.float64, "cuda")
     with no_host_sync():
         expected = symmetric_eigs(a)
     for got, want in zip(replayed(lambda: symmetric_eigs(a)), expected, strict=True):
@@ -146,7 +129,7 @@ def test_nothing_waits_and_a_graph_replays_it(
 
 def test_runs_on_the_current_stream() -> None:
     a = torch.zeros(2000, 6, 6, dtype=torch.float64, device="cuda")
-    filled = symmetric(2000, 6, torch.float64)
+    filled = symmetric(2000, 6, torch.float64, "cuda")
     torch.cuda.synchronize()
     with torch.cuda.stream(torch.cuda.Stream()):
         torch.cuda._sleep(50_000_000)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from eigen_checks import symmetric
 from torch import Tensor
 
 from growkernels.solvers.search_space import SearchSpace
@@ -19,18 +20,13 @@ pytestmark = pytest.mark.gpu
 STATE = ("_basis", "_images", "_projected", "_previous", "_dead", "norms", "unit")
 
 
-def symmetric(n: int, d: int, dtype: torch.dtype) -> Tensor:
-    a = torch.randn(n, d, d, dtype=torch.float64)
-    return (a + a.mT).to("cuda", dtype)
-
-
 @pytest.mark.parametrize(("n", "d"), [(1, 12), (300, 97), (1536, 384), (20, 1500)])
 @pytest.mark.parametrize("k", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_takes_the_steps_of_plain_torch(k: int, n: int, d: int, dtype: torch.dtype) -> None:
     if n * d * d * dtype.itemsize > 2**30:
         n = 64
-    a = symmetric(n, d, dtype)
+    a = symmetric(n, d, dtype, "cuda")
     start = torch.randn(n, k, d, dtype=dtype, device="cuda")
     plain, fused = SearchSpace(start), SearchSpace(start)
     error = 1e3 * torch.finfo(dtype).eps * a.abs().amax()
@@ -47,7 +43,7 @@ def test_takes_the_steps_of_plain_torch(k: int, n: int, d: int, dtype: torch.dty
 
 @pytest.mark.parametrize("k", [1, 2])
 def test_converges_and_repeats_its_bits(k: int) -> None:
-    a = symmetric(500, 64, torch.float32)
+    a = symmetric(500, 64, torch.float32, "cuda")
     start = torch.randn(500, k, 64, device="cuda")
     spaces = SearchSpace(start), SearchSpace(start)
     for _ in range(60):
@@ -64,7 +60,7 @@ def test_converges_and_repeats_its_bits(k: int) -> None:
 
 
 def test_nan_stays_with_its_neuron() -> None:
-    a = symmetric(3, 20, torch.float32)
+    a = symmetric(3, 20, torch.float32, "cuda")
     space = SearchSpace(torch.randn(3, 1, 20, device="cuda"))
     for step in range(9):
         product = space.direction @ a
@@ -89,7 +85,7 @@ def test_nothing_waits_and_a_graph_replays_it(
     no_host_sync: Callable[[], AbstractContextManager[None]],
     replayed: Callable[[Callable[[], Any]], Any],
 ) -> None:
-    a = symmetric(40, 50, torch.float32)
+    a = symmetric(40, 50, torch.float32, "cuda")
     start = torch.randn(40, k, 50, device="cuda")
 
     def steps() -> tuple[Tensor, Tensor]:

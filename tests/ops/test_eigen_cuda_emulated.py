@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from eigen_checks import check_eigenpairs, symmetric
 from host_compiler import HERE, HostCompiler, HostLibrary
 from torch import Tensor
 
@@ -33,25 +34,6 @@ def eigs(
     return values, vectors
 
 
-def symmetric(n: int, m: int, dtype: torch.dtype) -> Tensor:
-    a = torch.randn(n, m, m, dtype=torch.float64)
-    return (a + a.mT).to(dtype)
-
-
-def check(a: Tensor, found: tuple[Tensor, Tensor]) -> None:
-    """Against LAPACK in float64, up to the rounding of the results' dtype."""
-    values, rows = (part.double() for part in found)
-    exact = a.double()
-    m = a.shape[1]
-    scale = exact.abs().amax((1, 2), keepdim=True).clamp_min(1e-300) * m
-    error = 8 * torch.finfo(a.dtype).eps
-    assert (values.diff(dim=1) >= 0).all()
-    expected = torch.linalg.eigvalsh(exact)
-    assert ((values - expected).abs() <= error * scale[..., 0]).all()
-    assert ((rows @ exact - values[..., None] * rows).abs() <= error * scale).all()
-    assert (rows @ rows.mT - torch.eye(m, dtype=torch.float64)).abs().max() <= error * m
-
-
 # One warp and several, odd sizes and even, fewer pairs than lanes and more.
 @pytest.mark.parametrize(
     ("n", "m"), [(1, 1), (5, 2), (4, 3), (20, 5), (20, 6), (3, 16), (2, 17), (1, 36), (1, 70)]
@@ -59,7 +41,7 @@ def check(a: Tensor, found: tuple[Tensor, Tensor]) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_random_matrices(kernels: HostLibrary, n: int, m: int, dtype: torch.dtype) -> None:
     a = symmetric(n, m, dtype)
-    check(a, eigs(kernels, a))
+    check_eigenpairs(a, eigs(kernels, a))
 
 
 # An RTX card, an A100, an H100.
@@ -109,7 +91,7 @@ def special(dtype: torch.dtype) -> Tensor:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_special_matrices(kernels: HostLibrary, dtype: torch.dtype) -> None:
     a = special(dtype)
-    check(a, eigs(kernels, a))
+    check_eigenpairs(a, eigs(kernels, a))
 
 
 @pytest.mark.parametrize(("threads", "shared"), [(32, True), (32, False), (64, True), (96, False)])

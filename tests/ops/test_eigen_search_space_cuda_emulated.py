@@ -11,6 +11,7 @@ import math
 
 import pytest
 import torch
+from eigen_checks import symmetric
 from host_compiler import HERE, HostCompiler, HostLibrary
 from torch import Tensor
 
@@ -33,11 +34,6 @@ def advance(kernels: HostLibrary, space: SearchSpace, product: Tensor, threads: 
     space.count += k
     if space.full:
         space.count = 2 * k + 1
-
-
-def symmetric(n: int, d: int, dtype: torch.dtype) -> Tensor:
-    a = torch.randn(n, d, d, dtype=torch.float64)
-    return (a + a.mT).to(dtype)
 
 
 def compare(
