@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,20 +12,32 @@ from torch import Tensor, nn
 TOLERANCE = 1e-6  # of the largest |output|
 
 
-def outputs_in_eval_mode(model: nn.Module, sample: Any) -> Tensor:
-    """model(sample) in eval mode without gradients; every module's mode is as before afterwards.
+def arguments(sample: Any) -> tuple[Any, ...]:
+    """What a model is called with: the sample, or several arguments if it is a tuple."""
+    return sample if isinstance(sample, tuple) else (sample,)
 
-    Raises:
-        TypeError: the output is not a tensor.
-    """
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; every module's mode is as before afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
         with torch.no_grad():
-            output = model(*sample) if isinstance(sample, tuple) else model(sample)
+            yield
     finally:
         for module, training in modes:
             module.training = training
+
+
+def outputs_in_eval_mode(model: nn.Module, sample: Any) -> Tensor:
+    """model(sample) in eval mode without gradients.
+
+    Raises:
+        TypeError: the output is not a tensor.
+    """
+    with evaluating(model):
+        output = model(*arguments(sample))
     if not isinstance(output, Tensor):
         raise TypeError(
             f"The model returns a {type(output).__name__}; the check with `sample` needs a tensor."

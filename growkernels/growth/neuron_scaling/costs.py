@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from growkernels.growth.neuron_scaling.candidates import Candidate
+from growkernels.growth.same_function import arguments, evaluating
 
 LAYERS_OF_FORM = {"pair": 2, "single": 1, "gated": 1}
 
@@ -90,14 +90,8 @@ def forward_flops(model: nn.Module, sample: Any) -> int:
     Args:
         sample: the model's input (a tuple for several arguments); the count is for all of it.
     """
-    modes = [(module, module.training) for module in model.modules()]
     counter = FlopCounterMode(display=False)
-    try:
-        model.eval()
-        # The fused attention kernels of the CPU are not counted; the plain one is.
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-            model(*sample) if isinstance(sample, tuple) else model(sample)
-    finally:
-        for module, training in modes:
-            module.training = training
+    # The fused attention kernels of the CPU are not counted; the plain one is.
+    with evaluating(model), sdpa_kernel(SDPBackend.MATH), counter:
+        model(*arguments(sample))
     return int(counter.get_total_flops())
