@@ -35,7 +35,7 @@ def test_pass_flops_are_what_torch_counts(family, hidden):
 @pytest.mark.parametrize("name", ["exp3", "exp6"])
 def test_merit_flops_are_what_torch_counts(name):
     setting = BY_NAME[name]
-    kind = merit_timing.KINDS[setting.family]
+    kind = merit_timing.KIND_OF_FAMILY[setting.family]
     model = fully_connected(setting.family, 2, setting.width, setting.hidden, 2)
     x, y = torch.randn(450, 2), torch.randint(2, (450,))
     paths = {str(i): setting.width for i in range(setting.hidden)}
@@ -62,7 +62,7 @@ def test_the_authors_pass_the_driver_and_the_batched_op_agree(family):
     y = torch.randint(2, (60,))
     one_hot = torch.stack((y == 0, y == 1)).double()
     batched = position_merits(networks, x.T[None], one_hot)
-    kind = merit_timing.KINDS[family]
+    kind = merit_timing.KIND_OF_FAMILY[family]
     batches = list(zip(x.split(20), y.split(20), strict=True))
     for run in range(3):
         model = single_network(networks, run)

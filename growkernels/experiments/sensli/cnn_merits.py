@@ -17,7 +17,7 @@ from growkernels.growth import LayerInsertion, Merits
 from growkernels.growth.layer_insertion import NORMS
 from growkernels.timing import interleaved_seconds, now
 
-KINDS = ("conv2d_relu",)
+KIND = "conv2d_relu"  # of the layers that are inserted
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
 
@@ -73,7 +73,7 @@ def attempt_insertion(
     is in the result.
     """
     device = next(model.parameters()).device
-    inserter = LayerInsertion(model, kinds=KINDS)
+    inserter = LayerInsertion(model, kinds=(KIND,))
     try:
         start = now(device)
         for images, labels in batches():
@@ -167,13 +167,13 @@ class PassTimes:
 def time_passes(model: nn.Module, batches: Batches, repeats: int = 7) -> PassTimes:
     """Time the merit pass of one network both ways on the same batches."""
     device = next(model.parameters()).device
-    inserter = LayerInsertion(model, kinds=KINDS)
+    inserter = LayerInsertion(model, kinds=(KIND,))
     widths = {}
     for position in inserter.positions:
         layer = model.get_submodule(position.name)
         assert isinstance(layer, nn.Conv2d)
         widths[position.name] = layer.out_channels
-    extended = ExtendedNetwork(model, widths, KINDS[0])
+    extended = ExtendedNetwork(model, widths, KIND)
     given = list(batches())
 
     def ordinary() -> None:

@@ -20,7 +20,7 @@ from growkernels.models.batched import RESIDUAL_SCALE, initialise
 from growkernels.models.networks import single_network
 from growkernels.timing import interleaved_seconds
 
-KINDS = {"feedforward": "linear_relu", "residual": "residual"}
+KIND_OF_FAMILY = {"feedforward": "linear_relu", "residual": "residual"}
 
 
 def driver_merits(
@@ -53,7 +53,7 @@ def measure(setting: Setting, device: str, repeats: int = 15) -> dict[str, Any]:
     one_hot = torch.stack((labels == 0, labels == 1)).float()
     batches = list(zip(points.split(setting.batch), labels.split(setting.batch), strict=True))
     paths = {str(index): setting.width for index in range(setting.hidden)}
-    kind = KINDS[setting.family]
+    kind = KIND_OF_FAMILY[setting.family]
     extended = ExtendedNetwork(model, paths, kind)
     inserter = LayerInsertion(model, dict.fromkeys(paths, kind), scale=RESIDUAL_SCALE)
 
