@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from growkernels.nn.exchange import undone_on_error
+from growkernels.nn.wrappers import check_plain_module
 
 RECORD = "_growkernels_insertions"  # attribute of a grown model: how it grew, in order
 
@@ -62,8 +63,10 @@ def rebuild(
         optimizer.load_state_dict(checkpoint["optimizer"])
 
     Raises:
+        TypeError: a model that is wrapped or sharded, or has a part that is.
         ValueError: a record that does not fit the model; model and optimizer are untouched.
     """
+    check_plain_module(model)
     with undone_on_error(model, optimizer):
         for number, record in enumerate(records):
             try:

@@ -8,24 +8,11 @@ from torch.optim import Optimizer
 from growkernels.growth.module_graph import is_plain_sequential, layers_before
 from growkernels.nn.exchange import (
     ParamGroup,
-    check_plain_module,
     check_takes_parameters,
     group_of_each,
     start_state,
 )
 from growkernels.nn.weights import sources, weight_parameters
-
-
-def refuse_wrappers(model: nn.Module) -> None:
-    """Raise TypeError for what is no module, or is compiled or wrapped for data parallelism."""
-    check_plain_module(model)
-    for name, module in model.named_modules():
-        if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
-            raise TypeError(
-                f"{'The model' if not name else f'Module {name!r}'} is compiled, and hooks do not "
-                "run in a compiled graph: pass the plain module (compiled._orig_mod), run the "
-                "recorded batches with it, and call torch.compile again after growing."
-            )
 
 
 def insert_after(model: nn.Module, name: str, new: nn.Module) -> str:

@@ -21,7 +21,6 @@ from growkernels.nn.exchange import (
     MOMENTUM,
     Places,
     check_holds_parameters,
-    check_plain_module,
     check_takes_parameters,
     exchange_parameters,
     obstacle,
@@ -30,6 +29,7 @@ from growkernels.nn.exchange import (
 )
 from growkernels.nn.kernel_factors import kernel_matrix
 from growkernels.nn.momentum import to_factors, to_kernel
+from growkernels.nn.wrappers import check_plain_module
 
 Layer = nn.Conv2d | BasisConv2d
 
@@ -101,7 +101,8 @@ def convert(
         init: ``"svd"`` or ``"select"``, see :meth:`BasisConv2d.from_conv`.
 
     Raises:
-        TypeError: an optimizer whose state can take no parameter, a wrapped model or none.
+        TypeError: an optimizer whose state can take no parameter; a model that is none, or has a
+            wrapped or sharded part.
         ValueError: a path that is not there, is the model itself, is no convolution that a basis
             convolution can replace (from_conv says which), is used in several places, shares its
             weights or carries hooks; an R or fraction out of range; an unknown init; an optimizer

@@ -26,18 +26,6 @@ Places = Mapping[int, Sequence[str]]
 MOMENTUM = "momentum_buffer"
 
 
-def check_plain_module(model: object) -> None:
-    """Raise TypeError for what is no module, and for one wrapped for data parallelism."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"The model is a {type(model).__name__}; pass a torch.nn.Module.")
-    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-        raise TypeError(
-            f"The model is wrapped in {type(model).__name__}: pass model.module (the wrapper may "
-            "be called meanwhile), and afterwards wrap the module again, because the old wrapper "
-            "does not know the new parameters."
-        )
-
-
 def places_of(model: nn.Module) -> Places:
     """Where each module and parameter of a model is used: id -> paths."""
     places: defaultdict[int, list[str]] = defaultdict(list)

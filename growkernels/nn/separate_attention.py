@@ -12,7 +12,6 @@ from growkernels.nn.attention import Attention
 from growkernels.nn.exchange import (
     Places,
     check_holds_parameters,
-    check_plain_module,
     check_takes_parameters,
     exchange_with_state,
     obstacle,
@@ -20,6 +19,7 @@ from growkernels.nn.exchange import (
     state_obstacle,
     undone_on_error,
 )
+from growkernels.nn.wrappers import check_plain_module
 
 PROJECTIONS = ("q", "k", "v")
 
@@ -99,7 +99,8 @@ def separate_attention(model: nn.Module, optimizer: Optimizer | None = None) -> 
         with masks of their own, other keys than queries, or normalised heads.
 
     Raises:
-        TypeError: an optimizer whose state can take no parameter, a wrapped model or none.
+        TypeError: an optimizer whose state can take no parameter; a model that is none, or has a
+            wrapped or sharded part.
         ValueError: nothing to exchange; an optimizer that holds no parameter of the model, or
             whose state is not shaped like its parameter.
     """

@@ -23,7 +23,7 @@ from growkernels.growth.basis_search.short_trainings import (
     measured_costs,
 )
 from growkernels.growth.basis_search.taylor import Batches, Loss, predicted_costs
-from growkernels.nn.exchange import check_plain_module
+from growkernels.nn.wrappers import check_watchable
 
 
 class BasisSearch:
@@ -52,6 +52,7 @@ class BasisSearch:
         candidates: module path -> the numbers R of basis filters that save multiplications.
 
     Raises:
+        TypeError: the model, or a part of it, is compiled, wrapped for data parallelism or sharded.
         ValueError: fractions out of range, nothing found, a layer that is not there or cannot be a
             candidate.
     """
@@ -62,7 +63,7 @@ class BasisSearch:
         fractions: Sequence[float] = (0.25, 0.5, 0.75),
         layers: Collection[str] | None = None,
     ) -> None:
-        check_plain_module(model)
+        check_watchable(model)
         self.model = model
         self.candidates = candidate_ranks(model, fractions, layers)
 

@@ -20,10 +20,10 @@ from growkernels.growth.layer_insertion.positions import (
 )
 from growkernels.growth.layer_insertion.recorder import Recorder
 from growkernels.growth.same_function import check_same_output, outputs_in_eval_mode
-from growkernels.growth.surgery import refuse_wrappers
 from growkernels.growth.taps import one_batch
 from growkernels.nn import ResidualBlock
 from growkernels.nn.exchange import undone_on_error
+from growkernels.nn.wrappers import check_plain_module, check_watchable
 
 
 class LayerInsertion:
@@ -58,7 +58,7 @@ class LayerInsertion:
         scale: W1 = scale * I in residual candidates (the authors use 0.8).
 
     Raises:
-        TypeError: the model is compiled, or wrapped for data parallelism.
+        TypeError: the model, or a part of it, is compiled, wrapped for data parallelism or sharded.
         ValueError: nothing found, a position that is not in the model, an unknown norm or kind.
     """
 
@@ -72,7 +72,7 @@ class LayerInsertion:
         activation: str | None = None,
         scale: float = 0.8,
     ) -> None:
-        refuse_wrappers(model)
+        check_watchable(model)
         if norm not in NORMS:
             raise ValueError(f"Unknown norm {norm!r}; choose one of {', '.join(NORMS)}.")
         unknown = set(kinds or ()) - set(KINDS)
@@ -189,12 +189,14 @@ class LayerInsertion:
             The new LinearReLU, Conv2dReLU or ResidualBlock.
 
         Raises:
+            TypeError: a part of the model is wrapped or sharded by now.
             ValueError: not a position, a NaN merit there, or an optimizer of another model.
             RuntimeError: nothing recorded, the model was changed by others since, or the function
                 would change.
         """
         if self._recorder.recording:
             raise RuntimeError("recording() is still open; insert after its block.")
+        check_plain_module(self.model)
         place = self._position(position)
         if self._recorder.sums.batches == 0:
             raise RuntimeError(

@@ -24,9 +24,9 @@ from growkernels.growth.neuron_scaling.initial_values import initial_values
 from growkernels.growth.neuron_scaling.samples import SampleRecorder
 from growkernels.growth.neuron_scaling.selection import Selection
 from growkernels.growth.same_function import check_same_output, outputs_in_eval_mode
-from growkernels.growth.surgery import refuse_wrappers
 from growkernels.growth.taps import one_batch
 from growkernels.nn.exchange import undone_on_error
+from growkernels.nn.wrappers import check_plain_module, check_watchable
 from growkernels.nn.grown_layers import FORMS
 
 TOLERANCE = 1e-5  # of the largest |output|: wider matrix products round differently
@@ -110,7 +110,7 @@ class NeuronScaling:
         left_out: {path: reason} for layers that look like candidates and are none.
 
     Raises:
-        TypeError: the model is compiled, or wrapped for data parallelism.
+        TypeError: the model, or a part of it, is compiled, wrapped for data parallelism or sharded.
         ValueError: nothing to grow, unknown names, layers with shared weights, a ReLU without
             ``relu_beta`` under ``"s2d"``, a role that no layer fits.
     """
@@ -129,7 +129,7 @@ class NeuronScaling:
         relu_beta: float | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        refuse_wrappers(model)
+        check_watchable(model)
         _one_of("criterion", [criterion], CRITERIA)
         _one_of("kinds", kinds, LAYER_TYPES)
         _one_of("form", [form], FORMS)
@@ -264,11 +264,13 @@ class NeuronScaling:
 
         Raises:
             ValueError: nothing chosen, a choice of other layers, or a start that is not possible.
-            TypeError: an optimizer whose state cannot take new parameters.
+            TypeError: an optimizer whose state cannot take new parameters, or a part of the model
+                that is wrapped or sharded by now.
             RuntimeError: the function would change.
         """
         if self._recorder.recording:
             raise RuntimeError("recording() is still open; grow after its block.")
+        check_plain_module(self.model)
         if not chosen:
             raise ValueError(f"There are no neurons to grow. {chosen.reason}")
         if not set(chosen.neurons) <= set(self.layers):

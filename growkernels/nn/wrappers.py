@@ -1,0 +1,78 @@
+"""Refusing models that cannot be edited or watched as they are: wrapped, sharded or compiled."""
+
+from __future__ import annotations
+
+import sys
+
+from torch import nn
+
+# Classes that a module has, or its class derives from, when it is distributed in place. Where the
+# file that defines them was never imported, no module can have them.
+_DISTRIBUTED = (
+    ("torch.distributed.fsdp", "FullyShardedDataParallel"),
+    ("torch.distributed.fsdp", "FSDPModule"),
+    ("torch.distributed._composable.replicate", "DDP"),
+)
+_REMEDY = (
+    "Each rank would get new parameters of its own and drift away from the others: grow or convert "
+    "the whole model before it is distributed, and distribute it afterwards."
+)
+
+
+def check_plain_module(model: object) -> None:
+    """Raise TypeError for what is no module, or has a wrapped or sharded part.
+
+    That is DataParallel, DistributedDataParallel, FullyShardedDataParallel, ``fully_shard``,
+    ``replicate`` and any DTensor, on the model itself or anywhere inside it.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"The model is a {type(model).__name__}; pass a torch.nn.Module.")
+    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        raise TypeError(
+            f"The model is wrapped in {type(model).__name__}: pass model.module (the wrapper may "
+            "be called meanwhile), and afterwards wrap the module again, because the old wrapper "
+            "does not know the new parameters."
+        )
+    for name, module in model.named_modules():
+        what = f"Module {name!r}" if name else "The model"
+        if isinstance(module, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            raise TypeError(
+                f"{what} is wrapped in {type(module).__name__}, which would not know the new "
+                "parameters, so ranks would drift apart: put the wrapper's .module in its place, "
+                "and wrap it again afterwards."
+            )
+        if (how := _distributed_by(module)) is not None:
+            raise TypeError(f"{what} is distributed by {how}. {_REMEDY}")
+        own = {**module._parameters, **module._buffers}
+        for key, tensor in own.items():
+            path = f"{name}.{key}" if name else key
+            if tensor is not None and _is_dtensor(tensor):
+                raise TypeError(f"{path!r} is a DTensor. {_REMEDY}")
+
+
+def check_watchable(model: object) -> None:
+    """Raise TypeError where `check_plain_module` does, and for a model with a compiled part."""
+    check_plain_module(model)
+    assert isinstance(model, nn.Module)
+    for name, module in model.named_modules():
+        if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
+            raise TypeError(
+                f"{'The model' if not name else f'Module {name!r}'} is compiled, and hooks do not "
+                "run in a compiled graph: pass the plain module (compiled._orig_mod), run the "
+                "recorded batches with it, and call torch.compile again after growing."
+            )
+
+
+def _distributed_by(module: nn.Module) -> str | None:
+    for file, kind in _DISTRIBUTED:
+        known = getattr(sys.modules.get(file), kind, None)
+        if known is not None and isinstance(module, known):
+            return "replicate" if kind == "DDP" else kind
+    if getattr(module, "_is_fsdp_managed_module", False):
+        return "FullyShardedDataParallel"
+    return None
+
+
+def _is_dtensor(tensor: object) -> bool:
+    known = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
+    return known is not None and isinstance(tensor, known)
