@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Adagrad, Muon, Optimizer, SparseAdam
 
+from growkernels.nn.hooks import hooks_of, is_watched
 from growkernels.nn.weights import why_computed, why_watched
 
 ParamGroup = dict[str, Any]
@@ -55,6 +56,11 @@ def obstacle(layer: nn.Module, places: Places, kept: Iterable[Tensor | None] = (
     for module in layer.modules():
         if reason := why_computed(module):
             return f"{reason}; make it an ordinary parameter first"
+    if any(is_watched(module) for module in layer.modules()):
+        return (
+            "a driver of growkernels.growth watches it by hooks, which the new layer would not "
+            "have; call the driver's close() first"
+        )
     if any(has_hooks(module) for module in layer.modules()):
         return "it carries hooks, which the new layer would not have; remove them first"
     stay = {id(parameter) for parameter in kept}
@@ -66,10 +72,7 @@ def obstacle(layer: nn.Module, places: Places, kept: Iterable[Tensor | None] = (
 def has_hooks(module: nn.Module) -> bool:
     """Whether a module carries hooks, which are lost if another module takes its place."""
     return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
+        hooks_of(module)
         or module._state_dict_hooks
         or module._state_dict_pre_hooks
         or module._load_state_dict_pre_hooks
@@ -236,11 +239,12 @@ def undone_on_error(
 ) -> Iterator[None]:
     """If the block raises, model, optimizer and other objects get back what they held.
 
-    That is every module's attributes, children, parameters, buffers and hooks, the optimizer's
-    groups and which parameter has which state, and the attributes of the others; the contents of
-    tensors are not kept, so the block must not write into existing ones.
+    That is every module's class, attributes, children, parameters, buffers and hooks, the
+    optimizer's groups and which parameter has which state, and the attributes of the others; the
+    contents of tensors are not kept, so the block must not write into existing ones.
     """
-    kept = [_Kept(vars(module)) for module in model.modules()]
+    classes = [(module, type(module)) for module in model.modules()]
+    kept = [_Kept(vars(module)) for module, _ in classes]
     kept += [_Kept(vars(other)) for other in others]
     if isinstance(optimizer, Optimizer):
         kept += [_Kept(group) for group in optimizer.param_groups]
@@ -248,6 +252,8 @@ def undone_on_error(
     try:
         yield
     except BaseException:
+        for module, kind in classes:
+            module.__class__ = kind
         for entry in kept:
             entry.restore()
         raise

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from growkernels.nn.hooks import hooks_of
 
 FORMS = ("pair", "single", "gated")
 
@@ -28,8 +30,9 @@ class Branch(nn.Module):
       dL/dgate = sum_m delta_m (1.5 a.x_m) + a.S a / 2 + O(|a|^4), so that at a saddle, where the
       first term vanishes, the splitting matrix S alone decides, and the pair would not move.
 
-    ``index`` holds the outputs in the layer's own numbering. It is no parameter and no part of
-    state_dict, because the growth records of the model have it.
+    ``outputs`` are in the layer's own numbering. ``index`` is the same as a buffer, which is no
+    part of state_dict, because the growth records of the model have the outputs; wherever the
+    branch goes, its values come from ``outputs``.
 
     Raises:
         ValueError: unknown form, or no outputs.
@@ -48,7 +51,8 @@ class Branch(nn.Module):
         self.form = form
         self.gain = gain
         place = layer.weight.device
-        self.register_buffer("index", torch.tensor(outputs, device=place), persistent=False)
+        self.register_buffer("index", None, persistent=False)
+        self.set_outputs(outputs, place)
         if form == "pair":
             self.plus = _zero_layer(layer, len(outputs))
             self.minus = _zero_layer(layer, len(outputs))
@@ -58,6 +62,25 @@ class Branch(nn.Module):
             gate = torch.zeros(len(outputs), device=place, dtype=layer.weight.dtype)
             self.gate = nn.Parameter(gate)
         self.act = nn.GELU()
+
+    def set_outputs(self, outputs: Sequence[int], device: torch.device) -> None:
+        """Add to these outputs of the layer from now on."""
+        self.outputs = tuple(outputs)
+        self.index = torch.tensor(self.outputs, device=device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Branch:
+        """Go to another device or dtype; ``to_empty`` leaves no values in a buffer."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.set_outputs(self.outputs, self.index.device)
+        return self
+
+    def index_on(self, device: torch.device) -> Tensor:
+        """``index`` on a device; the branch itself may have been left on another, for instance
+        where ``load_state_dict(assign=True)`` gave values to a model on the meta device.
+        """
+        if self.index.device != device:
+            self.set_outputs(self.outputs, device)
+        return self.index
 
     @torch.no_grad()
     def start_at(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -103,15 +126,13 @@ class Branch(nn.Module):
     def is_bare(self) -> bool:
         """Whether its modules are plain ones: not grown, parametrized, sharded or hooked."""
         return all(
-            type(module) in (nn.Linear, nn.Conv2d, nn.GELU)
-            and not (module._forward_hooks or module._forward_pre_hooks)
-            and not (module._backward_hooks or module._backward_pre_hooks)
+            type(module) in (nn.Linear, nn.Conv2d, nn.GELU) and not hooks_of(module)
             for module in self.children()
         )
 
     def extra_repr(self) -> str:
         gain = f", gain={self.gain:.4g}" if self.form == "single" else ""
-        return f"outputs={len(self.index)}, form={self.form!r}{gain}"
+        return f"outputs={len(self.outputs)}, form={self.form!r}{gain}"
 
 
 class GrownLinear(nn.Linear):
@@ -140,7 +161,9 @@ class GrownConv2d(nn.Conv2d):
 
 
 def with_branches(layer: nn.Linear | nn.Conv2d) -> GrownLinear | GrownConv2d:
-    """The layer as one that can have branches: the same parameters (not copies), hooks and mode.
+    """Make the layer one that can have branches.
+
+    It stays the same object, so whoever holds or watches it goes on doing so.
 
     Raises:
         TypeError: not exactly an nn.Linear or nn.Conv2d, or a grown one (which is returned as is).
@@ -148,24 +171,25 @@ def with_branches(layer: nn.Linear | nn.Conv2d) -> GrownLinear | GrownConv2d:
     """
     if isinstance(layer, GrownLinear | GrownConv2d):
         return layer
-    new: GrownLinear | GrownConv2d
+    kind: type[GrownLinear | GrownConv2d]
     if type(layer) is nn.Linear:
-        new = GrownLinear.__new__(GrownLinear)
+        kind = GrownLinear
     elif type(layer) is nn.Conv2d:
         if layer.groups != 1 or layer.padding_mode != "zeros":
             raise ValueError(
                 f"A convolution with groups={layer.groups} and padding_mode="
                 f"{layer.padding_mode!r} cannot be grown; groups=1 with zero padding can."
             )
-        new = GrownConv2d.__new__(GrownConv2d)
+        kind = GrownConv2d
     else:
         raise TypeError(
             f"A {type(layer).__name__} cannot be grown, because what its forward does with its "
             "weights is not known; nn.Linear and nn.Conv2d can."
         )
-    vars(new).update(vars(layer), _modules={})
-    new.branches = nn.ModuleList().train(layer.training)
-    return new
+    layer.branches = nn.ModuleList().train(layer.training)
+    layer.__class__ = kind
+    assert isinstance(layer, GrownLinear | GrownConv2d)
+    return layer
 
 
 def _with_branches(layer: GrownLinear | GrownConv2d, y: Tensor, x: Tensor, dim: int) -> Tensor:
@@ -202,7 +226,7 @@ def _add(y: Tensor, out: Tensor, branches: Sequence[Branch], dim: int) -> Tensor
     if branches[0].form == "gated":
         gate = torch.cat([branch.gate for branch in branches])
         out = out * gate.to(out.dtype).view(-1, *(1,) * (-1 - dim))
-    index = torch.cat([branch.index for branch in branches])
+    index = torch.cat([branch.index_on(y.device) for branch in branches])
     return y.index_add(dim, index, out.to(y.dtype))
 
 

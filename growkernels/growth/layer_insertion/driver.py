@@ -23,6 +23,7 @@ from growkernels.growth.same_function import check_same_output, outputs_in_eval_
 from growkernels.growth.taps import one_batch
 from growkernels.nn import ResidualBlock
 from growkernels.nn.exchange import undone_on_error
+from growkernels.nn.module_paths import ModulePaths
 from growkernels.nn.wrappers import check_plain_module, check_watchable
 
 
@@ -87,27 +88,41 @@ class LayerInsertion:
         self.scale = scale
         self.reason = "select() has not been called yet."
         self._named = positions is not None
+        self._paths = ModulePaths(model)  # what the recorder's positions are paths of
+        self._shown = self._paths  # what the names that the user was given last are paths of
         self._recorder = self._watch(
             find_positions(model, kinds) if positions is None else named_positions(model, positions)
         )
 
     @property
     def positions(self) -> tuple[Position, ...]:
-        """The candidate positions, found anew after each insertion."""
+        """The candidate positions, found anew after each insertion.
+
+        Raises:
+            RuntimeError: the model was changed by others since, in a way that recorded batches or
+                named positions cannot follow.
+        """
+        self._follow()
+        self._shown = self._paths
         return tuple(self._recorder.positions)
 
     @contextmanager
     def recording(self, loss_scale: float = 1.0) -> Iterator[None]:
         """Record one batch: run its backward pass inside (its forward pass may have run before).
 
+        One recording is one batch with one ordinary backward pass. Several losses are added up
+        first; batches whose gradients are accumulated have a recording each.
+
         Args:
             loss_scale: what the loss was multiplied by, ``scaler.get_scale()`` under a GradScaler;
                 merits are those of the unscaled loss.
 
         Raises:
-            RuntimeError: at the end of the block: a position got no gradient or several, or its
-                output was changed in place. The batch is not counted.
+            RuntimeError: the model was changed by others since earlier batches. At the end of the
+                block: a position got no gradient or several, its output was changed in place, or a
+                gradient was taken with create_graph=True. The batch is not counted.
         """
+        self._follow()
         with one_batch(self._recorder, loss_scale):
             yield
 
@@ -118,22 +133,27 @@ class LayerInsertion:
         every rank must call this, having recorded at least one batch.
 
         Raises:
-            RuntimeError: nothing recorded.
+            RuntimeError: nothing recorded, or the model was changed by others since.
             ValueError: a position for a ReLU layer has negative outputs.
         """
+        self._follow()
         recorder = self._recorder
         if recorder.sums.batches == 0:
             raise RuntimeError(
                 "No batches are recorded; run a backward pass inside `with inserter.recording():`."
             )
         for position in recorder.positions:
-            if position.kind != "residual" and bool((recorder.samples[position.name] < 0).any()):
+            if position.kind != "residual" and bool(
+                (recorder.sums.samples[position.name] < 0).any()
+            ):
                 raise ValueError(
                     f"Position {position.name!r} has negative outputs, which an identity layer "
                     "with a ReLU would cut off; name the ReLU behind it, or use kind 'residual'."
                 )
         names = [position.name for position in recorder.positions]
-        return recorder.sums.over_all_processes().merits(names, self.norm)
+        merits = recorder.sums.over_all_processes().merits(names, self.norm)
+        self._shown = self._paths
+        return merits.noted(self._paths)
 
     def reset(self) -> None:
         """Forget the recorded batches."""
@@ -149,10 +169,19 @@ class LayerInsertion:
             tau: for ``"relative"``.
 
         Raises:
-            ValueError: a merit that is NaN or infinite, an unknown rule, no base merit.
+            ValueError: a merit that is NaN or infinite, an unknown rule, no base merit, or the best
+                position is not in the model any more.
         """
         best = merits.best()
-        name, value = merits.names[best], float(merits.values[best])
+        value = float(merits.values[best])
+        name = merits.path_now(self.model, merits.names[best])
+        if name is None:
+            raise ValueError(
+                f"The largest merit is that of a module that was at {merits.names[best]!r} and is "
+                "not in the model any more: the model was changed in between. Record again."
+            )
+        if merits.knows(self.model):
+            self._shown = ModulePaths(self.model)
         if rule == "max":
             self.reason = f"{name!r} has the largest merit, {value:.4g}."
             return name
@@ -197,6 +226,7 @@ class LayerInsertion:
         if self._recorder.recording:
             raise RuntimeError("recording() is still open; insert after its block.")
         check_plain_module(self.model)
+        self._follow()
         place = self._position(position)
         if self._recorder.sums.batches == 0:
             raise RuntimeError(
@@ -208,8 +238,9 @@ class LayerInsertion:
                 f"The gradient recorded at {position!r} is NaN or infinite, so its merit is too; "
                 "nothing is inserted."
             )
-        old_modules = [self.model.get_submodule(p.name) for p in self.positions]
-        h = self._recorder.samples[position]
+        positions = self._recorder.positions
+        old_modules = [self.model.get_submodule(p.name) for p in positions]
+        h = self._recorder.sums.samples[position]
         with undone_on_error(self.model, optimizer, self):
             before = None if sample is None else outputs_in_eval_mode(self.model, sample)
             new = insert_identity(
@@ -224,8 +255,9 @@ class LayerInsertion:
             if before is not None:
                 check_same_output(before, outputs_in_eval_mode(self.model, sample))
             recorder = self._watch(self._positions_after(old_modules, place, new))
+            paths = ModulePaths(self.model)
             self._recorder.remove()
-            self._recorder = recorder
+            self._recorder, self._paths, self._shown = recorder, paths, paths
             return new
 
     def close(self) -> None:
@@ -233,28 +265,62 @@ class LayerInsertion:
         self._recorder.remove()
 
     def _watch(self, positions: Sequence[Position]) -> Recorder:
-        if not positions:
-            raise ValueError(
-                "No candidate positions were found: there is no ReLU behind a Linear or Conv2d in "
-                "a Sequential and no ResidualBlock. Name the modules whose outputs are the h: "
-                "positions=['path', ...]."
-            )
+        _refuse_none(positions)
         return Recorder(self.model, positions, activation=self.activation, scale=self.scale)
 
-    def _position(self, name: str) -> Position:
-        for position in self.positions:
-            if position.name == name and self._recorder.watches(name):
-                return position
-            if position.name == name:
-                raise RuntimeError(
-                    f"The module at {name!r} is not the one that was recorded: the model was "
-                    "changed in between. Build a new LayerInsertion for it."
+    def _follow(self) -> None:
+        """See what others changed in the model: follow its modules, or say that it was changed."""
+        recorder = self._recorder
+        if recorder.recording:
+            return
+        if recorder.sums.batches == 0 and not self._named:
+            positions = find_positions(self.model, self.kinds)
+            if self._paths.is_current(self.model) and positions == recorder.positions:
+                return
+            _refuse_none(positions)
+            recorder.watch(self.model, positions)
+        elif self._paths.is_current(self.model):
+            return
+        else:
+            if recorder.sums.batches:
+                difference = self._paths.difference(self.model)
+                if difference is not None:
+                    raise RuntimeError(
+                        f"The model was changed since its batches were recorded: {difference}. "
+                        "Call reset(), or build a new LayerInsertion, and record again."
+                    )
+            now = self._paths.now(self.model)
+            for position in recorder.positions:
+                if position.name not in now:
+                    raise RuntimeError(
+                        f"The module that was at position {position.name!r} is not in the model "
+                        "any more; build a new LayerInsertion for the model as it is."
+                    )
+            if recorder.sums.batches:
+                recorder.rename(now)
+            else:
+                recorder.watch(
+                    self.model, [Position(now[p.name], p.kind) for p in recorder.positions]
                 )
+        self._paths = ModulePaths(self.model)
+        if recorder.sums.batches == 0:  # no name that was given before can be one to insert at
+            self._shown = self._paths
+
+    def _position(self, name: str) -> Position:
         if name is None:
             raise ValueError(f"There is no position to insert at. {self.reason}")
+        meant = self._shown.module(name)
+        for position in self._recorder.positions:
+            if position.name == name and self.model.get_submodule(name) is meant:
+                return position
+        if meant is not None and self._shown.path_now(self.model, name) != name:
+            raise RuntimeError(
+                f"The module at {name!r} is not the one that was recorded: the model was changed "
+                "in between. Take the position from `positions`, merits() or select() again."
+            )
         raise ValueError(
             f"{name!r} is not a candidate position; they are: "
-            f"{', '.join(repr(position.name) for position in self.positions)}."
+            f"{', '.join(repr(position.name) for position in self._recorder.positions)}."
         )
 
     def _positions_after(
@@ -264,11 +330,20 @@ class LayerInsertion:
             return find_positions(self.model, self.kinds)
         paths = {module: path for path, module in self.model.named_modules()}
         positions = []
-        for old, module in zip(self.positions, old_modules, strict=True):
+        for old, module in zip(self._recorder.positions, old_modules, strict=True):
             positions.append(Position(paths[module], old.kind))
             if old == place:
                 positions.append(Position(paths[new], old.kind))
         return positions
+
+
+def _refuse_none(positions: Sequence[Position]) -> None:
+    if not positions:
+        raise ValueError(
+            "No candidate positions were found: there is no ReLU behind a Linear or Conv2d in "
+            "a Sequential and no ResidualBlock. Name the modules whose outputs are the h: "
+            "positions=['path', ...]."
+        )
 
 
 def _activation_of_blocks(model: nn.Module) -> str:

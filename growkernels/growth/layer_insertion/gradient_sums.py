@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, distributed
@@ -20,6 +20,7 @@ class GradientSums:
         virtual: position -> sum over batches of its virtual layer's gradient G.
         second_moments: position -> sum over batches of ||G||^2 (Frobenius), a 0-d tensor.
         base: index of an existing weight -> sum over batches of its gradient.
+        samples: position -> some rows of its last h.
         feature_maps: position, or index of an existing convolution -> (H, W) of its last input.
         batches: how many batches.
         loss_scale: the factor the recorded losses were multiplied by (a GradScaler's).
@@ -28,18 +29,62 @@ class GradientSums:
     virtual: dict[str, Tensor] = field(default_factory=dict)
     second_moments: dict[str, Tensor] = field(default_factory=dict)
     base: dict[int, Tensor] = field(default_factory=dict)
+    samples: dict[str, Tensor] = field(default_factory=dict)
     feature_maps: dict[str | int, tuple[int, int]] = field(default_factory=dict)
     batches: int = 0
     loss_scale: float = 1.0
 
-    def rescale(self, loss_scale: float) -> None:
-        """Turn the sums into those of a loss scaled by `loss_scale`."""
+    def renamed(self, paths: Mapping[str, str]) -> GradientSums:
+        """The same sums for positions that are at other paths now."""
+        return replace(
+            self,
+            virtual={paths[name]: total for name, total in self.virtual.items()},
+            second_moments={paths[name]: m for name, m in self.second_moments.items()},
+            samples={paths[name]: rows for name, rows in self.samples.items()},
+            feature_maps={
+                paths[key] if isinstance(key, str) else key: size
+                for key, size in self.feature_maps.items()
+            },
+        )
+
+    def rescaled(self, loss_scale: float) -> GradientSums:
+        """The sums for a loss scaled by `loss_scale`."""
         factor = loss_scale / self.loss_scale
-        if factor != 1.0:
-            self.virtual = {name: total * factor for name, total in self.virtual.items()}
-            self.base = {index: total * factor for index, total in self.base.items()}
-            self.second_moments = {n: m * factor**2 for n, m in self.second_moments.items()}
-        self.loss_scale = loss_scale
+        if factor == 1.0:
+            return self
+        return replace(
+            self,
+            virtual={name: total * factor for name, total in self.virtual.items()},
+            base={index: total * factor for index, total in self.base.items()},
+            second_moments={n: m * factor**2 for n, m in self.second_moments.items()},
+            loss_scale=loss_scale,
+        )
+
+    def with_batch(self, batch: GradientSums) -> GradientSums:
+        """The sums with one more batch, at the batch's loss scale.
+
+        Its tensors are made of the batch's own, by adding to them; those of this object are left
+        alone, so that it stays whole if anything fails.
+        """
+        factor = batch.loss_scale / self.loss_scale
+
+        def total(term: Tensor, before: Tensor | None, factor: float) -> Tensor:
+            return term if before is None else term.add_(before, alpha=factor)
+
+        base = {i: total(term, self.base.get(i), factor) for i, term in batch.base.items()}
+        base.update((i, t * factor) for i, t in self.base.items() if i not in batch.base)
+        return GradientSums(
+            virtual={n: total(t, self.virtual.get(n), factor) for n, t in batch.virtual.items()},
+            second_moments={
+                n: total(moment, self.second_moments.get(n), factor**2)
+                for n, moment in batch.second_moments.items()
+            },
+            base=base,
+            samples=batch.samples,
+            feature_maps={**self.feature_maps, **batch.feature_maps},
+            batches=self.batches + 1,
+            loss_scale=batch.loss_scale,
+        )
 
     def over_all_processes(self) -> GradientSums:
         """The sums over every rank of the default process group, by one all_reduce.
@@ -49,13 +94,13 @@ class GradientSums:
         """
         if not (distributed.is_available() and distributed.is_initialized()):
             return self
-        self.rescale(1.0)
-        base_keys = sorted(self.base)
+        own = self.rescaled(1.0)
+        base_keys = sorted(own.base)
         tensors = [
-            *self.virtual.values(),
-            *self.second_moments.values(),
-            *(self.base[key] for key in base_keys),
-            torch.tensor([float(self.batches)]),
+            *own.virtual.values(),
+            *own.second_moments.values(),
+            *(own.base[key] for key in base_keys),
+            torch.tensor([float(own.batches)], device="cpu"),
         ]
         dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
         flat = torch.cat([t.to(tensors[0].device, dtype).flatten() for t in tensors])
@@ -63,10 +108,11 @@ class GradientSums:
         pieces = torch.split(flat, [t.numel() for t in tensors])
         summed = iter([piece.view_as(t) for piece, t in zip(pieces, tensors, strict=True)])
         return GradientSums(
-            virtual={name: next(summed) for name in self.virtual},
-            second_moments={name: next(summed) for name in self.second_moments},
+            virtual={name: next(summed) for name in own.virtual},
+            second_moments={name: next(summed) for name in own.second_moments},
             base={key: next(summed) for key in base_keys},
-            feature_maps=self.feature_maps,
+            samples=own.samples,
+            feature_maps=own.feature_maps,
             batches=round(float(next(summed))),
         )
 

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from growkernels.nn.module_paths import NotedByPath
+
 
 @dataclass(frozen=True)
-class Merits:
+class Merits(NotedByPath):
     """Squared gradient norms of the virtual layers (SensLI, arXiv 2311.15995).
 
     Attributes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from growkernels.growth.layer_insertion.gradient_sums import GradientSums
 from growkernels.growth.layer_insertion.positions import Position
-from growkernels.growth.taps import Tap
+from growkernels.growth.taps import BackwardPasses, ForwardPass, remove, watch
 from growkernels.ops.virtual_grad import virtual_grad_norms
 
 SAMPLE_ROWS = 4  # of the last recorded h, kept to check an insertion with
@@ -49,69 +49,73 @@ class Recorder:
         activation: str,
         scale: float,
     ) -> None:
-        self.positions = list(positions)
+        self.positions: list[Position] = []
         self.activation = activation
         self.scale = scale
         self.sums = GradientSums()
-        self.samples: dict[str, Tensor] = {}
         self.recording = False
-        self._model = model
         self._arrivals: dict[str, Arrival] = {}  # waiting for the op
         self._batch = GradientSums()  # of the batch being recorded
+        self._passes = BackwardPasses()  # of the same
         self._base_buffers: dict[int, Tensor] = {}  # kept from batch to batch
-        self._base_arrived: set[int] = set()
         self._problems: list[str] = []
-        self._unusable: dict[str, str] = {}
-        self._feature_maps: dict[str | int, tuple[int, int]] = {}
+        self._unusable: dict[nn.Module, str] = {}
+        self._feature_maps: dict[nn.Module, tuple[int, int]] = {}  # of existing convolutions
         self._names: dict[nn.Module, str] = {}
+        self._base: dict[nn.Module, int] = {}  # existing layers, numbered
         self._handles_of_batch: list[RemovableHandle] = []
-        for position in self.positions:
+        self.remove: Callable[[], object] = lambda: None  # takes all hooks off the model
+        self.watch(model, positions)
+
+    def watch(self, model: nn.Module, positions: Sequence[Position]) -> None:
+        """Watch these positions from now on; what was recorded is forgotten."""
+        names: dict[nn.Module, str] = {}
+        for position in positions:
             module = model.get_submodule(position.name)
-            if module in self._names:
+            if module in names:
                 raise ValueError(
-                    f"Positions {self._names[module]!r} and {position.name!r} are the same module "
+                    f"Positions {names[module]!r} and {position.name!r} are the same module "
                     "object; give each its own (e.g. its own nn.ReLU())."
                 )
-            self._names[module] = position.name
-        self._base: dict[nn.Module, int] = {
-            layer: index for index, layer in enumerate(self._base_layers())
-        }
-        convolutions = [layer for layer in self._base if isinstance(layer, nn.Conv2d)]
-        watched = dict.fromkeys([*self._names, *convolutions])
-        self._handles = [module.register_forward_hook(Tap(self)) for module in watched]
+            names[module] = position.name
+        layers = base_layers(model, {position.kind for position in positions})
+        convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
+        remove_new = watch(self, dict.fromkeys([*names, *convolutions]))
+        self.remove()
+        self.remove = remove_new
+        self.positions, self._names = list(positions), names
+        self._base = {layer: index for index, layer in enumerate(layers)}
+        self.sums, self._base_buffers = GradientSums(), {}
 
-    def remove(self) -> None:
-        """Take all hooks off the model."""
-        for handle in self._handles:
-            handle.remove()
-
-    def watches(self, name: str) -> bool:
-        """Whether the module at this path is still the one whose outputs are recorded."""
-        modules = dict(self._model.named_modules(remove_duplicate=False))
-        return name in modules and self._names.get(modules[name]) == name
+    def rename(self, paths: Mapping[str, str]) -> None:
+        """Follow positions to the paths at which their modules are now."""
+        positions = [Position(paths[p.name], p.kind) for p in self.positions]
+        names = {module: paths[name] for module, name in self._names.items()}
+        self.positions, self._names, self.sums = positions, names, self.sums.renamed(paths)
 
     def reset(self) -> None:
         """Forget the recorded batches."""
-        self._base_buffers.update(self.sums.base)
-        self.sums, self.samples = GradientSums(), {}
+        buffers = self.sums.base
+        self.sums = GradientSums()
+        self._base_buffers.update(buffers)
 
     def begin(self) -> None:
         """Start one batch."""
         self._problems = []
+        self._passes = BackwardPasses()
+        for layer, index in self._base.items():
+            weight = layer.weight
+            if isinstance(weight, Tensor) and weight.requires_grad:
+                hook = partial(self._base_grad_arrived, index)
+                self._handles_of_batch.append(weight.register_hook(hook))
         self.recording = True
-        self._handles_of_batch = [
-            weight.register_hook(partial(self._base_grad_arrived, index))
-            for layer, index in self._base.items()
-            if isinstance(weight := layer.weight, Tensor) and weight.requires_grad
-        ]
 
     def end(self) -> None:
         """Stop recording and let go of the batch's tensors, whether it was added or not."""
         self.recording = False
         self._arrivals, self._batch = {}, GradientSums()
-        self._base_arrived.clear()
-        for handle in self._handles_of_batch:
-            handle.remove()
+        remove(self._handles_of_batch)
+        self._handles_of_batch = []
 
     def finish(self, loss_scale: float) -> None:
         """Add the batch to the sums.
@@ -121,69 +125,74 @@ class Recorder:
                 changed in place. The batch is dropped, earlier ones are kept.
         """
         self._take_arrivals()
-        for position in self.positions:
-            if position.name not in self._batch.virtual:
-                self._problems.append(self._why_missing(position.name))
+        for module, name in self._names.items():
+            if name not in self._batch.virtual:
+                self._problems.append(self._unusable.get(module) or _why_missing(name))
         if self._problems:
             raise RuntimeError(self._problems[0])
-        self.sums.rescale(loss_scale)
-        for name, gradient in self._batch.virtual.items():
-            _add_to(self.sums.virtual, name, gradient)
-            _add_to(self.sums.second_moments, name, self._batch.second_moments[name])
-        for index in self._base_arrived:
-            if index in self.sums.base:
-                self.sums.base[index] += self._base_buffers[index]
-            else:
-                self.sums.base[index] = self._base_buffers.pop(index)
-        self.sums.feature_maps.update(self._feature_maps)
-        self.sums.batches += 1
+        before, batch = self.sums, self._batch
+        batch.loss_scale = loss_scale
+        batch.feature_maps.update(
+            (self._base[layer], size)
+            for layer, size in self._feature_maps.items()
+            if layer in self._base
+        )
+        sums = before.with_batch(batch)
+        self._base_buffers = {}  # those of the batch are parts of the sums now, those of the
+        self.sums = sums  # earlier sums are free
+        self._base_buffers = {i: before.base[i] for i in batch.base if i in before.base}
 
     def forward_ran(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Called by the hooks after every forward pass of a watched module."""
-        index = self._base.get(module)
-        if index is not None and isinstance(module, nn.Conv2d) and args:
-            self._feature_maps[index] = _feature_map(args[0])
+        if module in self._base and isinstance(module, nn.Conv2d) and args:
+            self._feature_maps[module] = _feature_map(args[0])
         name = self._names.get(module)
         if name is None:
             return
         if not isinstance(output, Tensor):
-            self._unusable[name] = (
+            self._unusable[module] = (
                 f"Position {name!r} returns a {type(output).__name__}; a tensor is needed."
             )
         elif not output.requires_grad:
-            self._unusable[name] = (
+            self._unusable[module] = (
                 f"Position {name!r} has no gradient because everything in front of it is frozen; "
                 "leave it out of positions, or let an earlier parameter require a gradient."
             )
         else:
-            self._unusable.pop(name, None)
-            taken = [(output.detach(), output._version)]
-            output.register_hook(partial(self._grad_arrived, name, taken))
+            self._unusable.pop(module, None)
+            ForwardPass(module, output, (output.detach(), output._version)).tell(self, output)
 
-    def _grad_arrived(self, name: str, taken: list[tuple[Tensor, int]], grad: Tensor) -> None:
-        if not self.recording:
-            taken.clear()
-        elif name in self._arrivals or name in self._batch.virtual or not taken:
+    def gradient_arrived(self, forward: ForwardPass, grad: Tensor) -> None:
+        """Called when dL/dh of a position's forward pass has arrived, inside a recording."""
+        name = self._names.get(forward.module)
+        if name is None:  # watched when it ran, but no more
+            return
+        if (obstacle := self._passes.obstacle(forward)) is not None:
+            self._problems.append(f"Position {name!r} {obstacle}")
+        elif name in self._arrivals or name in self._batch.virtual:
             self._problems.append(
                 f"Position {name!r} got more than one gradient in one recording: the module runs "
-                "more than once per forward pass (give each use its own module), or several "
-                "batches share one `with recording()` (use one each)."
+                "more than once per forward pass; give each use its own module."
             )
         else:
-            h, version = taken.pop()
+            h, version = forward.kept
             self._arrivals[name] = Arrival(h, version, grad, grad._version)
             if sum(a.h.nbytes + a.grad.nbytes for a in self._arrivals.values()) > WAITING_BYTES:
                 self._take_arrivals()
 
     def _base_grad_arrived(self, index: int, grad: Tensor) -> None:
-        if index in self._base_arrived:
-            self._base_buffers[index] += grad
+        if (obstacle := self._passes.obstacle_of_weight(index, grad)) is not None:
+            self._problems.append(f"An existing weight of the model {obstacle}")
             return
-        self._base_arrived.add(index)
+        arrived = self._batch.base.get(index)
+        if arrived is not None:
+            arrived += grad
+            return
         buffer = self._base_buffers.get(index)
         if buffer is None:
-            buffer = self._base_buffers[index] = torch.empty_like(grad, dtype=_sum_dtype(grad))
-        buffer.copy_(grad)
+            buffer = torch.empty_like(grad, dtype=_sum_dtype(grad))
+        self._base_buffers[index] = buffer.copy_(grad)
+        self._batch.base[index] = buffer
 
     def _take_arrivals(self) -> None:
         """The gradients of the virtual layers whose h and dL/dh are waiting; lets go of those.
@@ -207,12 +216,6 @@ class Recorder:
                 self._problems.append(str(error))
         self._arrivals = {}
 
-    def _why_missing(self, name: str) -> str:
-        return self._unusable.get(name) or (
-            f"No gradient reached position {name!r}: the loss does not depend on it, no backward "
-            "pass ran inside recording(), or the model ran compiled (record with the plain module)."
-        )
-
     def _groups(self) -> list[list[Position]]:
         """The waiting positions that one call of the op can take: same kind, same device."""
         groups: dict[tuple[str, torch.device], list[Position]] = {}
@@ -233,9 +236,9 @@ class Recorder:
         inputs = [tensor.to(dtype) for tensor in inputs]
         grads = [tensor.to(dtype) for tensor in grads]
         for name, h in zip(names, inputs, strict=True):
-            self.samples[name] = h[:SAMPLE_ROWS].clone()
+            self._batch.samples[name] = h[:SAMPLE_ROWS].clone()
             if kind == "conv2d_relu":
-                self._feature_maps[name] = _feature_map(h)
+                self._batch.feature_maps[name] = _feature_map(h)
         sums = [h.new_zeros(_gradient_shape(kind, h), dtype=_sum_dtype(h)) for h in inputs]
         moments = inputs[0].new_zeros(len(names), dtype=sums[0].dtype)
         virtual_grad_norms(
@@ -250,28 +253,28 @@ class Recorder:
         self._batch.virtual.update(zip(names, sums, strict=True))
         self._batch.second_moments.update(zip(names, moments.unbind(), strict=True))
 
-    def _base_layers(self) -> list[nn.Linear | nn.Conv2d]:
-        """The existing weight matrices that the candidates are compared with.
 
-        Like with like: linear layers for linear and residual candidates, convolutions for
-        convolutional ones.
-        """
-        kinds = {position.kind for position in self.positions}
-        wanted: tuple[type[nn.Linear] | type[nn.Conv2d], ...] = ()
-        if kinds & {"linear_relu", "residual"}:
-            wanted += (nn.Linear,)
-        if "conv2d_relu" in kinds:
-            wanted += (nn.Conv2d,)
-        layers = [m for m in self._model.modules() if isinstance(m, wanted)]
-        unique = {id(layer.weight): layer for layer in layers}  # tied weights count once
-        return list(unique.values())
+def base_layers(model: nn.Module, kinds: Collection[str]) -> list[nn.Linear | nn.Conv2d]:
+    """The existing weight matrices that candidates of these kinds are compared with.
+
+    Like with like: linear layers for linear and residual candidates, convolutions for
+    convolutional ones.
+    """
+    wanted: tuple[type[nn.Linear] | type[nn.Conv2d], ...] = ()
+    if {"linear_relu", "residual"} & set(kinds):
+        wanted += (nn.Linear,)
+    if "conv2d_relu" in kinds:
+        wanted += (nn.Conv2d,)
+    layers = [m for m in model.modules() if isinstance(m, wanted)]
+    unique = {id(layer.weight): layer for layer in layers}  # tied weights count once
+    return list(unique.values())
 
 
-def _add_to(sums: dict[str, Tensor], name: str, term: Tensor) -> None:
-    if name in sums:
-        sums[name] += term
-    else:
-        sums[name] = term
+def _why_missing(name: str) -> str:
+    return (
+        f"No gradient reached position {name!r}: the loss does not depend on it, no backward "
+        "pass ran inside recording(), or the model ran compiled (record with the plain module)."
+    )
 
 
 def _sum_dtype(x: Tensor) -> torch.dtype:

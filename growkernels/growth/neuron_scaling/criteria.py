@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, distributed, nn
 
 from growkernels.growth.neuron_scaling.candidates import Candidate
 from growkernels.growth.neuron_scaling.samples import LayerSample, Recording
+from growkernels.nn.module_paths import NotedByPath
 from growkernels.nn.weights import current_value
 from growkernels.ops.splitting import splitting_hvp, splitting_hvp_conv2d, splitting_weight
 from growkernels.solvers import smallest_eigenpairs, splitting_eigs
@@ -33,7 +34,7 @@ ACTIVATIONS: dict[type[nn.Module], str] = {
 
 
 @dataclass(frozen=True)
-class Scores:
+class Scores(NotedByPath):
     """Every candidate neuron's score; ascending is the order of growth, below 0 is eligible.
 
     Attributes:
@@ -50,6 +51,19 @@ class Scores:
     directions: dict[str, Tensor] = field(default_factory=dict)
     residuals: dict[str, Tensor] = field(default_factory=dict)
     batches: int = 0
+
+    def renamed(self, paths: Mapping[str, str]) -> Scores:
+        """The scores of these layers alone, under other paths."""
+
+        def moved(table: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {paths[name]: value for name, value in table.items() if name in paths}
+
+        return replace(
+            self,
+            values=moved(self.values),
+            directions=moved(self.directions),
+            residuals=moved(self.residuals),
+        )
 
     def __str__(self) -> str:
         """One line per layer: how many neurons are eligible, and the lowest score."""
@@ -80,8 +94,8 @@ def scores(
     generator: torch.Generator | None,
 ) -> Scores:
     """The scores of all candidates, the same bits on every rank of the default process group."""
-    seed = int(torch.randint(2**62, (), generator=generator))
-    chooser = torch.Generator().manual_seed(_from_first_rank(seed))
+    seed = int(torch.randint(2**62, (), generator=generator, device="cpu"))
+    chooser = torch.Generator("cpu").manual_seed(_from_first_rank(seed))
     values: dict[str, Tensor] = {}
     directions: dict[str, Tensor] = {}
     residuals: dict[str, Tensor] = {}
@@ -96,7 +110,9 @@ def scores(
             )
         sample = recording.layers.get(candidate.name)
         if criterion == "random":
-            found = -torch.rand(len(layer.weight), generator=chooser, dtype=torch.float64)
+            found = -torch.rand(
+                len(layer.weight), generator=chooser, dtype=torch.float64, device="cpu"
+            )
         elif criterion == "magnitude":
             found = -current_value(layer).double().flatten(1).norm(dim=1)
         elif sample is None:
@@ -161,7 +177,7 @@ def _eigenpairs(
     """
     x, shape = sample.x, layer.weight.shape
     weight = weight * (sample.seen / max(1, len(x)))
-    seed = int(torch.randint(2**62, (), generator=generator))
+    seed = int(torch.randint(2**62, (), generator=generator, device="cpu"))
     start = torch.Generator(x.device).manual_seed(seed)
     if isinstance(layer, nn.Linear) and not _distributed():
         found = splitting_eigs(x, weight, iters=iters, tol=tol, generator=start)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import math
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,10 +28,15 @@ from growkernels.growth.neuron_scaling.selection import Selection
 from growkernels.growth.same_function import check_same_output, outputs_in_eval_mode
 from growkernels.growth.taps import one_batch
 from growkernels.nn.exchange import undone_on_error
-from growkernels.nn.wrappers import check_plain_module, check_watchable
 from growkernels.nn.grown_layers import FORMS
+from growkernels.nn.module_paths import ModulePaths
+from growkernels.nn.wrappers import check_plain_module, check_watchable
 
 TOLERANCE = 1e-5  # of the largest |output|: wider matrix products round differently
+
+OTHER_LAYERS = (
+    "These scores are of other layers than the model has now; compute them anew after each growth."
+)
 
 
 class NeuronScaling:
@@ -144,36 +151,55 @@ class NeuronScaling:
         self.criterion = criterion
         self.form = form
         self.depth = depth
-        self.left_out: dict[str, str] = {}
         self._layers = layers
         self._kinds = kinds
         self._widen = widen
         self._rows = rows
         self._relu_beta = relu_beta
         self._generator = generator
-        self._candidates, self._recorder = self._watch()
+        self._roots: list[nn.Module] | None = None  # the layers that `layers` named
+        self._paths = ModulePaths(model)  # what the candidates' names are paths of
+        self._candidates, self.left_out = self._find()
+        if layers is not None:
+            roots = dict.fromkeys(candidate.root for candidate in self._candidates)
+            self._roots = [model.get_submodule(root) for root in roots]
+        self._recorder = self._watch(self._candidates)
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """The paths of the layers whose neurons can be grown, found anew after each growth."""
+        """The paths of the layers whose neurons can be grown, found anew after each growth.
+
+        Raises:
+            RuntimeError: the model was changed by others since, in a way that recorded batches or
+                named layers cannot follow.
+        """
+        self._follow()
         return tuple(candidate.name for candidate in self._candidates)
 
     @property
     def categories(self) -> dict[str, str]:
         """Layer -> the category that it shares a part of the budget with."""
+        self._follow()
         return {candidate.name: candidate.category for candidate in self._candidates}
 
     @contextmanager
     def recording(self, loss_scale: float = 1.0) -> Iterator[None]:
         """Record one batch: run its backward pass inside (its forward pass may have run before).
 
+        One recording is one batch with one ordinary backward pass; a layer that runs several times
+        in it is one layer with more rows. Several losses are added up first; batches whose
+        gradients are accumulated have a recording each.
+
         Args:
             loss_scale: what the loss was multiplied by, ``scaler.get_scale()`` under a GradScaler.
 
         Raises:
-            RuntimeError: at the end of the block: a layer got no gradient, or its input was
-                changed in place. The batch is not counted.
+            RuntimeError: the model was changed by others since earlier batches. At the end of the
+                block: a layer got no gradient or those of several backward passes, its input was
+                changed in place, or a gradient was taken with create_graph=True. The batch is not
+                counted.
         """
+        self._follow()
         with one_batch(self._recorder, loss_scale):
             yield
 
@@ -188,14 +214,15 @@ class NeuronScaling:
             tol, iters: of the eigensolver, see ``gk.splitting_eigs``.
 
         Raises:
-            RuntimeError: nothing recorded.
+            RuntimeError: nothing recorded, or the model was changed by others since.
             ValueError: scores that are NaN or infinite.
         """
+        self._follow()
         if self.criterion in RECORDED and self._recorder.kept.batches == 0:
             raise RuntimeError(
                 "No batches are recorded; run a backward pass inside `with scaling.recording():`."
             )
-        return criteria.scores(
+        scores = criteria.scores(
             self.model,
             self._candidates,
             self._recorder.kept,
@@ -205,6 +232,7 @@ class NeuronScaling:
             iters=iters,
             generator=self._generator,
         )
+        return scores.noted(self._paths)
 
     def reset(self) -> None:
         """Forget the recorded batches."""
@@ -225,11 +253,10 @@ class NeuronScaling:
         Raises:
             ValueError: a budget that does not pay for one neuron, or scores of other layers.
         """
+        self._follow()
+        scores = self._followed(scores)
         if set(scores.values) != set(self.layers):
-            raise ValueError(
-                "These scores are of other layers than the model has now; compute them anew after "
-                "each growth."
-            )
+            raise ValueError(OTHER_LAYERS)
         ledger = Ledger(self.model, self.form, self.depth)
         return selection.select(self._candidates, scores, ledger, budget, min_eligible)
 
@@ -271,8 +298,10 @@ class NeuronScaling:
         if self._recorder.recording:
             raise RuntimeError("recording() is still open; grow after its block.")
         check_plain_module(self.model)
+        self._follow()
         if not chosen:
             raise ValueError(f"There are no neurons to grow. {chosen.reason}")
+        chosen = self._followed_choice(chosen)
         if not set(chosen.neurons) <= set(self.layers):
             raise ValueError(
                 f"The choice names {sorted(set(chosen.neurons) - set(self.layers))[0]!r}, which is "
@@ -289,9 +318,11 @@ class NeuronScaling:
             if before is not None:
                 after = outputs_in_eval_mode(self.model, sample)
                 check_same_output(before, after, TOLERANCE)
-            candidates, recorder = self._watch()
+            candidates, left_out = self._find()
+            recorder, paths = self._watch(candidates), ModulePaths(self.model)
             self._recorder.remove()
-            self._candidates, self._recorder = candidates, recorder
+            self._recorder, self._candidates, self._paths = recorder, candidates, paths
+            self.left_out = left_out
 
     def close(self) -> None:
         """Take the hooks off the model.
@@ -302,31 +333,101 @@ class NeuronScaling:
         """
         self._recorder.remove()
 
-    def _watch(self) -> tuple[list[Candidate], SampleRecorder]:
-        candidates, self.left_out = find_candidates(
-            self.model, self._layers, self._kinds, self._widen
-        )
+    def _find(self) -> tuple[list[Candidate], dict[str, str]]:
+        """The candidates of the model as it is, and why other layers are none."""
+        layers = self._layers
+        if self._roots is not None:
+            paths = {module: path for path, module in self.model.named_modules()}
+            if not all(root in paths for root in self._roots):
+                raise RuntimeError(
+                    "A layer that layers= named is not in the model any more: it was changed by "
+                    "others. Build a new NeuronScaling for it."
+                )
+            layers = [glob.escape(paths[root]) for root in self._roots]
+        candidates, left_out = find_candidates(self.model, layers, self._kinds, self._widen)
         if not self.depth:
             candidates = [c for c in candidates if c.widening is not None]
         if self.criterion == "s2d":
-            candidates = self._with_known_activation(candidates)
-        recorder = SampleRecorder(
+            candidates = self._with_known_activation(candidates, left_out)
+        return candidates, left_out
+
+    def _watch(self, candidates: Sequence[Candidate]) -> SampleRecorder:
+        return SampleRecorder(
             self.model,
-            candidates if self.criterion in RECORDED else [],
+            self._recorded(candidates),
             own_activation=self.criterion == "s2d",
             rows=self._rows,
             generator=self._generator,
         )
-        return candidates, recorder
 
-    def _with_known_activation(self, candidates: list[Candidate]) -> list[Candidate]:
+    def _recorded(self, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
+        return candidates if self.criterion in RECORDED else []
+
+    def _follow(self) -> None:
+        """See what others changed in the model: follow its layers, or say that it was changed."""
+        recorder = self._recorder
+        if recorder.recording or self._paths.is_current(self.model):
+            return
+        if recorder.kept.layers:
+            self._refuse(self._paths.difference(self.model))
+            now = self._paths.now(self.model)
+            known = {now[candidate.name] for candidate in self._candidates}
+            found, left_out = self._find()
+            candidates = [candidate for candidate in found if candidate.name in known]
+            if len(candidates) < len(known):
+                self._refuse("a recorded layer is no candidate any more")
+            recorder.rename(now)
+        else:
+            candidates, left_out = self._find()
+            recorder.watch(self.model, self._recorded(candidates))
+        self._candidates, self.left_out = candidates, left_out
+        self._paths = ModulePaths(self.model)
+
+    def _refuse(self, difference: str | None) -> None:
+        if difference is not None:
+            raise RuntimeError(
+                f"The model was changed since its batches were recorded: {difference}. Call "
+                "reset(), or build a new NeuronScaling, and record again."
+            )
+
+    def _followed(self, scores: Scores) -> Scores:
+        """The scores under the paths at which their layers are now."""
+        if not scores.knows(self.model):
+            return scores
+        now: dict[str, str] = {}
+        for name in scores.values:
+            path = scores.path_now(self.model, name)
+            if path is None:
+                raise ValueError(OTHER_LAYERS)
+            now[name] = path
+        return scores.renamed(now).noted(self._paths)
+
+    def _followed_choice(self, chosen: Selection) -> Selection:
+        """The choice under the paths at which its layers are now."""
+        if not chosen.scores.knows(self.model):
+            return chosen
+        now: dict[str, str] = {}
+        for name, outputs in chosen.neurons.items():
+            path = chosen.scores.path_now(self.model, name)
+            if path is None:
+                raise ValueError(_why_changed(self.model, name, outputs))
+            now[name] = path
+        return replace(
+            chosen,
+            neurons={now[name]: outputs for name, outputs in chosen.neurons.items()},
+            scores=chosen.scores.renamed(now).noted(self._paths),
+        )
+
+    def _with_known_activation(
+        self, candidates: list[Candidate], left_out: dict[str, str]
+    ) -> list[Candidate]:
         known = []
         for candidate in candidates:
             path = candidate.activation
             module = None if path is None else self.model.get_submodule(path)
             name = None if module is None else criteria.activation_name(module)
             if name is None:
-                self.left_out[candidate.name] = (
+                left_out[candidate.name] = (
                     "no activation with a second derivative takes its outputs, so its s2d matrix "
                     "is zero or not known"
                 )
@@ -349,6 +450,20 @@ class NeuronScaling:
                 "zero; use criterion='splitting', which takes the curvature of what is added."
             )
         return known
+
+
+def _why_changed(model: nn.Module, name: str, outputs: Sequence[int]) -> str:
+    layer = dict(model.named_modules()).get(name)
+    there = len(layer.weight) if isinstance(layer, nn.Linear | nn.Conv2d) else None
+    which = f"output {max(outputs)} of layer {name!r}"
+    if there is not None and max(outputs) >= there:
+        which += f", which has {there} now"
+    else:
+        which += " as it was"
+    return (
+        f"The choice names {which}: the model was changed by others. Select anew, or build a new "
+        "NeuronScaling for it."
+    )
 
 
 def _one_of(what: str, given: Collection[str], known: Sequence[str]) -> None:

@@ -148,11 +148,7 @@ def _add_branch(
 ) -> None:
     groups = None if optimizer is None else groups_for_new_layer(model, name, optimizer)
     new = with_branches(layer)
-    if new is not layer:
-        parent_name, _, child = name.rpartition(".")
-        parent = model.get_submodule(parent_name)
-        parent._modules[child] = new
-        _forbid_fused_evaluation(model, parent)
+    _forbid_fused_evaluation(model, model.get_submodule(name.rpartition(".")[0]))
     new.branches.append(branch)
     if optimizer is not None and groups is not None:
         join_groups(model, branch, optimizer, groups)
@@ -178,7 +174,8 @@ def _widen_outputs(
     if isinstance(layer, GrownLinear):
         for branch in layer.branches:
             if isinstance(branch, Branch):
-                branch.index = places.of_old(branch.index.device)[branch.index]
+                outputs = places.of_old(torch.device("cpu"))[list(branch.outputs)]
+                branch.set_outputs(outputs.tolist(), branch.index.device)
 
 
 def _replace(

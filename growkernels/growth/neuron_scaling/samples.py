@@ -11,8 +11,8 @@ keeps whole images.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from growkernels.growth.neuron_scaling.candidates import Candidate
-from growkernels.growth.taps import Tap
+from growkernels.growth.taps import BackwardPasses, ForwardPass, remove, watch
 
 
 @dataclass
@@ -36,7 +36,7 @@ class LayerSample:
         preact: O, for that criterion; else empty.
         keys: the random number of each kept row [rows]; those with the smallest are kept.
         seen: how many rows (or images) there were.
-        gradient_sums: [n], sum over all rows seen and over j of dL/dW_ij.
+        gradient_sums: [n], sum over all batches and over j of dL/dW_ij.
     """
 
     x: Tensor
@@ -73,10 +73,11 @@ class LayerSample:
 
 @dataclass
 class Input:
-    """x of a layer that waits for its gradient, with the version it had."""
+    """x of a layer that waits for its gradient, with the version it had; O where it is recorded."""
 
     x: Tensor
     version: int
+    preact: Tensor | None = None
 
 
 @dataclass
@@ -110,25 +111,39 @@ class SampleRecorder:
         self.kept = Recording()
         self._rows = rows
         self._generator = generator
-        self._names = {model.get_submodule(c.name): c.name for c in candidates}
+        self._own_activation = own_activation
+        self._names: dict[nn.Module, str] = {}
         self._activations: dict[nn.Module, nn.Module] = {}  # activation -> the layer before it
-        if own_activation:
+        self._inputs: dict[nn.Module, Input] = {}
+        self._batch: dict[str, LayerSample] = {}
+        self._weight_gradients: dict[str, Tensor] = {}  # sums of their rows and of |rows|, [2, n]
+        self._rounding: dict[str, float] = {}  # relative, of those where it is not that of dtypes
+        self._passes = BackwardPasses()
+        self._problems: list[str] = []
+        self._handles_of_batch: list[RemovableHandle] = []
+        self.remove: Callable[[], object] = lambda: None  # takes all hooks off the model
+        self.watch(model, candidates)
+
+    def watch(self, model: nn.Module, candidates: Sequence[Candidate]) -> None:
+        """Watch these candidates from now on; what was recorded is forgotten."""
+        names = {model.get_submodule(c.name): c.name for c in candidates}
+        activations: dict[nn.Module, nn.Module] = {}
+        if self._own_activation:
             for candidate in candidates:
                 if candidate.activation is not None:
                     activation = model.get_submodule(candidate.activation)
-                    self._activations[activation] = model.get_submodule(candidate.name)
-        self._inputs: dict[nn.Module, Input] = {}
-        self._batch: dict[str, LayerSample] = {}
-        self._problems: list[str] = []
-        watched = [*self._names, *self._activations]
-        self._handles: list[RemovableHandle] = [
-            module.register_forward_hook(Tap(self)) for module in watched
-        ]
+                    activations[activation] = model.get_submodule(candidate.name)
+        remove_new = watch(self, [*names, *activations])
+        self.remove()
+        self.remove = remove_new
+        self._names, self._activations = names, activations
+        self.kept = Recording()
 
-    def remove(self) -> None:
-        """Take all hooks off the model."""
-        for handle in self._handles:
-            handle.remove()
+    def rename(self, paths: Mapping[str, str]) -> None:
+        """Follow layers to the paths at which they are now."""
+        names = {layer: paths[name] for layer, name in self._names.items()}
+        layers = {paths[name]: sample for name, sample in self.kept.layers.items()}
+        self._names, self.kept = names, Recording(layers, self.kept.batches)
 
     def reset(self) -> None:
         """Forget the recorded batches."""
@@ -137,13 +152,21 @@ class SampleRecorder:
     def begin(self) -> None:
         """Start one batch."""
         self._batch, self._problems = {}, []
+        self._passes = BackwardPasses()
+        for layer, name in self._names.items():
+            weight = layer._parameters.get("weight")
+            if weight is not None and weight.requires_grad:
+                hook = partial(self._weight_gradient_arrived, name)
+                self._handles_of_batch.append(weight.register_hook(hook))
         self.recording = True
 
     def end(self) -> None:
         """Stop recording and let go of the batch's tensors, whether it was added or not."""
         self.recording = False
-        self._batch = {}
+        self._batch, self._weight_gradients, self._rounding = {}, {}, {}
         self._inputs.clear()
+        remove(self._handles_of_batch)
+        self._handles_of_batch = []
 
     def finish(self, loss_scale: float) -> None:
         """Add the batch to what is kept.
@@ -167,7 +190,8 @@ class SampleRecorder:
             raise RuntimeError(self._problems[0])
         layers = dict(self.kept.layers)
         for name, sample in self._batch.items():
-            new = sample.times(1 / loss_scale)
+            sums = self._of_weight(name, sample.gradient_sums)
+            new = replace(sample, gradient_sums=sums).times(1 / loss_scale)
             old = layers.get(name)
             layers[name] = new if old is None else old.joined(new, self._limit(new))
         self.kept = Recording(layers, self.kept.batches + 1)
@@ -181,34 +205,60 @@ class SampleRecorder:
             if self._activations:
                 self._inputs[module] = taken
             else:
-                output.register_hook(partial(self._grad_arrived, module, taken, None))
+                ForwardPass(module, output, taken).tell(self, output)
         layer = self._activations.get(module)
         if layer is not None and layer in self._inputs:
-            preact = args[0].detach()
-            output.register_hook(
-                partial(self._grad_arrived, layer, self._inputs.pop(layer), preact)
-            )
+            taken = replace(self._inputs.pop(layer), preact=args[0].detach())
+            ForwardPass(layer, output, taken).tell(self, output)
 
-    def _grad_arrived(
-        self, layer: nn.Module, taken: Input, preact: Tensor | None, grad: Tensor
-    ) -> None:
-        if not self.recording:
+    def gradient_arrived(self, forward: ForwardPass, grad: Tensor) -> None:
+        """Called when the gradient of a layer's (or its activation's) forward pass has arrived."""
+        layer, taken = forward.module, forward.kept
+        name = self._names.get(layer)
+        if name is None:  # watched when it ran, but no more
             return
-        name = self._names[layer]
+        if (obstacle := self._passes.obstacle(forward)) is not None:
+            self._problems.append(f"Layer {name!r} {obstacle}")
+            return
         if taken.x._version != taken.version:
             self._problems.append(
                 f"The input of layer {name!r} was changed in place after the layer had used it; "
                 "use inplace=False there."
             )
             return
+        if torch.is_autocast_enabled(grad.device.type) or grad.dtype.itemsize < 4:
+            self._rounding[name] = 4 * torch.finfo(torch.bfloat16).eps
         # Under autocast the sums would be rounded to 16 bits.
         with torch.no_grad(), torch.autocast(grad.device.type, enabled=False):
-            sample = self._sample(layer, taken.x, preact, grad)
+            sample = self._sample(layer, taken.x, taken.preact, grad)
         old = self._batch.get(name)  # a layer that runs several times is one layer with more rows
         if old is None:
             self._batch[name] = sample
         elif self._compare_sizes(name, old, sample):
             self._batch[name] = old.joined(sample, self._limit(sample))
+
+    def _weight_gradient_arrived(self, name: str, grad: Tensor) -> None:
+        if (obstacle := self._passes.obstacle_of_weight(name, grad)) is not None:
+            self._problems.append(f"The weight of layer {name!r} {obstacle}")
+            return
+        with torch.no_grad():
+            rows = grad.detach().flatten(1).to(_sum_dtype(grad.dtype))
+            sums = torch.stack([rows.sum(1), rows.abs().sum(1)])
+        before = self._weight_gradients.get(name)
+        self._weight_gradients[name] = sums if before is None else before + sums
+
+    def _of_weight(self, name: str, sums: Tensor) -> Tensor:
+        """Sums over the rows of dL/dW, given those of what came through the layer's outputs.
+
+        A loss may depend on W in other ways too, by a penalty for instance. Where the two differ by
+        no more than rounding the given ones are better: under autocast dL/dW is rounded to 16 bits.
+        """
+        if name not in self._weight_gradients:
+            return sums
+        of_weight, magnitudes = self._weight_gradients[name]
+        rounding = self._rounding.get(name, torch.finfo(sums.dtype).eps ** 0.6)
+        differs = (of_weight - sums).abs() > rounding * magnitudes
+        return torch.where(differs, of_weight.to(sums.dtype), sums)
 
     def _compare_sizes(self, name: str, old: LayerSample, new: LayerSample) -> bool:
         """Whether rows can be joined; if not, that is a problem of the batch."""
@@ -237,7 +287,7 @@ class SampleRecorder:
             x, grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
             preact = None if preact is None else preact.reshape(grad.shape)
             sums = grad.to(dtype).T @ x.sum(-1, dtype=dtype)
-        keys = torch.rand(len(x), generator=self._generator, dtype=torch.float64)
+        keys = torch.rand(len(x), generator=self._generator, dtype=torch.float64, device="cpu")
         rows = _smallest(keys, self._limit_of(grad))
         return LayerSample(
             x=_pick(x, rows).to(dtype),
@@ -259,7 +309,7 @@ class SampleRecorder:
 def _smallest(keys: Tensor, keep: int) -> Tensor:
     """Indices of the ``keep`` smallest keys, in order of appearance."""
     if len(keys) <= keep:
-        return torch.arange(len(keys))
+        return torch.arange(len(keys), device=keys.device)
     return keys.topk(keep, largest=False).indices.sort().values
 
 
