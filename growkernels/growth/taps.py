@@ -75,7 +75,10 @@ def one_batch(recorder: BatchRecorder, loss_scale: float) -> Iterator[None]:
         yield
         recorder.finish(loss_scale)
     finally:
-        recorder.end()
+        try:
+            recorder.end()
+        finally:
+            recorder.recording = False
 
 
 class Tap(DriverHook):

@@ -212,7 +212,9 @@ def initialise(
 
     def uniform(rows: int, columns: int, fan_in: int) -> Tensor:
         bound = 1.0 / math.sqrt(fan_in)
-        values = torch.rand(runs, rows, columns, generator=generator, dtype=torch.float64)
+        values = torch.rand(
+            runs, rows, columns, generator=generator, dtype=torch.float64, device="cpu"
+        )
         return ((2 * values - 1) * bound).to(device=device, dtype=dtype)
 
     def linear(rows: int, columns: int) -> list[Tensor]:

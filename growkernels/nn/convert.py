@@ -28,6 +28,7 @@ from growkernels.nn.exchange import (
     undone_on_error,
 )
 from growkernels.nn.kernel_factors import kernel_matrix
+from growkernels.nn.module_paths import Plan
 from growkernels.nn.momentum import to_factors, to_kernel
 from growkernels.nn.wrappers import check_plain_module
 
@@ -119,7 +120,7 @@ def convert(
     if optimizer is not None:
         check_takes_parameters(optimizer)
         check_holds_parameters(model, optimizer)
-    wanted, skipped = _read(model, plan, init)
+    wanted, skipped = _read(model, _followed(model, plan), init)
     exchanged: dict[str, tuple[Layer, Layer]] = {}
     for path, filters in wanted.items():
         try:
@@ -141,6 +142,22 @@ def convert(
                 for parameter, buffer in momentum:
                     optimizer.state[parameter][MOMENTUM] = buffer
         return done
+
+
+def _followed(model: nn.Module, plan: Mapping[str, int | float]) -> Mapping[str, int | float]:
+    """The plan at the paths where its layers are now, if it knows which layers these are."""
+    if not isinstance(plan, Plan):
+        return plan
+    followed: dict[str, int | float] = {}
+    for path, filters in plan.items():
+        now = plan.place_now(model, path)
+        if now is None:
+            raise ValueError(
+                f"The plan names {path!r}, where the model has another layer than it was made "
+                "for: the model was changed since. Plan anew."
+            )
+        followed[now] = filters
+    return followed
 
 
 def _read(

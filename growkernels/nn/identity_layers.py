@@ -55,7 +55,8 @@ def identity_layer(
     place = device or torch.get_default_device()
     if kind == "linear_relu":
         linear = LinearReLU(width, width, device="meta", dtype=dtype).to_empty(device=place)
-        nn.init.eye_(linear.weight)
+        with torch.no_grad():  # nn.init.eye_ makes a matrix on the default device
+            nn.init.zeros_(linear.weight).fill_diagonal_(1.0)
         nn.init.zeros_(linear.bias)
         return linear
     if kind == "conv2d_relu":

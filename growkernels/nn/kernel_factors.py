@@ -86,7 +86,7 @@ def selected_rows_factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """
     rows = torch.linalg.qr(matrix.T, mode="r").R.T  # the same lengths and angles, fewer columns
     residual = rows.clone()
-    free = torch.ones(len(rows), dtype=torch.bool)
+    free = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
     for _ in range(rank):
         distances = residual.square().sum(1)
         pivot = int(torch.where(free, distances, -1.0).argmax())
@@ -96,7 +96,7 @@ def selected_rows_factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
             residual -= torch.outer(residual @ direction, direction)
     chosen = (~free).nonzero()[:, 0]
     coeff = matrix.new_zeros(len(rows), rank)
-    coeff[chosen] = torch.eye(rank, dtype=matrix.dtype)
+    coeff[chosen] = torch.eye(rank, dtype=matrix.dtype, device=matrix.device)
     coeff[free] = rows[free] @ torch.linalg.pinv(rows[chosen])
     return matrix[chosen], coeff
 

@@ -81,6 +81,23 @@ class ModulePaths:
         reference = self._modules.get(path)
         return None if reference is None else reference()
 
+    def path_of(self, module: nn.Module) -> str | None:
+        """The path that a module had."""
+        paths = (path for path, held in self._modules.items() if held() is module)
+        return next(paths, None)
+
+    def place_now(self, model: nn.Module, path: str) -> str | None:
+        """Where the module that was at this path is now; if it was replaced there, the same path.
+
+        None: it is gone, and at its path is another module of that time.
+        """
+        if not self.knows(model):
+            return path
+        now = self.now(model)
+        if path in now:
+            return now[path]
+        return None if path in now.values() else path
+
     def difference(self, model: nn.Module) -> str | None:
         """A clause about a module that was taken away, replaced or resized since; None: there is
         none, so that modules were added or moved at most.
@@ -117,9 +134,22 @@ class NotedByPath:
         """Where a module of the result is now, see ``ModulePaths.path_now``."""
         return self._paths.path_now(model, path)
 
+    def own_path(self, other: object, path: str) -> str:
+        """The path by which this result knows the module that another one knows by ``path``.
+
+        That is ``path`` itself where one of the two knows no modules, or not this one.
+        """
+        module = other._paths.module(path) if isinstance(other, NotedByPath) else None
+        own = None if module is None else self._paths.path_of(module)
+        return path if own is None else own
+
 
 class Plan(NotedByPath, dict[str, int]):
     """{module path: R} that follows the modules of the model it was made for."""
+
+    def place_now(self, model: nn.Module, path: str) -> str | None:
+        """Where a layer is to be exchanged now, see ``ModulePaths.place_now``."""
+        return self._paths.place_now(model, path)
 
 
 def _shapes(module: nn.Module) -> dict[str, torch.Size]:

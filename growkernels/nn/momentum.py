@@ -47,6 +47,6 @@ def to_kernel(
     inside = of_basis @ inverse @ basis
     rest = of_coeff @ inverse.T
     top = inside - coeff.T @ rest
-    gram = torch.eye(len(basis), dtype=basis.dtype) + coeff.T @ coeff
+    gram = torch.eye(len(basis), dtype=basis.dtype, device=basis.device) + coeff.T @ coeff
     outside = torch.linalg.solve(gram, of_basis - inside)
     return torch.cat([top + outside, rest + coeff @ outside])

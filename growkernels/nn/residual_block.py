@@ -50,8 +50,8 @@ class ResidualBlock(nn.Module):
         """A block with W1 = scale * I, b = 0, W2 = 0: the identity, with a gradient in W2 alone."""
         block = cls(width, activation, device="meta", dtype=dtype)
         block = block.to_empty(device=device or torch.get_default_device())
-        with torch.no_grad():
-            nn.init.eye_(block.linear1.weight).mul_(scale)
+        with torch.no_grad():  # nn.init.eye_ makes a matrix on the default device
+            nn.init.zeros_(block.linear1.weight).fill_diagonal_(scale)
             nn.init.zeros_(block.linear1.bias)
             nn.init.zeros_(block.linear2.weight)
         return block

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from growkernels.growth.basis_search.candidates import Ranks
+from growkernels.growth.basis_search.model_copy import model_copy
 from growkernels.nn import BasisConv2d
+from growkernels.nn.module_paths import NotedByPath
 from growkernels.timing import interleaved_seconds
 
 
 @dataclass(frozen=True)
-class LayerTimes:
+class LayerTimes(NotedByPath):
     """Seconds of a forward and backward pass on the machine they were measured on.
 
     Attributes:
@@ -46,7 +47,9 @@ class LayerTimes:
 
     def step_of(self, plan: Mapping[str, int]) -> float:
         """Predicted seconds of a model converted by the plan: the step less the layers' savings."""
-        return self.step - sum(self.saving(path, rank) for path, rank in plan.items())
+        return self.step - sum(
+            self.saving(self.own_path(plan, path), rank) for path, rank in plan.items()
+        )
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ def measure_layer_times(
     if rounds < 1:
         raise ValueError(f"rounds is {rounds}; at least 1 is needed.")
     arguments = sample if isinstance(sample, tuple) else (sample,)
-    copied = copy.deepcopy(model).train()
+    copied = model_copy(model).train()
     seen = _inputs_seen(copied, candidates, arguments)
     geometries: dict[object, tuple[str, set[int]]] = {}  # -> a layer that has it, R asked for
     geometry_of: dict[str, object] = {}
@@ -147,7 +150,7 @@ def _describe(conv: nn.Conv2d) -> str:
 
 def _like(seen: SeenInput, device: torch.device) -> Tensor:
     x = torch.empty_strided(seen.shape, seen.strides, dtype=seen.dtype, device=device)
-    values = torch.randn(seen.shape, generator=torch.Generator().manual_seed(0))
+    values = torch.randn(seen.shape, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
     return x.copy_(values).requires_grad_(seen.needs_grad)
 
 

@@ -87,15 +87,15 @@ class _Table:
     def __init__(self, options: Options) -> None:
         self._layers = _useful(options)
         self._step = largest_saving(options) / CELLS
-        self.costs = torch.zeros(1, dtype=torch.float64)
-        self.savings = torch.zeros(1, dtype=torch.float64)
+        self.costs = torch.zeros(1, dtype=torch.float64, device="cpu")
+        self.savings = torch.zeros(1, dtype=torch.float64, device="cpu")
         self._choices: list[Tensor] = []
         for choices in self._layers.values():
             length = len(self.costs)
             more = max(self._cells(option) for option in choices)
-            costs = torch.cat([self.costs, torch.full((more,), math.inf, dtype=torch.float64)])
+            costs = torch.cat([self.costs, self.costs.new_full((more,), math.inf)])
             savings = torch.cat([self.savings, torch.full_like(costs[length:], -math.inf)])
-            chosen = torch.full((len(costs),), -1)
+            chosen = torch.full((len(costs),), -1, device="cpu")
             for index, option in enumerate(choices):
                 reached = slice(self._cells(option), self._cells(option) + length)
                 better = self.costs + option.cost < costs[reached]  # ties: the milder choice

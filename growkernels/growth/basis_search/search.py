@@ -20,9 +20,11 @@ from growkernels.growth.basis_search.short_trainings import (
     ShortTraining,
     Train,
     TrialMap,
+    convolutions,
     measured_costs,
 )
 from growkernels.growth.basis_search.taylor import Batches, Loss, predicted_costs
+from growkernels.nn.module_paths import ModulePaths, Plan
 from growkernels.nn.wrappers import check_watchable
 
 
@@ -48,9 +50,6 @@ class BasisSearch:
         layers: module paths of the candidates; None: every convolution without groups that
             has fewer multiplications with basis filters at one of the fractions.
 
-    Attributes:
-        candidates: module path -> the numbers R of basis filters that save multiplications.
-
     Raises:
         TypeError: the model, or a part of it, is compiled, wrapped for data parallelism or sharded.
         ValueError: fractions out of range, nothing found, a layer that is not there or cannot be a
@@ -65,7 +64,18 @@ class BasisSearch:
     ) -> None:
         check_watchable(model)
         self.model = model
-        self.candidates = candidate_ranks(model, fractions, layers)
+        self._ranks = candidate_ranks(model, fractions, layers)
+        self._paths = ModulePaths(model)  # what the keys of the ranks are paths of
+
+    @property
+    def candidates(self) -> dict[str, tuple[int, ...]]:
+        """Module path -> the numbers R of basis filters that save multiplications.
+
+        The paths are those at which the layers are now. Of one that is not in the model any more it
+        is the last known one.
+        """
+        paths = {path: self._paths.path_now(self.model, path) or path for path in self._ranks}
+        return {paths[path]: ranks for path, ranks in self._ranks.items()}
 
     @overload
     def sensitivities(
@@ -141,20 +151,24 @@ class BasisSearch:
         Raises:
             ValueError: an unknown method, an argument missing, a results file of another search;
                 see also ``predicted_costs`` and ``measured_costs``.
-            RuntimeError: a candidate the loss does not depend on; a diverged baseline.
+            RuntimeError: a candidate the loss does not depend on; a diverged baseline; a candidate
+                that is not in the model any more.
         """
+        self._follow()
         if method == "taylor":
             if batches is None:
                 raise ValueError("Method 'taylor' needs batches=, a calibration set.")
-            rng = generator or torch.Generator().manual_seed(0)
-            return predicted_costs(self.model, self.candidates, batches, loss_fn, draws, rng)
+            rng = generator or torch.Generator("cpu").manual_seed(0)
+            costs = predicted_costs(self.model, self._ranks, batches, loss_fn, draws, rng)
+            return costs.noted(self._paths)
         if method != "train":
             raise ValueError(f"Unknown method {method!r}; choose 'taylor' or 'train'.")
         if train is None:
             raise ValueError("Method 'train' needs train=, a function that trains a model briefly.")
-        training = ShortTraining(build or self.model, train)
+        training = ShortTraining(build or self.model, train, convolutions(self.model))
         file = None if results is None else Path(results)
-        return measured_costs(training, self.candidates, seeds, file, map_trials, progress)
+        paths = self._paths
+        return measured_costs(training, self._ranks, seeds, file, map_trials, progress).noted(paths)
 
     def times(self, sample: Any, rounds: int = 7, progress: Progress | None = None) -> LayerTimes:
         """Measure forward + backward of every candidate, in full and with each R.
@@ -167,8 +181,11 @@ class BasisSearch:
 
         Raises:
             ValueError: rounds below 1, a candidate that the sample does not reach.
+            RuntimeError: a candidate that is not in the model any more.
         """
-        return measure_layer_times(self.model, self.candidates, sample, rounds, progress)
+        self._follow()
+        times = measure_layer_times(self.model, self._ranks, sample, rounds, progress)
+        return times.noted(self._paths)
 
     def plan(
         self,
@@ -177,8 +194,11 @@ class BasisSearch:
         *,
         ratio: float | None = None,
         max_cost: float | None = None,
-    ) -> dict[str, int]:
+    ) -> Plan:
         """R for every layer worth converting: {module path: R}, for ``growkernels.nn.convert``.
+
+        The plan is a dict that knows its layers: if others renumber the model before it is carried
+        out, ``convert`` finds them where they are then. A copy of it is a dict of paths.
 
         What is saved is measured step time if ``times`` are given, parameters otherwise. Costs of
         layers add up, as if they did not act on one another. The plan is optimal on a grid of
@@ -193,14 +213,16 @@ class BasisSearch:
         Raises:
             ValueError: not one of the two targets, one that no plan reaches (the sentence tells
                 the best that can be had), a NaN cost, sensitivities or times of other layers.
+            RuntimeError: a candidate that is not in the model any more.
         """
+        self._follow()
         if (ratio is None) == (max_cost is None):
             raise ValueError("Give either ratio= or max_cost= as the plan's target.")
         options = self._options(sensitivities, times)
         if max_cost is not None:
             if not max_cost >= 0:
                 raise ValueError(f"max_cost is {max_cost}; it is a cost from 0 up.")
-            return planner.largest_plan(options, max_cost)
+            return Plan(planner.largest_plan(options, max_cost)).noted(self._paths)
         assert ratio is not None
         if not 0 < ratio < 1:
             raise ValueError(f"ratio is {ratio}; it is a share of the full model's, in (0, 1).")
@@ -212,16 +234,18 @@ class BasisSearch:
                 f"{'step time' if times else 'parameters'}: with every layer at its most saving "
                 f"form it is {best:.3g}; raise ratio, or search more layers or smaller fractions."
             )
-        return planner.cheapest_plan(options, (1 - ratio) * total)
+        return Plan(planner.cheapest_plan(options, (1 - ratio) * total)).noted(self._paths)
 
     def _options(
         self, sensitivities: Sensitivities, times: LayerTimes | None
     ) -> dict[str, list[planner.Option]]:
         options: dict[str, list[planner.Option]] = {}
-        for path, costs in sensitivities.costs.items():
-            if path not in self.candidates:
+        of_times = {} if times is None else {self._path_of(times, p): p for p in times.full}
+        for name, costs in sensitivities.costs.items():
+            path = self._path_of(sensitivities, name)
+            if path is None or path not in self._ranks:
                 raise ValueError(
-                    f"The sensitivities name {path!r}, which is not a candidate of this search."
+                    f"The sensitivities name {name!r}, which is not a candidate of this search."
                 )
             conv = self.model.get_submodule(path)
             assert isinstance(conv, nn.Conv2d)
@@ -233,6 +257,24 @@ class BasisSearch:
                 if times is None:
                     saving: float = saved_weights(conv, rank)
                 else:
-                    saving = times.saving(path, rank)
+                    saving = times.saving(of_times.get(path, path), rank)
                 options.setdefault(path, []).append(planner.Option(rank, saving, cost))
         return options
+
+    def _path_of(self, result: Sensitivities | LayerTimes, path: str) -> str | None:
+        return result.path_now(self.model, path)
+
+    def _follow(self) -> None:
+        """See what others changed in the model: follow its layers, or say that it was changed."""
+        if self._paths.is_current(self.model):
+            return
+        ranks: dict[str, tuple[int, ...]] = {}
+        for path, layer_ranks in self._ranks.items():
+            now = self._paths.path_now(self.model, path)
+            if now is None:
+                raise RuntimeError(
+                    f"Layer {path!r} of the search is not in the model any more: it was changed by "
+                    "others, or converted. Build a new BasisSearch for the model as it is."
+                )
+            ranks[now] = layer_ranks
+        self._ranks, self._paths = ranks, ModulePaths(self.model)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from growkernels.nn.module_paths import NotedByPath
+
 
 @dataclass(frozen=True)
-class Sensitivities:
+class Sensitivities(NotedByPath):
     """Cost of replacing one layer by its form with R basis filters, for all layers and R.
 
     Attributes:
@@ -40,10 +42,13 @@ class Sensitivities:
         Raises:
             ValueError: a layer or number of basis filters that was not searched.
         """
+        total = 0.0
         for path, rank in plan.items():
-            if rank not in self.costs.get(path, {}):
+            own = self.own_path(plan, path)
+            if rank not in self.costs.get(own, {}):
                 raise ValueError(
                     f"The plan gives layer {path!r} {rank} basis filters, which was not searched; "
                     "name that layer and fraction in the search."
                 )
-        return sum((self.costs[path][rank] for path, rank in plan.items()), 0.0)
+            total += self.costs[own][rank]
+        return total

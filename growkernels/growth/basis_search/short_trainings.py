@@ -6,10 +6,9 @@ Search" (arXiv 2408.06024).
 
 from __future__ import annotations
 
-import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from torch import nn
 
 from growkernels.growth.basis_search.candidates import Ranks
+from growkernels.growth.basis_search.model_copy import model_copy
 from growkernels.growth.basis_search.results_file import ResultsFile
 from growkernels.growth.basis_search.sensitivities import Sensitivities
 from growkernels.nn import convert
@@ -52,20 +52,29 @@ TrialMap = Callable[[Callable[[Trial], Outcome], Iterable[Trial]], Iterable[Outc
 class ShortTraining:
     """Runs trials; travels to worker processes by pickle if ``train`` and ``source`` do.
 
-    ``source`` is the model whose weights every trial starts from, or a function that builds it.
+    ``source`` is the model whose weights every trial starts from, or a function that builds it;
+    ``layers`` are the convolutions of the model that is searched (``convolutions``), of which the
+    trials' paths are paths.
     """
 
     source: nn.Module | Build
     train: Train
+    layers: Mapping[str, str]
 
     def initial_model(self, generator: torch.Generator) -> nn.Module:
         if isinstance(self.source, nn.Module):
-            return copy.deepcopy(self.source)
-        return self.source(generator)
+            return model_copy(self.source)
+        model = self.source(generator)
+        if convolutions(model) != self.layers:
+            raise ValueError(
+                "build() returned a model with other convolutions, or at other paths, than the "
+                "model that is searched; build it as it is now, its growth included."
+            )
+        return model
 
     def __call__(self, trial: Trial) -> Outcome:
         started = time.perf_counter()
-        generator = torch.Generator().manual_seed(trial.seed)
+        generator = torch.Generator("cpu").manual_seed(trial.seed)
         model = self.initial_model(generator)
         if trial.path is not None:
             convert(model, {trial.path: trial.rank})
@@ -76,6 +85,15 @@ class ShortTraining:
                 "is better (an accuracy, or minus a loss)."
             )
         return Outcome(trial, float(quality), time.perf_counter() - started)
+
+
+def convolutions(model: nn.Module) -> dict[str, str]:
+    """The model's convolutions by path, in words."""
+    return {
+        path: repr(module)
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Conv2d)
+    }
 
 
 def measured_costs(
@@ -141,7 +159,8 @@ def _compare(
             replaced = [outcomes[Trial(path, rank, seed)] for seed in seeds]
             used += replaced
             lost = torch.tensor(
-                [b.quality - r.quality for b, r in zip(baseline, replaced, strict=True)]
+                [b.quality - r.quality for b, r in zip(baseline, replaced, strict=True)],
+                device="cpu",
             ).double()
             cost = float(lost.mean())
             costs[path][rank] = cost if math.isfinite(cost) else math.inf
@@ -161,5 +180,5 @@ def _identity(training: ShortTraining) -> list[object]:
 
     For a function that builds the model: those it builds with seed 0.
     """
-    model = training.initial_model(torch.Generator().manual_seed(0))
+    model = training.initial_model(torch.Generator("cpu").manual_seed(0))
     return [[name, torch.hash_tensor(tensor).item()] for name, tensor in model.state_dict().items()]

@@ -32,7 +32,6 @@ order.
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Iterable, Sequence
 
@@ -41,6 +40,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from growkernels.growth.basis_search.candidates import Ranks
+from growkernels.growth.basis_search.model_copy import model_copy
 from growkernels.growth.basis_search.sensitivities import Sensitivities
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -73,7 +73,7 @@ def predicted_costs(
     if draws < 1:
         raise ValueError(f"draws is {draws}; at least 1 is needed.")
     started = time.perf_counter()
-    copied = copy.deepcopy(model).eval()
+    copied = model_copy(model).eval()
     for module in copied.modules():
         if isinstance(module, _BatchNorm):
             module.train()
@@ -112,7 +112,7 @@ def predicted_costs(
         losses.append(float(loss.detach()))
     if not sizes:
         raise ValueError("There are no calibration batches; give at least one (inputs, targets).")
-    shares = torch.tensor(sizes).double() / sum(sizes)
+    shares = torch.tensor(sizes, device="cpu").double() / sum(sizes)
     costs: dict[str, dict[int, float]] = {}
     errors: dict[str, dict[int, float]] = {}
     for (path, ranks), kernel in zip(candidates.items(), kernels, strict=True):
@@ -123,7 +123,7 @@ def predicted_costs(
         method="taylor",
         costs=costs,
         errors=errors,
-        baseline=float(shares @ torch.tensor(losses).double()),
+        baseline=float(shares @ torch.tensor(losses, device="cpu").double()),
         seconds=time.perf_counter() - started,
     )
 

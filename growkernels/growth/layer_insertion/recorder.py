@@ -101,6 +101,7 @@ class Recorder:
 
     def begin(self) -> None:
         """Start one batch."""
+        self.end()  # whatever an interrupt left
         self._problems = []
         self._passes = BackwardPasses()
         for layer, index in self._base.items():
@@ -181,6 +182,8 @@ class Recorder:
                 self._take_arrivals()
 
     def _base_grad_arrived(self, index: int, grad: Tensor) -> None:
+        if not self.recording:
+            return
         if (obstacle := self._passes.obstacle_of_weight(index, grad)) is not None:
             self._problems.append(f"An existing weight of the model {obstacle}")
             return

@@ -151,7 +151,8 @@ class SampleRecorder:
 
     def begin(self) -> None:
         """Start one batch."""
-        self._batch, self._problems = {}, []
+        self.end()  # whatever an interrupt left
+        self._problems = []
         self._passes = BackwardPasses()
         for layer, name in self._names.items():
             weight = layer._parameters.get("weight")
@@ -238,6 +239,8 @@ class SampleRecorder:
             self._batch[name] = old.joined(sample, self._limit(sample))
 
     def _weight_gradient_arrived(self, name: str, grad: Tensor) -> None:
+        if not self.recording:
+            return
         if (obstacle := self._passes.obstacle_of_weight(name, grad)) is not None:
             self._problems.append(f"The weight of layer {name!r} {obstacle}")
             return
