@@ -14,8 +14,8 @@ from growkernels.nn.weights import weight_names
 Chain = list[tuple[str, nn.Module]]
 
 
-def layers_before(model: nn.Module, name: str) -> list[nn.Module]:
-    """All layers with weight matrices: those registered at or before `name`, then those behind it.
+def weight_layers(model: nn.Module, name: str) -> tuple[list[nn.Module], list[nn.Module]]:
+    """The layers with weight matrices registered at or before `name`, and those behind it.
 
     Both nearest to `name` first.
     """
@@ -27,7 +27,7 @@ def layers_before(model: nn.Module, name: str) -> list[nn.Module]:
         passed = passed or inside
         if weight_names(module):
             (after if passed and not inside else before).append(module)
-    return before[::-1] + after
+    return before[::-1], after
 
 
 def is_plain_sequential(module: nn.Module) -> bool:

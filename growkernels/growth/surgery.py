@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from torch import nn
 from torch.optim import Optimizer
 
-from growkernels.growth.module_graph import is_plain_sequential, layers_before
+from growkernels.growth.module_graph import is_plain_sequential, weight_layers
 from growkernels.nn.exchange import (
     ParamGroup,
     check_takes_parameters,
@@ -65,8 +67,9 @@ def groups_for_new_layer(
     """The parameter groups that a layer behind `name` joins: for its weights, for its biases.
 
     They are those of the nearest layer with a weight at or before `name` that the optimizer holds
-    (of a computed weight: what it is computed from); a bias goes with the weight where no existing
-    bias is held.
+    (of a computed weight: what it is computed from), or else behind it. A bias goes with the
+    nearest bias at or before `name`, or else with one behind it that has the weight's learning
+    rate, or else with the weight.
 
     Raises:
         TypeError: not an optimizer, or one whose state cannot take a new parameter.
@@ -74,18 +77,25 @@ def groups_for_new_layer(
     """
     check_takes_parameters(optimizer)
     group_of = group_of_each(optimizer)
-    layers = layers_before(model, name)
-    weights = [p for layer in layers for p in weight_parameters(layer)]
-    biases = [p for layer in layers for p in sources(layer, "bias")]
-    weight_groups = [group_of[id(p)] for p in weights if id(p) in group_of]
-    bias_groups = [group_of[id(p)] for p in biases if id(p) in group_of]
-    if not weight_groups:
+    before, behind = weight_layers(model, name)
+    layers = [*before, *behind]
+    weights = _groups([p for layer in layers for p in weight_parameters(layer)], group_of)
+    if not weights:
         raise ValueError(
             "The optimizer holds none of the model's Linear or Conv2d weights, nor those of other "
             "layers, so the group of the new parameters cannot be told; pass the optimizer of this "
             "model, or None."
         )
-    return weight_groups[0], (bias_groups or weight_groups)[0]
+    biases = _groups([p for layer in before for p in sources(layer, "bias")], group_of)
+    others = _groups([p for layer in behind for p in sources(layer, "bias")], group_of)
+    biases += [group for group in others if group["lr"] == weights[0]["lr"]]
+    return weights[0], (biases or weights)[0]
+
+
+def _groups(
+    parameters: Sequence[nn.Parameter], group_of: Mapping[int, ParamGroup]
+) -> list[ParamGroup]:
+    return [group_of[id(p)] for p in parameters if id(p) in group_of]
 
 
 def join_groups(

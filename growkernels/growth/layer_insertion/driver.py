@@ -241,6 +241,11 @@ class LayerInsertion:
         positions = self._recorder.positions
         old_modules = [self.model.get_submodule(p.name) for p in positions]
         h = self._recorder.sums.samples[position]
+        if not h.numel():
+            raise RuntimeError(
+                f"The outputs recorded at {position!r} are empty (shape {list(h.shape)}), so a new "
+                "layer cannot be checked there; record a batch with samples."
+            )
         with undone_on_error(self.model, optimizer, self):
             before = None if sample is None else outputs_in_eval_mode(self.model, sample)
             new = insert_identity(

@@ -20,7 +20,7 @@ class GradientSums:
         virtual: position -> sum over batches of its virtual layer's gradient G.
         second_moments: position -> sum over batches of ||G||^2 (Frobenius), a 0-d tensor.
         base: index of an existing weight -> sum over batches of its gradient.
-        samples: position -> some rows of its last h.
+        samples: position -> some rows of its last h that has any.
         feature_maps: position, or index of an existing convolution -> (H, W) of its last input.
         batches: how many batches.
         loss_scale: the factor the recorded losses were multiplied by (a GradScaler's).
@@ -80,7 +80,10 @@ class GradientSums:
                 for n, moment in batch.second_moments.items()
             },
             base=base,
-            samples=batch.samples,
+            samples={
+                name: rows if rows.numel() else self.samples.get(name, rows)
+                for name, rows in batch.samples.items()
+            },
             feature_maps={**self.feature_maps, **batch.feature_maps},
             batches=self.batches + 1,
             loss_scale=batch.loss_scale,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from growkernels.growth.layer_insertion.positions import KINDS, Position
-from growkernels.growth.module_graph import layers_before
+from growkernels.growth.module_graph import weight_layers
 from growkernels.growth.records import append_record, repeats
 from growkernels.growth.same_function import TOLERANCE
 from growkernels.growth.surgery import groups_for_new_layer, insert_after, join_groups
@@ -49,7 +50,8 @@ def insert_identity(
     With ``sample``, an h of this position, the new layer is checked on it first.
     """
     # Under autocast h has another dtype than the parameters: those of the layer in front decide.
-    weights = [p for layer in layers_before(model, position.name) for p in weight_parameters(layer)]
+    layers = chain(*weight_layers(model, position.name))
+    weights = [p for layer in layers for p in weight_parameters(layer)]
     like = weights[0] if weights else sample
     new = identity_layer(
         position.kind,

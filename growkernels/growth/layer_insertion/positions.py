@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from growkernels.growth.layouts import layout_behind, runs_as
-from growkernels.growth.module_graph import chains, is_plain_sequential, layers_before
+from growkernels.growth.module_graph import chains, is_plain_sequential, weight_layers
 from growkernels.nn import Conv2dReLU, LinearReLU, ResidualBlock
 from growkernels.nn.weights import weight_names
 
@@ -114,7 +114,8 @@ def _kind_of_named_relu(model: nn.Module, name: str) -> str | None:
         layout = layout_behind(module, layout)
         layer_in_front |= any(weight_names(part) for part in module.modules())
     if not layer_in_front:
-        layouts = {layout_behind(layer, None) for layer in layers_before(model, name)}
+        _, behind = weight_layers(model, name)
+        layouts = {layout_behind(layer, None) for layer in behind}
         layout = layouts.pop() if len(layouts) == 1 else None
     return None if layout is None else KIND_BEHIND_RELU[layout]
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from growkernels.growth.layer_insertion.base_weights import BaseWeights
 from growkernels.growth.layer_insertion.gradient_sums import GradientSums
 from growkernels.growth.layer_insertion.positions import Position
 from growkernels.growth.taps import BackwardPasses, ForwardPass, remove, watch
@@ -60,9 +60,8 @@ class Recorder:
         self._base_buffers: dict[int, Tensor] = {}  # kept from batch to batch
         self._problems: list[str] = []
         self._unusable: dict[nn.Module, str] = {}
-        self._feature_maps: dict[nn.Module, tuple[int, int]] = {}  # of existing convolutions
         self._names: dict[nn.Module, str] = {}
-        self._base: dict[nn.Module, int] = {}  # existing layers, numbered
+        self._base: BaseWeights
         self._handles_of_batch: list[RemovableHandle] = []
         self.remove: Callable[[], object] = lambda: None  # takes all hooks off the model
         self.watch(model, positions)
@@ -78,13 +77,12 @@ class Recorder:
                     "object; give each its own (e.g. its own nn.ReLU())."
                 )
             names[module] = position.name
-        layers = base_layers(model, {position.kind for position in positions})
-        convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
-        remove_new = watch(self, dict.fromkeys([*names, *convolutions]))
+        base = BaseWeights(model, {p.kind for p in positions}, self._base_grad_arrived)
+        remove_new = watch(self, dict.fromkeys([*names, *base.watched]))
         self.remove()
         self.remove = remove_new
         self.positions, self._names = list(positions), names
-        self._base = {layer: index for index, layer in enumerate(layers)}
+        self._base = base
         self.sums, self._base_buffers = GradientSums(), {}
 
     def rename(self, paths: Mapping[str, str]) -> None:
@@ -104,11 +102,7 @@ class Recorder:
         self.end()  # whatever an interrupt left
         self._problems = []
         self._passes = BackwardPasses()
-        for layer, index in self._base.items():
-            weight = layer.weight
-            if isinstance(weight, Tensor) and weight.requires_grad:
-                hook = partial(self._base_grad_arrived, index)
-                self._handles_of_batch.append(weight.register_hook(hook))
+        self._handles_of_batch = self._base.watch_parameters()
         self.recording = True
 
     def end(self) -> None:
@@ -133,11 +127,7 @@ class Recorder:
             raise RuntimeError(self._problems[0])
         before, batch = self.sums, self._batch
         batch.loss_scale = loss_scale
-        batch.feature_maps.update(
-            (self._base[layer], size)
-            for layer, size in self._feature_maps.items()
-            if layer in self._base
-        )
+        batch.feature_maps.update(self._base.feature_maps)
         sums = before.with_batch(batch)
         self._base_buffers = {}  # those of the batch are parts of the sums now, those of the
         self.sums = sums  # earlier sums are free
@@ -145,20 +135,14 @@ class Recorder:
 
     def forward_ran(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Called by the hooks after every forward pass of a watched module."""
-        if module in self._base and isinstance(module, nn.Conv2d) and args:
-            self._feature_maps[module] = _feature_map(args[0])
+        if module in self._base.watched:
+            self._base.forward_ran(module, args, output)
         name = self._names.get(module)
         if name is None:
             return
-        if not isinstance(output, Tensor):
-            self._unusable[module] = (
-                f"Position {name!r} returns a {type(output).__name__}; a tensor is needed."
-            )
-        elif not output.requires_grad:
-            self._unusable[module] = (
-                f"Position {name!r} has no gradient because everything in front of it is frozen; "
-                "leave it out of positions, or let an earlier parameter require a gradient."
-            )
+        kind = next(position.kind for position in self.positions if position.name == name)
+        if (reason := _why_unusable(output, kind)) is not None:
+            self._unusable[module] = f"Position {name!r} {reason}"
         else:
             self._unusable.pop(module, None)
             ForwardPass(module, output, (output.detach(), output._version)).tell(self, output)
@@ -236,8 +220,9 @@ class Recorder:
         dtype = inputs[0].dtype
         for tensor in inputs:  # under autocast positions may differ
             dtype = torch.promote_types(dtype, tensor.dtype)
-        inputs = [tensor.to(dtype) for tensor in inputs]
-        grads = [tensor.to(dtype) for tensor in grads]
+        # A sample without a batch dimension is a batch of one.
+        inputs = [torch.atleast_2d(tensor.to(dtype)) for tensor in inputs]
+        grads = [torch.atleast_2d(tensor.to(dtype)) for tensor in grads]
         for name, h in zip(names, inputs, strict=True):
             self._batch.samples[name] = h[:SAMPLE_ROWS].clone()
             if kind == "conv2d_relu":
@@ -257,20 +242,25 @@ class Recorder:
         self._batch.second_moments.update(zip(names, moments.unbind(), strict=True))
 
 
-def base_layers(model: nn.Module, kinds: Collection[str]) -> list[nn.Linear | nn.Conv2d]:
-    """The existing weight matrices that candidates of these kinds are compared with.
-
-    Like with like: linear layers for linear and residual candidates, convolutions for
-    convolutional ones.
-    """
-    wanted: tuple[type[nn.Linear] | type[nn.Conv2d], ...] = ()
-    if {"linear_relu", "residual"} & set(kinds):
-        wanted += (nn.Linear,)
-    if "conv2d_relu" in kinds:
-        wanted += (nn.Conv2d,)
-    layers = [m for m in model.modules() if isinstance(m, wanted)]
-    unique = {id(layer.weight): layer for layer in layers}  # tied weights count once
-    return list(unique.values())
+def _why_unusable(output: Any, kind: str) -> str | None:
+    """Why an output cannot be the h of a position of this kind, as the end of a sentence."""
+    if not isinstance(output, Tensor):
+        return f"returns a {type(output).__name__}; a tensor is needed."
+    if output.is_complex():
+        return f"returns {output.dtype}; layers are inserted on real numbers alone."
+    if not output.requires_grad:
+        return (
+            "has no gradient because everything in front of it is frozen; leave it out of "
+            "positions, or let an earlier parameter require a gradient."
+        )
+    if output.dim() == 0:
+        return "returns a single number without axes; a layer acts on features [..., width]."
+    if kind == "conv2d_relu" and output.dim() != 4:
+        return (
+            f"returns a tensor of shape {list(output.shape)}; a layer of kind {kind!r} acts on "
+            "batches of images [N, C, H, W]."
+        )
+    return None
 
 
 def _why_missing(name: str) -> str:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from growkernels.growth.module_graph import activations, followers
-from growkernels.nn import Attention, BasisConv2d
+from growkernels.nn import Attention, BasisConv2d, Conv2dReLU, LinearReLU
 from growkernels.nn.grown_layers import Branch, GrownConv2d, GrownLinear
 from growkernels.nn.weights import why_computed
 
@@ -109,7 +109,8 @@ def find_candidates(
             f"The model has no layer to grow: it needs nn.Linear or nn.Conv2d layers of the kinds "
             f"{tuple(kinds)} besides its output layer."
         )
-    activation_of, widenings = activations(model), _widenings(model)
+    activation_of = activations(model)
+    widenings, unfit = _widenings(model)
     candidates = [
         Candidate(
             name,
@@ -123,11 +124,12 @@ def find_candidates(
     _refuse_shared_weights(model, candidates)
     for role in widen:
         if not any(c.widening is not None and c.widening.role == role for c in candidates):
+            reasons = [f" {n!r} would fit, but {why}." for n, why in unfit.items() if n in roots]
             raise ValueError(
                 f"No layer can be widened as {role!r}: 'fc1' needs a linear layer that only an "
                 "elementwise module separates from the next one in a Sequential (or named fc1, fc2 "
                 "in one module), 'v' and 'qk' need a growkernels.nn.Attention, which "
-                "growkernels.nn.separate_attention makes of torch's and timm's."
+                f"growkernels.nn.separate_attention makes of torch's and timm's.{''.join(reasons)}"
             )
     return candidates, left_out
 
@@ -158,12 +160,14 @@ def _why_not(model: nn.Module, name: str, module: nn.Module, kinds: Collection[s
     parent, _, child = name.rpartition(".")
     if child == "minus" and isinstance(model.get_submodule(parent), Branch):
         return "it always receives the gradients of its partner, 'plus'"
-    if "parametrizations" in module._modules:
-        return f"{why_computed(module)}, which the grown layer would not have"
-    if type(module) not in (nn.Linear, nn.Conv2d, GrownLinear, GrownConv2d):
-        return f"what the forward of a {type(module).__name__} does with its weights is not known"
     if isinstance(module.weight, UninitializedParameter):
         return "it is lazy and has no weights yet"
+    if "parametrizations" in module._modules:
+        return f"{why_computed(module)}, which the grown layer would not have"
+    if isinstance(module, LinearReLU | Conv2dReLU):
+        return "it has a ReLU of its own, in front of which nothing can be added from outside"
+    if type(module) not in (nn.Linear, nn.Conv2d, GrownLinear, GrownConv2d):
+        return f"what the forward of a {type(module).__name__} does with its weights is not known"
     if not module.weight.is_floating_point():
         return f"its weight is {module.weight.dtype}, and neurons are grown in real numbers alone"
     if not module.weight.numel():
@@ -199,29 +203,40 @@ def _category(root: str) -> str:
     return "qkv" if last in ATTENTION_INPUTS else last
 
 
-def _widenings(model: nn.Module) -> dict[str, Widening]:
-    found: dict[str, Widening] = {}
-    for name, follower in followers(model):
-        if _can_be_widened(model, name, follower):
-            found[name] = Widening("fc1", follower, heads=1)
+def _widenings(model: nn.Module) -> tuple[dict[str, Widening], dict[str, str]]:
+    """How each layer can be widened, and why others cannot that stand in the right place."""
+    fitting: dict[str, Widening] = {
+        name: Widening("fc1", follower, heads=1)
+        for name, follower in followers(model)
+        if isinstance(model.get_submodule(follower), nn.Linear)
+    }
     for name, module in model.named_modules():
         if isinstance(module, Attention):
             at = f"{name}." if name else ""
-            if _can_be_widened(model, f"{at}v", f"{at}proj"):
-                found[f"{at}v"] = Widening("v", f"{at}proj", module.heads)
-            if _can_be_widened(model, f"{at}q", f"{at}k"):
-                found[f"{at}q"] = Widening("qk", f"{at}k", module.heads)
-                found[f"{at}k"] = Widening("qk", f"{at}q", module.heads)
-    return found
+            fitting[f"{at}v"] = Widening("v", f"{at}proj", module.heads)
+            fitting[f"{at}q"] = Widening("qk", f"{at}k", module.heads)
+            fitting[f"{at}k"] = Widening("qk", f"{at}q", module.heads)
+    found: dict[str, Widening] = {}
+    unfit: dict[str, str] = {}
+    for name, widening in fitting.items():
+        reason = _why_not_widened(model, name, widening.follower)
+        if reason is None:
+            found[name] = widening
+        else:
+            unfit[name] = reason
+    return found, unfit
 
 
-def _can_be_widened(model: nn.Module, *names: str) -> bool:
-    """Whether these are linear layers whose weights are their own.
+def _why_not_widened(model: nn.Module, *names: str) -> str | None:
+    """What is in the way of new rows and columns; None: linear layers whose weights are theirs.
 
     A weight that a parametrization or a hook computes (weight_norm, spectral_norm, pruning) is no
     parameter of the layer, so rows and columns cannot be added to it.
     """
-    layers = [model.get_submodule(name) for name in names]
-    return all(
-        type(layer) in (nn.Linear, GrownLinear) and why_computed(layer) is None for layer in layers
-    )
+    for name in names:
+        layer = model.get_submodule(name)
+        if reason := why_computed(layer):
+            return f"of {name!r} {reason}"
+        if type(layer) not in (nn.Linear, GrownLinear):
+            return f"{name!r} is a {type(layer).__name__}"
+    return None
