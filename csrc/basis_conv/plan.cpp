@@ -71,9 +71,15 @@ const char* pointwise_obstacle(const at::Tensor& basis, const Form& form) {
 
 Algorithm choose_algorithm(at::DeviceType device, const at::Tensor& x, const at::Tensor& basis, const at::Tensor& coeff,
                            const Form& form, Refused* refused) {
+  const auto taken = [refused](Algorithm algorithm, std::initializer_list<const char*> obstacles) {
+    const char* const* const first =
+        std::find_if(obstacles.begin(), obstacles.end(), [](auto o) { return o != nullptr; });
+    return takes(name(algorithm), first == obstacles.end() ? nullptr : *first, refused);
+  };
   const Algorithm composed = composed_algorithm(x, basis, coeff, form);
+  const char* const costlier = composed == Algorithm::Reconstruct ? nullptr : "it takes more operations";
   if (device != at::kCPU) {
-    return composed;
+    return taken(Algorithm::Reconstruct, {costlier}) ? Algorithm::Reconstruct : Algorithm::TwoConvolutions;
   }
   const c10::SymDimVector shape = maps_shape(x, basis, form);
   const bool empty = x.sym_numel() == 0 || shape[0] * shape[2] * shape[3] == 0;
@@ -82,18 +88,13 @@ Algorithm choose_algorithm(at::DeviceType device, const at::Tensor& x, const at:
   const char* const other = output_format(x, basis) != at::MemoryFormat::ChannelsLast
                                 ? "neither the images nor the basis are channels_last"
                                 : nullptr;
-  const auto taken = [refused](Algorithm algorithm, std::initializer_list<const char*> obstacles) {
-    const char* const* const first =
-        std::find_if(obstacles.begin(), obstacles.end(), [](auto o) { return o != nullptr; });
-    return takes(name(algorithm), first == obstacles.end() ? nullptr : *first, refused);
-  };
   if (taken(Algorithm::Winograd, {any, winograd_obstacle(basis, form, shape)})) {
     return Algorithm::Winograd;
   }
   if (taken(Algorithm::Pointwise, {any, other, pointwise_obstacle(basis, form)})) {
     return Algorithm::Pointwise;
   }
-  if (taken(Algorithm::Reconstruct, {composed == Algorithm::Reconstruct ? nullptr : "it takes more operations"})) {
+  if (taken(Algorithm::Reconstruct, {costlier})) {
     return Algorithm::Reconstruct;
   }
   return taken(Algorithm::Direct, {any, other}) ? Algorithm::Direct : Algorithm::TwoConvolutions;

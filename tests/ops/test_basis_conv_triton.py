@@ -405,7 +405,8 @@ class TestDecision:
         chosen = self.decision(**changes)
         assert chosen.backend == algorithm
         assert (chosen.parameters is None) == (algorithm not in ("triton", "direct"))
-        refused = {"triton": [], "direct": ["triton"]}.get(algorithm, ["triton", "direct"])
+        order = ["triton", "direct", "reconstruct", "two convolutions"]
+        refused = order[: order.index(algorithm)]
         assert [name for name, _ in chosen.refused] == refused
         assert reason is None or reason in dict(chosen.refused)["triton"]
 

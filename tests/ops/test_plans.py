@@ -338,6 +338,47 @@ def test_info_prints_the_plan(op: str, dtype: torch.dtype) -> None:
         assert dict(printed.refused).items() >= dict(chosen.refused).items()
 
 
+@pytest.fixture
+def h100(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the plans see a GPU, and CUDA sources compiled for it."""
+    monkeypatch.setattr("growkernels.ops.backends.no_gpu", lambda: None)
+    for plan in (basis_conv, splitting):
+        monkeypatch.setattr(plan, "gpu", lambda device: CARDS["H100"])
+    for plan in (eigen, virtual_grad):
+        monkeypatch.setattr(plan, "cuda_obstacle", lambda family, device: None)
+
+
+# For bfloat16 and float64.
+ON_AN_H100 = {
+    "virtual_grad_norms": ("cuda", "aten"),
+    "virtual_grads": ("cuda", "aten"),
+    "virtual_grad_norms[conv2d_relu]": ("aten", "aten"),
+    "virtual_grads[conv2d_relu]": ("aten", "aten"),
+    "basis_conv2d[3x3]": ("triton", "two convolutions"),
+    "basis_conv2d[1x1]": ("triton", "two convolutions"),
+    "splitting_weight": ("triton", "aten"),
+    "splitting_hvp": ("fused", "aten"),
+    "splitting_hvp_conv2d[3x3]": ("projected", "aten"),
+    "splitting_hvp_conv2d": ("projected", "aten"),
+    "symmetric_eigs": (None, "cuda"),
+}
+
+
+@pytest.mark.usefixtures("h100")
+def test_info_on_a_gpu() -> None:
+    printed = {
+        op: tuple(choose_backend(op, "cuda", d) for d in (torch.bfloat16, torch.float64))
+        for op in EXAMPLES
+    }
+    backends_of = {op: tuple(chosen.backend for chosen in both) for op, both in printed.items()}
+    assert backends_of == ON_AN_H100
+    for op, both in printed.items():
+        for chosen in both:
+            names = list(EXAMPLES[op].backends)
+            before = names[: names.index(chosen.backend)] if chosen.backend else names
+            assert [name for name, _ in chosen.refused] == before
+
+
 def test_without_brgemm_the_portable_loops_run() -> None:
     """In a process of its own: the switch is read once."""
     program = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]

@@ -109,7 +109,9 @@ def plan_on_gpu(
     `tf32` says whether convolutions may round float32 to TF32.
     """
     tensors = (without_data(*shape, dtype=dtype) for shape in (x, basis, coeff))
-    composed, _ = _ops.basis_conv2d_plan(*tensors, stride, padding, dilation, include_basis, _CUDA)
+    composed = from_library(
+        _ops.basis_conv2d_plan(*tensors, stride, padding, dilation, include_basis, _CUDA)
+    )
     filters, mixed = basis[0], coeff[0]
     outputs = mixed + (filters if include_basis else 0)
     height, width = (
@@ -118,13 +120,14 @@ def plan_on_gpu(
     )
     positions = x[0] * height * width
     obstacle = _obstacle(filters, mixed, positions, dtype, gpu, tf32)
-    if composed == "reconstruct":
+    if composed.backend == "reconstruct":
         obstacle = (
             f"{filters} of {outputs} filters are so many that one convolution with the full "
             "kernel takes fewer operations"
         )
     if obstacle:
-        return Plan(composed, None, (("triton", obstacle), ("direct", obstacle)))
+        ours = (("triton", obstacle), ("direct", obstacle))
+        return composed._replace(refused=ours + composed.refused)
     back = backward_tile(filters, mixed, dtype)
     loss = _loss_by_fusing(filters, outputs, prod(basis[1:]), positions, gpu)
     by_rows = (basis[3], *stride, padding[1], dilation[1]) == (3, 1, 1, 1, 1)
