@@ -225,6 +225,9 @@ def test_basis_convolutions(
         assert ran(ops.basis_conv2d, *with_bias) == backends(chosen)
         assert ran(ops.basis_conv2d_backward, *backward) == backends(chosen)
         assert ops.basis_conv2d_algorithm(*call) == chosen.backend
+        if not include_basis:
+            with_maps = backends(chosen) - {"reconstruct"} or {"two convolutions"}
+            assert ran(ops.basis_conv2d_with_maps, *with_bias) == with_maps
         elsewhere = backends(basis_conv.plan_basis_conv2d(*call, XPU))
         assert ran(ops.basis_conv2d_composed, *with_bias) == elsewhere
         assert ran(ops.basis_conv2d_backward_composed, *backward) == elsewhere

@@ -63,8 +63,11 @@ def plan_basis_conv2d(
 ) -> Plan:
     """What computes a call on a device (that of x, if None) under the present settings.
 
-    Forward and backward are computed alike. The tensors need no data: see `without_data`. Raises
-    what the op raises for shapes that do not fit.
+    Forward and backward are computed alike, but for training without `include_basis`, which needs
+    the maps: where "reconstruct" is chosen, two convolutions make them.
+
+    The tensors need no data: see `without_data`. Raises what the op raises for shapes that do not
+    fit.
     """
     device = device or x.device
     if device.type != "cuda":
