@@ -97,7 +97,8 @@ def convert(
 
     Args:
         model: any module; not a DataParallel wrapper.
-        plan: {module path: R or fraction}.
+        plan: {module path: R or fraction}. One from ``BasisSearch.plan`` is carried out on the
+            layers it was made for, wherever in the model they are by now.
         optimizer: the model's optimizer, or None.
         init: ``"svd"`` or ``"select"``, see :meth:`BasisConv2d.from_conv`.
 

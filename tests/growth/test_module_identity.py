@@ -245,6 +245,24 @@ def test_something_added_before_the_first_batch_is_no_obstacle() -> None:
     inserter.insert("1")
 
 
+def test_parameters_that_were_exchanged_for_others() -> None:
+    """As load_state_dict(assign=True) does; the gradients are those of the new ones."""
+    model = deep()
+    drivers = LayerInsertion(model), NeuronScaling(model, "gradient_sum")
+    record(model, *drivers)
+    for driver in drivers:
+        driver.reset()
+    other = deep()
+    model.load_state_dict({k: 2 * v for k, v in other.state_dict().items()}, assign=True)
+    other.load_state_dict(model.state_dict())
+    plain = LayerInsertion(other), NeuronScaling(other, "gradient_sum")
+    record(model, *drivers)
+    record(other, *plain)
+    assert drivers[0].merits().base == plain[0].merits().base > 0
+    for name, values in plain[1].scores().values.items():
+        assert torch.equal(drivers[1].scores().values[name], values)
+
+
 def test_records_of_followed_layers_rebuild_the_network() -> None:
     model, base = deep(), deep()
     scaling, inserter = NeuronScaling(model, layers=["4"]), LayerInsertion(model)

@@ -44,7 +44,7 @@ class BaseWeights:
 
     def __init__(self, model: nn.Module, kinds: Collection[str], arrived: Arrived) -> None:
         self._arrived = weakref.WeakMethod(arrived)
-        self._parameters: dict[int, nn.Parameter] = {}
+        self._holders: dict[int, nn.Module] = {}  # layers whose weight is a parameter
         self._makers: dict[nn.Module, int] = {}  # modules whose passes compute with no parameter
         self._convolutions: dict[nn.Module, int] = {}
         self._last: dict[nn.Module, weakref.ref[Tensor]] = {}  # computed weights with a hook
@@ -62,7 +62,7 @@ class BaseWeights:
             number = numbers.setdefault(key, len(numbers))
             parameter = None if isinstance(layer, BasisConv2d) else layer._parameters.get("weight")
             if parameter is not None:
-                self._parameters[number] = parameter
+                self._holders[number] = layer
             elif parametrize.is_parametrized(layer, "weight"):
                 self._makers[layer.get_submodule("parametrizations.weight")] = number
             else:
@@ -73,11 +73,12 @@ class BaseWeights:
         self.feature_maps: dict[str | int, tuple[int, int]] = {}
 
     def watch_parameters(self) -> list[RemovableHandle]:
-        """Hooks on the weights that are parameters."""
+        """Hooks on the weights that are parameters, those that the layers have now."""
+        parameters = {n: layer._parameters.get("weight") for n, layer in self._holders.items()}
         return [
             parameter.register_hook(partial(_tell, self._arrived, number))
-            for number, parameter in self._parameters.items()
-            if parameter.requires_grad
+            for number, parameter in parameters.items()
+            if parameter is not None and parameter.requires_grad
         ]
 
     def forward_ran(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

@@ -46,6 +46,9 @@ class LayerInsertion:
     with a loss that is a mean over its batch use batches of one size; drop a smaller last one).
     Such a layer passes dL/dh on unchanged, so h and dL/dh of the model as it is are enough.
 
+    Positions are followed when others insert, renumber or grow something. Where a module was taken
+    away, replaced or widened, what was recorded is of another network, and a sentence says so.
+
     Gradients accumulate in ``.grad`` as usual: clear them as usual. Between a position's backward
     and the end of ``recording()`` its h and dL/dh stay in memory.
 

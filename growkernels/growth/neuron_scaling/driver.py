@@ -82,7 +82,12 @@ class NeuronScaling:
       Controls; they need no recorded batches.
 
     **Rows.** S is needed many times over, so a uniform sample of ``rows`` rows is kept per layer
-    and scaled up: see ``neuron_scaling.samples``. The gradient sums are exact.
+    and scaled up: see ``neuron_scaling.samples``. The gradient sums are exact, those of a loss that
+    depends on the weights directly included.
+
+    **Changes by others.** Layers are followed when others insert, renumber or grow something. Where
+    a module was taken away, replaced or widened, what was recorded is of another network, and a
+    sentence says so.
 
     **Widening.** Layers whose roles are in ``widen`` also (or, with ``depth=False``, instead) get
     one more neuron for each chosen one: ``"fc1"``, the hidden layer of an MLP; ``"v"`` and
