@@ -206,6 +206,11 @@ class BackwardPasses:
         return None if first == backward_pass else SEVERAL_PASSES
 
 
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    """In which batches of this dtype are summed up."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def _is_transformed(tensor: Tensor) -> bool:
     transforms = torch._C._functorch
     return transforms.is_functorch_wrapped_tensor(tensor) or transforms.is_legacy_batchedtensor(

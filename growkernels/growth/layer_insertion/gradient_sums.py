@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from growkernels.growth.layer_insertion.merit_norms import squared_norm
 from growkernels.growth.layer_insertion.merits import Merits
+from growkernels.growth.processes import several_processes, sum_over_ranks
 
 
 @dataclass
@@ -95,7 +96,7 @@ class GradientSums:
         The same bits on every rank, so that every rank takes the same decision. Without a process
         group: self.
         """
-        if not (distributed.is_available() and distributed.is_initialized()):
+        if not several_processes():
             return self
         own = self.rescaled(1.0)
         base_keys = sorted(own.base)
@@ -107,8 +108,7 @@ class GradientSums:
         ]
         dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
         flat = torch.cat([t.to(tensors[0].device, dtype).flatten() for t in tensors])
-        distributed.all_reduce(flat)
-        pieces = torch.split(flat, [t.numel() for t in tensors])
+        pieces = torch.split(sum_over_ranks(flat), [t.numel() for t in tensors])
         summed = iter([piece.view_as(t) for piece, t in zip(pieces, tensors, strict=True)])
         return GradientSums(
             virtual={name: next(summed) for name in own.virtual},

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from growkernels.growth.layer_insertion.base_weights import BaseWeights
 from growkernels.growth.layer_insertion.gradient_sums import GradientSums
 from growkernels.growth.layer_insertion.positions import Position
-from growkernels.growth.taps import BackwardPasses, ForwardPass, remove, watch
+from growkernels.growth.taps import BackwardPasses, ForwardPass, remove, sum_dtype, watch
 from growkernels.ops.virtual_grad import virtual_grad_norms
 
 SAMPLE_ROWS = 4  # of the last recorded h, kept to check an insertion with
@@ -177,7 +177,7 @@ class Recorder:
             return
         buffer = self._base_buffers.get(index)
         if buffer is None:
-            buffer = torch.empty_like(grad, dtype=_sum_dtype(grad))
+            buffer = torch.empty_like(grad, dtype=sum_dtype(grad.dtype))
         self._base_buffers[index] = buffer.copy_(grad)
         self._batch.base[index] = buffer
 
@@ -227,7 +227,7 @@ class Recorder:
             self._batch.samples[name] = h[:SAMPLE_ROWS].clone()
             if kind == "conv2d_relu":
                 self._batch.feature_maps[name] = _feature_map(h)
-        sums = [h.new_zeros(_gradient_shape(kind, h), dtype=_sum_dtype(h)) for h in inputs]
+        sums = [h.new_zeros(_gradient_shape(kind, h), dtype=sum_dtype(h.dtype)) for h in inputs]
         moments = inputs[0].new_zeros(len(names), dtype=sums[0].dtype)
         virtual_grad_norms(
             inputs,
@@ -268,10 +268,6 @@ def _why_missing(name: str) -> str:
         f"No gradient reached position {name!r}: the loss does not depend on it, no backward "
         "pass ran inside recording(), or the model ran compiled (record with the plain module)."
     )
-
-
-def _sum_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _feature_map(h: Tensor) -> tuple[int, int]:

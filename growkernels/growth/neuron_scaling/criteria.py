@@ -8,10 +8,17 @@ from dataclasses import dataclass, field, replace
 from typing import cast
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
+from growkernels.growth.neuron_scaling.activations import activation_name
 from growkernels.growth.neuron_scaling.candidates import Candidate
 from growkernels.growth.neuron_scaling.samples import LayerSample, Recording
+from growkernels.growth.processes import (
+    from_first_rank,
+    several_processes,
+    sum_over_ranks,
+    take_first_ranks,
+)
 from growkernels.nn.module_paths import NotedByPath
 from growkernels.nn.weights import current_value
 from growkernels.ops.splitting import splitting_hvp, splitting_hvp_conv2d, splitting_weight
@@ -21,16 +28,6 @@ CRITERIA = ("splitting", "s2d", "gradient_sum", "magnitude", "random")
 CURVATURE = ("splitting", "s2d")  # those that come with a direction
 RECORDED = (*CURVATURE, "gradient_sum")  # those that need recorded batches
 GELU_CURVATURE = math.sqrt(2 / math.pi)  # GELU''(0) = 2 * the normal density at 0
-
-# Activation modules whose second derivative gk.splitting_weight knows.
-ACTIVATIONS: dict[type[nn.Module], str] = {
-    nn.GELU: "gelu",
-    nn.SiLU: "silu",
-    nn.Tanh: "tanh",
-    nn.Sigmoid: "sigmoid",
-    nn.Softplus: "softplus",
-    nn.ReLU: "relu",
-}
 
 
 @dataclass(frozen=True)
@@ -76,12 +73,6 @@ class Scores(NotedByPath):
         return "\n".join(lines)
 
 
-def activation_name(module: nn.Module) -> str | None:
-    """gk.splitting_weight's name of an activation module; None: it does not know the module."""
-    name = ACTIVATIONS.get(type(module))
-    return "gelu_tanh" if name == "gelu" and module.approximate == "tanh" else name
-
-
 def scores(
     model: nn.Module,
     candidates: Sequence[Candidate],
@@ -95,12 +86,12 @@ def scores(
 ) -> Scores:
     """The scores of all candidates, the same bits on every rank of the default process group."""
     seed = int(torch.randint(2**62, (), generator=generator, device="cpu"))
-    chooser = torch.Generator("cpu").manual_seed(_from_first_rank(seed))
+    chooser = torch.Generator("cpu").manual_seed(from_first_rank(seed))
     values: dict[str, Tensor] = {}
     directions: dict[str, Tensor] = {}
     residuals: dict[str, Tensor] = {}
     device = next(model.parameters()).device
-    batches = round(_sum_over_ranks(torch.tensor(float(recording.batches), device=device)).item())
+    batches = round(sum_over_ranks(torch.tensor(float(recording.batches), device=device)).item())
     for candidate in candidates:
         layer = model.get_submodule(candidate.name)
         if not isinstance(layer, nn.Linear | nn.Conv2d):
@@ -118,12 +109,12 @@ def scores(
         elif sample is None:
             raise RuntimeError(f"Layer {candidate.name!r} has not been recorded.")
         elif criterion == "gradient_sum":
-            found = (_sum_over_ranks(sample.gradient_sums.double()) / batches).clamp(max=0)
+            found = (sum_over_ranks(sample.gradient_sums.double()) / batches).clamp(max=0)
         else:
             weight = _curvature_weight(model, candidate, sample, criterion, relu_beta)
             # Any rank's NaN is every rank's NaN, so that all of them raise.
             _check_finite(
-                _sum_over_ranks(sample.x.double().sum() + weight.double().sum()), candidate
+                sum_over_ranks(sample.x.double().sum() + weight.double().sum()), candidate
             )
             found, direction, residual = _eigenpairs(layer, sample, weight, tol, iters, chooser)
             found = found / batches
@@ -131,7 +122,7 @@ def scores(
             residuals[candidate.name] = residual
         _check_finite(found, candidate)
         values[candidate.name] = found.to(layer.weight.device)
-    _take_first_ranks(values, directions, residuals)
+    take_first_ranks(values, directions, residuals)
     values = {name: v.cpu() for name, v in values.items()}
     return Scores(criterion, values, directions, residuals, batches)
 
@@ -179,12 +170,12 @@ def _eigenpairs(
     weight = weight * (sample.seen / max(1, len(x)))
     seed = int(torch.randint(2**62, (), generator=generator, device="cpu"))
     start = torch.Generator(x.device).manual_seed(seed)
-    if isinstance(layer, nn.Linear) and not _distributed():
+    if isinstance(layer, nn.Linear) and not several_processes():
         found = splitting_eigs(x, weight, iters=iters, tol=tol, generator=start)
     else:
 
         def products(w: Tensor) -> Callable[[Tensor], Tensor]:
-            return lambda v: _sum_over_ranks(_times_s(layer, x, w, v))
+            return lambda v: sum_over_ranks(_times_s(layer, x, w, v))
 
         found = smallest_eigenpairs(
             products(weight),
@@ -210,30 +201,3 @@ def _times_s(layer: nn.Linear | nn.Conv2d, x: Tensor, weight: Tensor, v: Tensor)
     )
     filters = v.unflatten(-1, layer.weight.shape[1:])
     return splitting_hvp_conv2d(x, weight, filters, stride, padding, dilation).flatten(2)
-
-
-def _distributed() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
-
-
-def _sum_over_ranks(values: Tensor) -> Tensor:
-    if _distributed():
-        values = values.contiguous()
-        distributed.all_reduce(values)
-    return values
-
-
-def _from_first_rank(value: int) -> int:
-    if not _distributed():
-        return value
-    box = [value]
-    distributed.broadcast_object_list(box)
-    return box[0]
-
-
-def _take_first_ranks(*tables: dict[str, Tensor]) -> None:
-    """The first rank's numbers everywhere: weights and rounding may differ, choices may not."""
-    if _distributed():
-        for table in tables:
-            for values in table.values():
-                distributed.broadcast(values.contiguous(), src=0)

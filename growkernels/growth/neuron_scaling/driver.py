@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim import SGD, Optimizer
 
 from growkernels.growth.neuron_scaling import criteria, growth_step, selection
+from growkernels.growth.neuron_scaling.activations import with_known_activation
 from growkernels.growth.neuron_scaling.candidates import (
     LAYER_TYPES,
     WIDTHS,
@@ -353,7 +354,7 @@ class NeuronScaling:
         if not self.depth:
             candidates = [c for c in candidates if c.widening is not None]
         if self.criterion == "s2d":
-            candidates = self._with_known_activation(candidates, left_out)
+            candidates = with_known_activation(self.model, candidates, self._relu_beta, left_out)
         return candidates, left_out
 
     def _watch(self, candidates: Sequence[Candidate]) -> SampleRecorder:
@@ -422,39 +423,6 @@ class NeuronScaling:
             neurons={now[name]: outputs for name, outputs in chosen.neurons.items()},
             scores=chosen.scores.renamed(now).noted(self._paths),
         )
-
-    def _with_known_activation(
-        self, candidates: list[Candidate], left_out: dict[str, str]
-    ) -> list[Candidate]:
-        known = []
-        for candidate in candidates:
-            path = candidate.activation
-            module = None if path is None else self.model.get_submodule(path)
-            name = None if module is None else criteria.activation_name(module)
-            if name is None:
-                left_out[candidate.name] = (
-                    "no activation with a second derivative takes its outputs, so its s2d matrix "
-                    "is zero or not known"
-                )
-            elif getattr(module, "inplace", False):
-                raise ValueError(
-                    f"Activation {path!r} overwrites its input, which 's2d' needs; use "
-                    "inplace=False."
-                )
-            elif name == "relu" and self._relu_beta is None:
-                raise ValueError(
-                    f"Layer {candidate.name!r} has a ReLU behind it, whose second derivative is 0 "
-                    "wherever it exists; pass relu_beta= (Wu et al. 2019 take 3) to use that of a "
-                    "softplus, or use criterion='splitting'."
-                )
-            else:
-                known.append(candidate)
-        if not known:
-            raise ValueError(
-                "No layer has a known activation directly behind it, so every 's2d' matrix is "
-                "zero; use criterion='splitting', which takes the curvature of what is added."
-            )
-        return known
 
 
 def _why_changed(model: nn.Module, name: str, outputs: Sequence[int]) -> str:

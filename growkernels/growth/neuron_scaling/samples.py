@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from growkernels.growth.neuron_scaling.candidates import Candidate
-from growkernels.growth.taps import BackwardPasses, ForwardPass, remove, watch
+from growkernels.growth.taps import BackwardPasses, ForwardPass, remove, sum_dtype, watch
 
 
 @dataclass
@@ -245,7 +245,7 @@ class SampleRecorder:
             self._problems.append(f"The weight of layer {name!r} {obstacle}")
             return
         with torch.no_grad():
-            rows = grad.detach().flatten(1).to(_sum_dtype(grad.dtype))
+            rows = grad.detach().flatten(1).to(sum_dtype(grad.dtype))
             sums = torch.stack([rows.sum(1), rows.abs().sum(1)])
         before = self._weight_gradients.get(name)
         self._weight_gradients[name] = sums if before is None else before + sums
@@ -277,7 +277,7 @@ class SampleRecorder:
     def _sample(
         self, layer: nn.Module, x: Tensor, preact: Tensor | None, grad: Tensor
     ) -> LayerSample:
-        dtype = _sum_dtype(torch.promote_types(x.dtype, grad.dtype))
+        dtype = sum_dtype(torch.promote_types(x.dtype, grad.dtype))
         if isinstance(layer, nn.Conv2d):
             if x.dim() == 3:  # one image without a batch
                 x, grad = x[None], grad[None]
@@ -318,7 +318,3 @@ def _smallest(keys: Tensor, keep: int) -> Tensor:
 
 def _pick(rows: Tensor, index: Tensor) -> Tensor:
     return rows.clone() if len(index) == len(rows) else rows[index.to(rows.device)]
-
-
-def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
