@@ -24,7 +24,7 @@ def draw(headlines: Sequence[Headline], results: Path, path: Path) -> None:
     """
     from matplotlib import pyplot as plt
 
-    from growkernels.experiments.plot_style import STYLE
+    from growkernels.experiments.plots import STYLE
 
     speedups = [headline.speedups(results) for headline in headlines]
     machines = sorted({machine for by_machine in speedups for machine in by_machine})
@@ -44,7 +44,7 @@ def draw(headlines: Sequence[Headline], results: Path, path: Path) -> None:
 
 
 def _panel(axes: Axes, headlines: Sequence[Headline], speedups: Sequence[dict[str, float]]) -> None:
-    from growkernels.experiments.plot_style import BLUE, GREY, ORANGE
+    from growkernels.experiments.plots import BLUE, GREY, ORANGE
 
     places, y = [], 0.0
     for by_opponent in speedups:

@@ -127,7 +127,8 @@ def papers() -> None:
 
     Each leaves report.html in --out, with what holds of the paper, curves and costs; beside it
     summary.json has the final numbers and metrics.jsonl the curves. The quick preset takes minutes
-    on two cores. A run may be stopped in any way and goes on with --resume.
+    on two cores, desk hours, for verdicts. A run may be stopped in any way and goes on with
+    --resume.
     """
 
 
@@ -145,7 +146,10 @@ def resumable(minutes: float | None) -> Iterator[None]:
 @reproduce.command()
 def sensli(
     preset: Annotated[
-        str, typer.Option(help="quick, or paper: the size of the paper's runs.")
+        str,
+        typer.Option(
+            help="quick, desk (hours on two cores), or paper: the size of the paper's runs."
+        ),
     ] = "quick",
     net: Annotated[
         str,
@@ -183,7 +187,10 @@ def sensli(
 @reproduce.command()
 def basis(
     preset: Annotated[
-        str, typer.Option(help="quick, or paper: the full network and training.")
+        str,
+        typer.Option(
+            help="quick, desk (hours on two cores), or paper: the full network and training."
+        ),
     ] = "quick",
     data: Images = None,
     autocast: Annotated[
@@ -208,7 +215,10 @@ def basis(
 @reproduce.command()
 def scaling(
     preset: Annotated[
-        str, typer.Option(help="quick, or paper: DeiT-S and DeiT's recipe, for one GPU.")
+        str,
+        typer.Option(
+            help="quick, desk (hours on two cores), or paper: DeiT-S and its recipe, for a GPU."
+        ),
     ] = "quick",
     data: Images = None,
     device: Device = "cpu",

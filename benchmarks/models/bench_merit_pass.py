@@ -14,8 +14,8 @@ from benchmarks.case import OURS, Case, Workload
 from benchmarks.models.deit import DEPTH, TOKENS, WIDTH, DeiT, training_step_flops
 from benchmarks.opponents import authors_merits
 from benchmarks.table import Table
+from growkernels.experiments.models.batched import RESIDUAL_SCALE
 from growkernels.growth import LayerInsertion
-from growkernels.models.batched import RESIDUAL_SCALE
 
 FAMILY = "merit_pass"
 TABLE = Table(

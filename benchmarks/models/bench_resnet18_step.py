@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.case import OURS, Case, Workload
 from benchmarks.opponents import compiled, two_convolutions
 from benchmarks.table import Table
-from growkernels.models.resnet import resnet18
+from growkernels.experiments.models.resnet import resnet18
 from growkernels.nn import BasisConv2d, convert
 
 FAMILY = "resnet18_step"

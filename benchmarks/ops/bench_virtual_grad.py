@@ -12,7 +12,7 @@ import growkernels as gk
 from benchmarks import opponents
 from benchmarks.case import OURS, Call, Case, Ceiling, Workload
 from benchmarks.table import Table
-from growkernels.models.batched import RESIDUAL_SCALE
+from growkernels.experiments.models.batched import RESIDUAL_SCALE
 
 FAMILY = "virtual_grad"
 TABLE = Table(

@@ -1,27 +1,30 @@
 """A run's folder: what a reproduction leaves on disk, and how it survives being killed.
 
-Layout: ``config.json`` (what was asked for), ``metrics.jsonl`` (one record a line, in training
-order), ``state/*.pt`` (checkpoints and finished parts), and at the end plots, ``report.html`` and
-``summary.json``. Every file but the metrics is written to a temporary name and then renamed, so it
-is either the old one or the new one, whole. Metrics are appended; a checkpoint remembers how long
-that file was, and resuming cuts it back to there.
+Layout: ``config.json`` (what was asked for), ``metrics.jsonl`` (one record a line, of the trainings
+that are finished), ``state/*.pt`` (checkpoints and finished parts), and at the end plots,
+``report.html`` and ``summary.json``. Every file is written to a temporary name and then renamed, so
+it is either the old one or the new one, whole.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import fcntl
 import io
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
+from filelock import FileLock, Timeout
+
+T = TypeVar("T")
+# What reading a state raises that is none of the kind that was expected.
+FOREIGN = (KeyError, TypeError, AttributeError, ValueError, IndexError, RuntimeError)
+MAX_JSON = 2**28  # bytes: larger files are none of ours, and are not read
 
 
 def number(value: float) -> float | None:
@@ -61,11 +64,14 @@ class StateStore:
     def save(self, name: str, state: Any) -> None:
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        write_atomically(self.path / f"{name}.pt", buffer.getvalue())
+        write_atomically(self.file(name), buffer.getvalue())
+
+    def file(self, name: str) -> Path:
+        return self.path / f"{name}.pt"
 
     def load(self, name: str) -> Any | None:
         """The state on the CPU, read with ``weights_only=True``, or None if there is none."""
-        file = self.path / f"{name}.pt"
+        file = self.file(name)
         if not file.exists():
             return None
         try:
@@ -75,6 +81,25 @@ class StateStore:
                 f"{file} cannot be read ({type(error).__name__}); delete it and use --resume "
                 "again to compute that part anew."
             ) from error
+
+    def computed(self, name: str, compute: Callable[[], Any], read: Callable[[Any], T]) -> T:
+        """``read`` of a state, which is computed and saved first where it is not there."""
+        found = self.load(name)
+        if found is None:
+            found = compute()
+            self.save(name, found)
+        try:
+            return read(found)
+        except FOREIGN as error:
+            raise self.foreign(name, error) from error
+
+    def foreign(self, name: str, error: Exception) -> RunFolderError:
+        """What to raise where a state loads but is not what it should be."""
+        return RunFolderError(
+            f"{self.file(name)} does not hold the state of this part ({type(error).__name__}: "
+            f"{str(error).partition(chr(10))[0]}); delete it and use --resume again to compute "
+            "that part anew."
+        )
 
 
 def refuse_occupied(path: Path, resume: bool) -> bool:
@@ -118,23 +143,30 @@ class RunFolder:
         self.config = json.loads(json.dumps(config))
         self._check(resume)
         _attempt("create", path, lambda: path.mkdir(parents=True, exist_ok=True))
-        self._lock = self._acquire_lock()
+        self._lock = FileLock(path / ".lock", blocking=False)
+        try:
+            # The kernel drops the lock when the process ends, however it ends.
+            self._lock.acquire()
+        except Timeout:
+            raise RunFolderError(
+                f"{path} is in use by another process; wait for it or give --out another folder."
+            ) from None
+        except OSError as error:
+            _refuse("write", path, error)
         self.state = StateStore(path / "state")
         if not (path / "config.json").exists():
             self.write_json("config.json", self.config)
-        self._metrics = path / "metrics.jsonl"
-        self._pending: list[str] = []
 
     def _check(self, resume: bool) -> None:
         path, config_file = self.path, self.path / "config.json"
         if not refuse_occupied(path, resume):
             return
-        try:
-            stored = json.loads(config_file.read_text())
-        except ValueError:
+        stored = self.read_json("config.json")
+        if not isinstance(stored, dict):
             raise RunFolderError(
-                f"{config_file} is not valid JSON; delete {path} and start again without --resume."
-            ) from None
+                f"{config_file} is not the configuration of a run; delete {path} and start again "
+                "without --resume."
+            )
         changed = sorted(
             k for k in stored.keys() | self.config.keys() if stored.get(k) != self.config.get(k)
         )
@@ -144,25 +176,9 @@ class RunFolder:
                 "resume with the same options, or give --out another folder."
             )
 
-    def _acquire_lock(self) -> io.TextIOWrapper:
-        handle: io.TextIOWrapper = _attempt(
-            "write", self.path, lambda: (self.path / ".lock").open("w")
-        )
-        try:
-            # The kernel drops the lock when the process ends, however it ends.
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            handle.close()
-            raise RunFolderError(
-                f"{self.path} is in use by another process; wait for it or give --out another "
-                "folder."
-            ) from None
-        return handle
-
     def close(self) -> None:
-        """Write pending metrics and release the lock."""
-        self._flush_metrics()
-        self._lock.close()
+        """Release the lock."""
+        self._lock.release()
 
     def write_bytes(self, name: str, content: bytes) -> Path:
         """Replace the file ``name`` (a path inside the folder) as a whole."""
@@ -172,46 +188,25 @@ class RunFolder:
         text = json.dumps(value, indent=2, allow_nan=False) + "\n"
         return self.write_bytes(name, text.encode())
 
+    def write_metrics(self, records: Iterable[Mapping[str, Any]]) -> Path:
+        """Replace metrics.jsonl by these records."""
+        text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
+        return self.write_bytes("metrics.jsonl", text.encode())
+
     def read_json(self, name: str) -> Any | None:
         """The parsed file, or None if it is not there."""
         path = self.path / name
-        return json.loads(path.read_text()) if path.exists() else None
-
-    def log(self, **record: Any) -> None:
-        """Add one record to the metrics; it reaches the disk with the next checkpoint."""
-        self._pending.append(json.dumps(record, allow_nan=False))
-
-    def _flush_metrics(self) -> None:
-        if not self._pending:
-            return
-        text = "".join(line + "\n" for line in self._pending)
-
-        def append() -> None:
-            length = self._metrics.stat().st_size if self._metrics.exists() else 0
-            try:
-                with self._metrics.open("a") as file:
-                    file.write(text)
-            except OSError:
-                with contextlib.suppress(OSError):  # the first error is the one to tell
-                    os.truncate(self._metrics, length)
-                raise
-
-        _attempt("write", self._metrics, append)
-        self._pending = []
-
-    def save_checkpoint(self, state: Any) -> None:
-        """Store where the run is; :meth:`load_checkpoint` gives it back after any kind of end."""
-        self._flush_metrics()
-        length = self._metrics.stat().st_size if self._metrics.exists() else 0
-        self.state.save("checkpoint", {"state": state, "metrics_bytes": length})
-
-    def load_checkpoint(self) -> Any | None:
-        """The last checkpoint's state or None; metrics written after it are dropped."""
-        stored = self.state.load("checkpoint")
-        length = 0 if stored is None else stored["metrics_bytes"]
-        if self._metrics.exists() and self._metrics.stat().st_size > length:
-            _attempt("write", self._metrics, lambda: os.truncate(self._metrics, length))
-        return None if stored is None else stored["state"]
+        if not path.exists():
+            return None
+        try:
+            if path.stat().st_size > MAX_JSON:
+                raise ValueError
+            return json.loads(path.read_text())
+        except (OSError, ValueError):
+            raise RunFolderError(
+                f"{path} cannot be read as JSON; delete {self.path} and start again without "
+                "--resume."
+            ) from None
 
 
 def _attempt(verb: str, target: Path, action: Callable[[], Any]) -> Any:

@@ -1,28 +1,32 @@
-"""Means, standard errors and the rules by which a measured difference becomes a verdict."""
+"""The tests behind every verdict on measured runs: registered before the runs, checked by a test.
+
+Everything compares paired differences: runs of one number share their seeds. Student's t (n - 1
+degrees of freedom) and the sign-flip permutation test have to agree: of two p-values the larger one
+counts. Effects come with Student's and with the bootstrap's BCa interval.
+"""
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from dataclasses import dataclass
+from typing import Any
 
+import numpy
 import torch
-from torch import Tensor
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
-Verdict = Literal["holds", "does not hold", "cannot be told"]
+# Of false verdicts in each direction: "holds" and "does not hold" together are wrong in 5 %.
+LEVEL = 0.025
+# The smallest number of runs whose sign-flip permutations reach that level (one in 64).
+MINIMUM_RUNS = 6
+FLIPS = 9_999  # at most; exact where there are fewer
+CONFIDENCE = 0.95
+_AT_A_TIME = 4_000_000  # numbers in memory
 
-# A difference counts when it is larger than this many standard errors.
-SIGNIFICANT = 2.0
-# Two means count as equal when their difference is surely below this share of the larger mean.
-EQUAL_WITHIN = 0.1
-
-RULE = (
-    "A mean counts as lower than another when the difference exceeds two standard errors of that "
-    "difference (of the paired differences where both start from the same initial weights); as "
-    "equal when the difference plus and minus two standard errors lies within 10 % of the larger "
-    "mean. Otherwise it cannot be told. A claim holds if it holds in every setting that can test "
-    "it, and does not hold if it fails in one."
-)
+Floats = NDArray[numpy.float64]
 
 
 @dataclass(frozen=True)
@@ -37,118 +41,141 @@ class Estimate:
         return f"{self.mean:.{digits}f} ± {self.sem:.{digits}f}"
 
 
-def estimate(values: Tensor) -> Estimate:
+def estimate(values: ArrayLike) -> Estimate:
     """Mean and standard error of ``values`` [runs]; runs that diverged (not finite) are left out.
 
     The standard error of fewer than two runs is 0.
     """
-    finite = values.double()[values.isfinite()]
-    count = finite.numel()
+    finite = torch.from_numpy(_finite(values))
+    count = len(finite)
     if count == 0:
-        return Estimate(float("nan"), float("nan"), 0)
+        return Estimate(math.nan, math.nan, 0)
     sem = finite.std().item() / count**0.5 if count > 1 else 0.0
     return Estimate(finite.mean().item(), sem, count)
 
 
-def difference(first: Tensor, second: Tensor, paired: bool) -> Estimate:
-    """first - second, from the differences of equal runs or of independent samples."""
-    if paired:
-        return estimate(first - second)
-    a, b = estimate(first), estimate(second)
-    return Estimate(a.mean - b.mean, (a.sem**2 + b.sem**2) ** 0.5, min(a.count, b.count))
-
-
-def lower(gap: Estimate) -> Verdict:
-    """Whether ``gap`` = first - second shows that first is lower."""
-    if gap.count < 2 or not abs(gap.mean) > SIGNIFICANT * gap.sem:
-        return "cannot be told"
-    return "holds" if gap.mean < 0 else "does not hold"
-
-
-def equal(gap: Estimate, scale: float) -> Verdict:
-    """Whether ``gap`` shows equality within ``EQUAL_WITHIN`` of ``scale``."""
-    margin, spread = EQUAL_WITHIN * scale, SIGNIFICANT * gap.sem
-    if gap.count < 2:
-        return "cannot be told"
-    if abs(gap.mean) + spread <= margin:
-        return "holds"
-    return "does not hold" if abs(gap.mean) > spread else "cannot be told"
-
-
 @dataclass(frozen=True)
-class Finding:
-    """What one setting says about a claim; no verdict means that it cannot test the claim."""
+class Effect:
+    """The mean of paired differences, with its 95 % intervals: Student's and BCa's."""
 
-    setting: str
-    measured: str
-    verdict: Verdict | None
+    mean: float
+    low: float
+    high: float
+    bca_low: float
+    bca_high: float
+    count: int
 
+    def text(self, digits: int = 3, unit: str = "") -> str:
+        if self.count < 2:
+            return f"{self.mean:+.{digits}f}{unit} ({self.count} run{'s' * (self.count != 1)})"
+        return (
+            f"{self.mean:+.{digits}f} [{self.low:+.{digits}f}, {self.high:+.{digits}f}]{unit} "
+            f"({self.count} runs)"
+        )
 
-@dataclass(frozen=True)
-class Claim:
-    """A statement of the paper and what the settings say about it."""
-
-    statement: str
-    findings: Sequence[Finding] = field(default_factory=tuple)
-
-    @property
-    def verdict(self) -> Verdict:
-        verdicts = [f.verdict for f in self.findings if f.verdict]
-        if "does not hold" in verdicts:
-            return "does not hold"
-        if verdicts and all(v == "holds" for v in verdicts):
-            return "holds"
-        return "cannot be told"
-
-    def as_json(self) -> dict[str, object]:
-        return {
-            "claim": self.statement,
-            "measured": "; ".join(f"{f.setting}: {f.measured}" for f in self.findings),
-            "verdict": self.verdict,
-            "findings": [vars(f) for f in self.findings],
-        }
+    def as_json(self) -> dict[str, Any]:
+        values = {k: v if math.isfinite(v) else None for k, v in vars(self).items()}
+        return {**values, "count": self.count}
 
 
-def gap_in_loss_only(setting: str, loss: Estimate, error: Estimate) -> Finding:
-    """Whether first is lower in training loss while nothing shows in the test error [points]."""
-    measured = (
-        f"loss {loss.mean:+.3f} ± {loss.sem:.3f}, test error {error.mean:+.2f} ± {error.sem:.2f} "
-        f"percentage points ({loss.count} runs)"
-    )
-    verdict: Verdict = "cannot be told"
-    if lower(loss) == "holds":
-        verdict = "holds" if lower(error) == "cannot be told" else "does not hold"
-    return Finding(setting, measured, verdict)
+def effect(differences: ArrayLike) -> Effect:
+    """Of differences [runs]; those that are not finite are left out."""
+    finite = _finite(differences)
+    count = len(finite)
+    mean = float(finite.mean()) if count else math.nan
+    if count < 2:
+        return Effect(mean, -math.inf, math.inf, -math.inf, math.inf, count)
+    if numpy.ptp(finite) == 0:
+        return Effect(mean, mean, mean, mean, mean, count)
+    spread = float(stats.sem(finite)) * float(stats.t.ppf(0.5 + CONFIDENCE / 2, count - 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of few values the interval may not exist
+        bca = stats.bootstrap(
+            (finite,), numpy.mean, confidence_level=CONFIDENCE, method="BCa", rng=0
+        ).confidence_interval
+    return Effect(mean, mean - spread, mean + spread, float(bca.low), float(bca.high), count)
 
 
-def tally(claims: Sequence[Claim]) -> str:
-    """How many claims came out how, as a sentence."""
-    counts = [sum(c.verdict == v for c in claims) for v in get_args(Verdict)]
-    return (
-        f"Of {len(claims)} claims of the paper tested here, {counts[0]} hold in every setting that "
-        f"can test them, {counts[1]} fail in at least one, and {counts[2]} cannot be told."
-    )
+def p_values(differences: ArrayLike) -> tuple[Floats, Floats]:
+    """One-sided p-values of "the mean is below 0" and "above 0" for differences [..., runs].
 
-
-def rank_correlation(first: Tensor, second: Tensor) -> tuple[float, float]:
-    """Spearman's rank correlation of two vectors, ties at their mean rank, and its p-value.
-
-    The p-value is one-sided, for a correlation this large or larger by chance, from 20,000 random
-    permutations (with a fixed seed). NaN for vectors that are constant or contain NaN.
+    Of the two tests the larger p-value. 1 where the differences are all 0.
     """
-    ranks = torch.stack([_ranks(first), _ranks(second)])
-    ranks -= ranks.mean(1, keepdim=True)
-    norm = (ranks[0].norm() * ranks[1].norm()).item()
-    if norm == 0 or bool(first.isnan().any() or second.isnan().any()):
-        return float("nan"), float("nan")
-    found = (ranks[0] @ ranks[1]).item() / norm
-    draws = torch.rand(20_000, len(first), generator=torch.Generator().manual_seed(0))
-    by_chance = ranks[0][draws.argsort(1)] @ ranks[1] / norm
-    return found, (by_chance >= found - 1e-9).double().mean().item()
+    values = numpy.asarray(differences, dtype=numpy.float64)
+    below, above = (
+        numpy.fmax(_student(sign * values), _sign_flips(sign * values)) for sign in (1, -1)
+    )
+    return below, above
 
 
-def _ranks(values: Tensor) -> Tensor:
-    """Ranks from 0; equal values share the mean of theirs."""
-    values = values.double()
-    below = (values[None] < values[:, None]).sum(1)
-    return below + ((values[None] == values[:, None]).sum(1) - 1) / 2
+def _student(values: Floats) -> Floats:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # equal differences: infinite t, or 0 / 0
+        p = stats.ttest_1samp(values, 0.0, axis=-1, alternative="less").pvalue
+    return numpy.nan_to_num(numpy.asarray(p, dtype=numpy.float64), nan=1.0)
+
+
+def _sign_flips(values: Floats) -> Floats:
+    result = stats.permutation_test(
+        (values,),
+        numpy.mean,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=FLIPS,
+        batch=max(1, _AT_A_TIME // values.size),
+        alternative="less",
+        axis=-1,
+        rng=0,
+    )
+    return numpy.asarray(result.pvalue, dtype=numpy.float64)
+
+
+def within_margin(differences: ArrayLike, margin: float) -> tuple[float, float]:
+    """p-values of "the mean is surely inside ±margin" (two one-sided tests) and "outside"."""
+    finite = _finite(differences)
+    inside = max(float(p_values(finite + margin)[1]), float(p_values(finite - margin)[0]))
+    outside = 2 * min(float(p_values(finite + margin)[0]), float(p_values(finite - margin)[1]))
+    return inside, min(1.0, outside)
+
+
+def holm(p: Sequence[float]) -> list[bool]:
+    """Which hypotheses of a union can be rejected at LEVEL, by Holm's correction."""
+    rejected = [False] * len(p)
+    for place, index in enumerate(sorted(range(len(p)), key=p.__getitem__)):
+        if p[index] > LEVEL / (len(p) - place):
+            break
+        rejected[index] = True
+    return rejected
+
+
+def rank_correlation(first: ArrayLike, second: ArrayLike) -> tuple[float, float, float]:
+    """Spearman's rank correlation, and its p-values for "above 0" and "below 0" by permutations.
+
+    NaN and ones for vectors that are constant or contain NaN.
+    """
+    a, b = (numpy.asarray(v, dtype=numpy.float64) for v in (first, second))
+    if (
+        not (numpy.isfinite(a).all() and numpy.isfinite(b).all())
+        or min(numpy.ptp(a), numpy.ptp(b)) == 0
+    ):
+        return math.nan, 1.0, 1.0
+    a, b = (stats.rankdata(v) for v in (a, b))
+
+    def correlation(order: Floats, axis: int = -1) -> Floats:
+        centred = order - order.mean(axis=axis, keepdims=True)
+        norm = numpy.linalg.norm(b - b.mean()) * numpy.linalg.norm(centred, axis=axis)
+        return numpy.asarray((centred * (b - b.mean())).sum(axis=axis) / norm)
+
+    above, below = (
+        stats.permutation_test(
+            (a,), correlation, permutation_type="pairings", vectorized=True,
+            n_resamples=FLIPS, alternative=side, axis=-1, rng=0,
+        ).pvalue
+        for side in ("greater", "less")
+    )  # fmt: skip
+    return float(correlation(a)), float(above), float(below)
+
+
+def _finite(values: ArrayLike) -> Floats:
+    array = numpy.asarray(values, dtype=numpy.float64)
+    return array[numpy.isfinite(array)]

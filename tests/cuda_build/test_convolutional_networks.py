@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from torch.optim import SGD
 
 import growkernels as gk
+from growkernels.experiments.models.resnet import resnet18 as our_resnet18
 from growkernels.growth import BasisSearch, LayerInsertion, rebuild
-from growkernels.models.resnet import resnet18 as our_resnet18
 
 # The middle of the network: enough to see every kind of layer exchanged.
 PLAN = {"layer2.0.conv1": 0.5, "layer2.0.conv2": 0.5, "layer2.1.conv1": 0.25, "layer3.0.conv2": 64}

@@ -22,8 +22,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import growkernels as gk
+from growkernels.experiments.models.deit import deit, split_qkv
 from growkernels.growth import NeuronScaling, insertions, rebuild
-from growkernels.models.deit import deit, split_qkv
 
 BUILDS = [small_timm_vit, small_torchvision_vit]
 Build = Callable[[], nn.Module]

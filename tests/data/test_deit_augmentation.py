@@ -10,13 +10,13 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from growkernels.data.mixing import (
+from growkernels.experiments.images.mixing import (
     mixup_or_cutmix,
     random_erasing,
     random_resized_crop_flip,
     smoothed,
 )
-from growkernels.data.rand_augment import OPERATIONS, rand_augment, warp
+from growkernels.experiments.images.rand_augment import OPERATIONS, rand_augment, warp
 
 FILL = torch.tensor([10.0, 20.0, 30.0]).view(1, 3, 1, 1)
 

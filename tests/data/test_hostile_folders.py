@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import EpsImagePlugin, Image
 
-from growkernels.data import image_tree
-from growkernels.data.images import load_images, stored_size
+from growkernels.experiments.images import image_tree
+from growkernels.experiments.images.folders import load_images, stored_size
 
 
 @pytest.fixture

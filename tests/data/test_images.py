@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from growkernels.data.augment import Normalise, random_crop_flip
-from growkernels.data.images import ImageData, load_images, stored_size
+from growkernels.experiments.images.augment import Normalise, random_crop_flip
+from growkernels.experiments.images.folders import ImageData, load_images, stored_size
 
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 

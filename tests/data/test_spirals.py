@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from growkernels.data.spirals import spirals, split
+from growkernels.experiments.images.spirals import spirals, split
 
 
 def test_points_follow_the_formula():

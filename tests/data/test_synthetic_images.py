@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from growkernels.data.synthetic_images import synthetic_images
+from growkernels.experiments.images.synthetic_images import synthetic_images
 
 
 def seeded(seed: int) -> torch.Generator:

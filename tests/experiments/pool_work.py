@@ -45,7 +45,7 @@ if __name__ == "__main__":
     # Under its importable name, so that the worker finds it too.
     from pool_work import endless as work
 
-    from growkernels.experiments.worker_pool import run_parts
+    from growkernels.experiments.pool import run_parts
 
     for _ in run_parts(work, [sys.argv[1]], workers=1):
         pass

@@ -1,27 +1,24 @@
-"""Basis-convolution study: trainings, schedules, plans, step times and verdicts, in miniature."""
+"""Basis-convolution study: trainings, schedules, plans and step times, in miniature."""
 
 from __future__ import annotations
 
 import io
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import tiny_basis_study
 import torch
 from torch.nn import functional as F
 
-from growkernels.data.images import ImageData
-from growkernels.data.synthetic_images import synthetic_images
-from growkernels.experiments.basis.brief_training import search_data
-from growkernels.experiments.basis.claims import basis_claims
+from growkernels.experiments.basis.conclusion import BasisEvidence
 from growkernels.experiments.basis.plans import (
     candidate_layers,
     make_plans,
     scaled_plan,
     scaled_times,
 )
-from growkernels.experiments.basis.results import Study
-from growkernels.experiments.basis.search import Search
+from growkernels.experiments.basis.search import Search, search_data
 from growkernels.experiments.basis.settings import (
     BASIS_FIRST,
     BY_TAYLOR,
@@ -29,14 +26,19 @@ from growkernels.experiments.basis.settings import (
     DENSE,
     EVERYWHERE,
     FULL_FIRST,
-    VARIANTS,
     preset_settings,
 )
 from growkernels.experiments.basis.step_timing import StepTime, time_steps
-from growkernels.experiments.basis.training import TRAINING_ORDER, Curves, Task, Training
+from growkernels.experiments.basis.study import BasisStudy
+from growkernels.experiments.basis.training import TRAINING_ORDER, BasisTraining
+from growkernels.experiments.images.folders import ImageData
+from growkernels.experiments.images.store import ImageSource
+from growkernels.experiments.images.synthetic_images import synthetic_images
+from growkernels.experiments.models.resnet import resnet18
 from growkernels.experiments.seeds import seeded
-from growkernels.growth.basis_search import LayerTimes, Sensitivities
-from growkernels.models.resnet import resnet18
+from growkernels.experiments.study import Result
+from growkernels.experiments.table import Table
+from growkernels.growth.basis_search import LayerTimes, Sensitivities, SkipSchedule
 from growkernels.nn import BasisConv2d
 
 SETTINGS = replace(tiny_basis_study.settings(), switch=0.5)
@@ -48,19 +50,33 @@ def data() -> ImageData:
     return synthetic_images(24, 20, seeded(1), size=16)
 
 
-def trained(task: Task, data: ImageData) -> Training:
-    training = Training(task, SETTINGS, data)
-    while not training.done:
-        training.step()
+def training(
+    data: ImageData, plan: dict[str, int], order: str = "none", epochs: int = 4, run: int = 0
+) -> BasisTraining:
+    settings = replace(SETTINGS, epochs=epochs)
+    schedule = SkipSchedule(order, 0 if order == "none" else epochs // 2)
+    return BasisTraining(settings, data, "cpu", run, schedule, plan)
+
+
+def trained(training: BasisTraining, until: int = 4) -> BasisTraining:
+    for epoch in range(training.epoch, until):
+        training.advance(epoch)
     return training
 
 
-def measured(training: Training) -> tuple[list[float], list[float], list[float]]:
-    curves = training.curves
-    return curves.loss, curves.test_loss, curves.accuracy
+def stored(training: BasisTraining) -> Result:
+    file = io.BytesIO()
+    torch.save([training.measured, training.state()], file)
+    file.seek(0)
+    return Result(*torch.load(file, weights_only=True))
 
 
-def converted(training: Training) -> set[str]:
+def numbers(training: BasisTraining, since: int = 0) -> dict[str, list[float]]:
+    steps = training.measured["steps"]
+    return {name: steps[name][since:] for name in ("loss", "test_loss", "accuracy")}
+
+
+def converted(training: BasisTraining) -> set[str]:
     named = training.model.named_modules()
     return {path for path, module in named if isinstance(module, BasisConv2d)}
 
@@ -69,40 +85,31 @@ def converted(training: Training) -> set[str]:
 def test_a_training_restored_after_every_epoch_ends_with_the_same_bits(
     order: str, data: ImageData
 ) -> None:
-    task = Task("t", 0, 4, PLAN, order)
-    whole, interrupted = trained(task, data), Training(task, SETTINGS, data)
-    while not interrupted.done:
-        interrupted.step()
-        file = io.BytesIO()
-        torch.save(interrupted.state_dict(), file)
-        file.seek(0)
-        interrupted = Training(task, SETTINGS, data)
-        interrupted.load_state_dict(torch.load(file, weights_only=True))
-    assert measured(interrupted) == measured(whole)
+    whole = trained(training(data, PLAN, order))
+    interrupted = training(data, PLAN, order)
+    for epoch in range(4):
+        interrupted.advance(epoch)
+        state = stored(interrupted)
+        interrupted = training(data, PLAN, order)
+        interrupted.load(state, own=True)
+    assert numbers(interrupted) == numbers(whole)
 
 
 @pytest.mark.parametrize(("order", "origin_plan"), [(BASIS_FIRST, PLAN), (FULL_FIRST, {})])
 def test_a_schedule_that_branches_off_is_the_whole_training(
     order: str, origin_plan: dict[str, int], data: ImageData
 ) -> None:
-    origin = Training(Task("origin", 0, 4, origin_plan), SETTINGS, data)
-    for _ in range(origin.switch_epoch):
-        origin.step()
-    branch = Training(Task("branch", 0, 4, PLAN, order, branch_of="origin"), SETTINGS, data)
-    branch.load_state_dict(origin.state_dict())
-    while not branch.done:
-        branch.step()
-    assert measured(branch) == measured(trained(Task("whole", 0, 4, PLAN, order), data))
+    origin = trained(training(data, origin_plan), until=2)
+    branch = training(data, PLAN, order)
+    branch.load(stored(origin), own=False)
+    assert numbers(trained(branch)) == numbers(trained(training(data, PLAN, order)), since=2)
 
 
 def test_schedules_change_over_in_the_middle(data: ImageData) -> None:
-    trainings = {o: Training(Task(o, 0, 2, PLAN, o), SETTINGS, data) for o in (
-        "none", BASIS_FIRST, FULL_FIRST)}  # fmt: skip
-    forms = {order: [] for order in trainings}
-    for order, training in trainings.items():
-        while not training.done:
-            training.step()
-            forms[order].append(converted(training))
+    forms = {}
+    for order in ("none", BASIS_FIRST, FULL_FIRST):
+        switching = training(data, PLAN, order, epochs=2)
+        forms[order] = [converted(trained(switching, until)) for until in (1, 2)]
     assert forms["none"] == [set(PLAN)] * 2
     assert forms[BASIS_FIRST] == [set(PLAN), set()]
     assert forms[FULL_FIRST] == [set(), set(PLAN)]
@@ -110,7 +117,7 @@ def test_schedules_change_over_in_the_middle(data: ImageData) -> None:
 
 def test_the_training_is_sgd_with_momentum_on_a_cosine(data: ImageData) -> None:
     """Against torch's scheduler and a loop of its own."""
-    training = Training(Task("t", 0, 2), SETTINGS, data)
+    ours = training(data, {}, epochs=2)
     model = resnet18(10, width=4, generator=seeded(SETTINGS.seed, 0, 0))
     optimizer = torch.optim.SGD(model.parameters(), 0.05, 0.9, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 2 * 3)
@@ -127,20 +134,20 @@ def test_the_training_is_sgd_with_momentum_on_a_cosine(data: ImageData) -> None:
                 top, left = draws[:, i].tolist()
                 image = padded[i, :, top : top + 16, left : left + 16]
                 crops.append(image.flip(2) if flips[i] else image)
-            images = training.images.normalise(torch.stack(crops))
+            images = ours.images.normalise(torch.stack(crops))
             loss = F.cross_entropy(model(images), data.train_labels[index])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
             losses.append(loss.item())
-        training.step()
-        assert training.curves.loss[-1] == pytest.approx(sum(losses) / 3, rel=1e-4)
+        ours.advance(epoch)
+        assert ours.measured["steps"]["loss"][-1] == pytest.approx(sum(losses) / 3, rel=1e-4)
 
 
 def test_runs_differ_and_variants_of_a_run_start_alike(data: ImageData) -> None:
     def stem(run: int, plan: dict[str, int]) -> torch.Tensor:
-        return Training(Task("t", run, 1, plan), SETTINGS, data).model.conv1.weight
+        return training(data, plan, run=run).model.conv1.weight
 
     assert torch.equal(stem(0, {}), stem(0, PLAN))
     assert not torch.equal(stem(0, {}), stem(1, {}))
@@ -215,74 +222,55 @@ def test_step_times_are_relative_to_dense() -> None:
     assert 0 < low <= middle <= high
 
 
-def study(accuracies: dict[str, list[float]], ratio: float, agree: bool) -> Study:
+def evidence(ratio: float) -> BasisEvidence:
+    settings = replace(SETTINGS, fractions=(0.5,))
     by_training = sensitivities("train", 1, "2")
-    costs = {
-        path: {rank: (1 if agree else -1) * cost for rank, cost in by_training.costs[path].items()}
-        for path in by_training.costs
-    }
-    by_taylor = Sensitivities("taylor", costs, costs, 1.0, seconds=0.1)
-    times = times_of(0.5)
-    plan = {path: next(iter(ranks)) for path, ranks in costs.items()}
-    plans = dict.fromkeys((EVERYWHERE, BY_TRAINING, BY_TAYLOR), plan)
-    search = Search(times, by_training, by_taylor, 0.2, 0.9, plans)
-    curves = {
-        variant: [
-            Curves([1.0, 0.5], [1.0, 0.5], [10.0, accuracy], [1.0, 1.0])
-            for accuracy in accuracies[variant]
-        ]
-        for variant in VARIANTS
-    }
+    by_taylor = replace(by_training, method="taylor", seconds=0.1)
+    plans = {name: {} for name in (EVERYWHERE, BY_TRAINING, BY_TAYLOR)}
+    search = Search(times_of(0.5), by_training, by_taylor, 0.2, 0.9, plans)
     step_times = {name: StepTime(10.0, (ratio, ratio, ratio)) for name in plans}
     step_times[DENSE] = StepTime(10.0, (1.0, 1.0, 1.0))
-    settings = replace(SETTINGS, fractions=(0.5,), runs=3)
-    return Study(settings, {"name": "none", "classes": 10}, search, curves, step_times)
+    source = ImageSource(Path("none"), {}, "cpu")
+    return BasisEvidence(BasisStudy(settings, source, search, step_times), Table.of([{"epoch": 1}]))
 
 
-def accuracies(**lost: float) -> dict[str, list[float]]:
-    return {v: [a - lost.get(v, 0.0) for a in (80.0, 81.0, 82.5)] for v in VARIANTS}
-
-
-def test_what_the_paper_says_holds_where_it_is_so() -> None:
-    lost = accuracies(everywhere=5.0, by_training=0.2, by_taylor=0.1, basis_first=1.0)
-    lost[FULL_FIRST] = [a - 3.0 for a in lost[DENSE]]
-    claims = basis_claims(study(lost, 0.8, True))
-    assert [claim.verdict for claim in claims] == ["holds"] * 8
-
-
-def test_and_does_not_where_it_is_not() -> None:
-    lost = accuracies(everywhere=-1.0, by_training=2.0, by_taylor=4.0, basis_first=3.0)
-    claims = basis_claims(study(lost, 0.9, False))
-    wrong = [claim.verdict == "does not hold" for claim in claims]
-    assert wrong == [True, True, True, True, True, True, False, True]
+def test_values_for_claims() -> None:
+    saving = evidence(0.8).value("saving by_training", "")
+    assert (saving.low, saving.high) == (pytest.approx(20), pytest.approx(20))
+    assert "a step saves 20.0 % (quartiles 20.0 to 20.0, 10.0 % asked for)" in saving.measured
+    cost = evidence(0.8).value("seconds of one core or GPU", "")
+    assert cost.low == cost.high == pytest.approx(3.0)
+    names = evidence(0.8).settings(["every fraction"])
+    trained, predicted = evidence(0.8).vectors("costs of layers", names[0])
+    assert trained == predicted
 
 
 def test_a_schedules_time_is_the_mean_of_its_epochs() -> None:
-    found = study(accuracies(), 0.8, True)
+    found = evidence(0.8)
     assert found.time_ratio(FULL_FIRST)[1] == pytest.approx(0.9)
     assert found.time_ratio(BASIS_FIRST)[1] == pytest.approx(0.9)
     assert found.epoch_seconds(FULL_FIRST) == pytest.approx(0.9 * 0.01 * 50_000 / 2)
 
 
-def test_presets_say_what_is_reduced() -> None:
+def test_presets_have_their_sizes() -> None:
     paper = preset_settings("paper", synthetic=False, autocast=True)
     recipe = paper.recipe
     assert (recipe.width, recipe.batch, recipe.rate, recipe.weight_decay) == (64, 128, 0.1, 5e-4)
     assert recipe.autocast
     assert paper.train_images is None
-    assert paper.reduced == ""
-    assert "synthetic" in preset_settings("quick", synthetic=True, autocast=False).reduced
-    assert "synthetic" not in preset_settings("quick", synthetic=False, autocast=False).reduced
+    desk = preset_settings("desk", synthetic=False, autocast=False)
+    assert desk.runs >= 10
+    assert (desk.train_images, desk.test_images, desk.epochs) == (20_000, None, 10)
 
 
 def test_autocast_trains_in_bfloat16(data: ImageData) -> None:
     settings = replace(SETTINGS, recipe=replace(SETTINGS.recipe, autocast=True))
-    training = Training(Task("t", 0, 1, PLAN), settings, data)
+    cast = BasisTraining(settings, data, "cpu", 0, SkipSchedule("none"), PLAN)
     seen: list[torch.dtype] = []
-    handle = training.model.layer4.register_forward_hook(
+    handle = cast.model.layer4.register_forward_hook(
         lambda module, args, output: seen.append(args[0].dtype)
     )
-    training.step()
+    cast.advance(0)
     handle.remove()
     assert set(seen) == {torch.bfloat16}
-    assert training.curves.loss[0] < 5
+    assert cast.measured["steps"]["loss"][0] < 5

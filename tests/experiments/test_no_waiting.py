@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from growkernels.data.images import ImageData
 from growkernels.experiments.basis.settings import Recipe as BasisRecipe
-from growkernels.experiments.basis.sgd import ImageTraining
-from growkernels.experiments.scaling.engine import ScalingRun
+from growkernels.experiments.basis.training import ImageTraining
+from growkernels.experiments.images.folders import ImageData
 from growkernels.experiments.scaling.settings import preset_setting
-from growkernels.experiments.sensli.cnn_engine import CnnRun, Curve, Network
+from growkernels.experiments.scaling.training import ScalingTraining
 from growkernels.experiments.sensli.cnn_settings import cnn_preset
+from growkernels.experiments.sensli.cnn_training import CnnTraining
 
 META = torch.device("meta")
 aten = torch.ops.aten
@@ -77,7 +77,7 @@ def no_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_autocast")
 def test_an_epoch_of_the_basis_study_reads_one_number() -> None:
     recipe = BasisRecipe(4, 8, 0.1, 0.9, 5e-4, crop_padding=1)
-    training = ImageTraining(recipe, 2, images(16), META)
+    training = ImageTraining(recipe, 2, images(16), "meta")
     model = training.new_network(torch.Generator())
     optimizer = training.new_optimizer(model)
     with Watch() as watch:
@@ -86,24 +86,21 @@ def test_an_epoch_of_the_basis_study_reads_one_number() -> None:
     assert watch.reads == 1
     with Watch() as watch:
         training.test(model)
-    assert watch.reads == 2
+    assert watch.reads == 3
 
 
+@pytest.mark.usefixtures("no_autocast")
 def test_an_epoch_of_the_cnn_study_reads_one_number() -> None:
     setting = cnn_preset("quick", "plain").settings[0]
-    run = CnnRun(setting, 0, images(32, 48), META)
-    model = run._new_model((1, 1, 1))
-    network = Network(model, setting.optimizer.build(model))
-    curve = Curve(0, 0, 0.0, (1, 1, 1))
+    training = CnnTraining(setting, 0, images(32, 48), "meta", (1, 1, 1))
     with Watch() as watch:
-        crops, order = run._epoch_images(1)
-        run._train_epoch(network, curve, crops, order)
-    assert watch.reads == 3  # the training loss, the test's loss and errors
+        training.advance(0)
+    assert watch.reads == 4  # the training loss, the test's loss and two counts of answers
 
 
 @pytest.mark.usefixtures("no_autocast")
 def test_an_epoch_of_the_scaling_study_reads_one_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = "growkernels.experiments.scaling.engine."
+    engine = "growkernels.experiments.scaling.training."
     monkeypatch.setattr(  # the fused AdamW refuses the meta device
         engine + "build_optimizer", lambda recipe, model: torch.optim.SGD(model.parameters(), 0.1)
     )
@@ -116,8 +113,8 @@ def test_an_epoch_of_the_scaling_study_reads_one_number(monkeypatch: pytest.Monk
             "architecture": type(setting.architecture)(64, 2, 2, 8, 64),
         }
     )
-    run = ScalingRun(setting, setting.variant("reduced"), 0, images(64).to(META), "meta")
+    run = ScalingTraining(setting, setting.variant("reduced"), 0, images(64).to(META), "meta")
     with Watch() as watch:
-        run._train_epoch()
+        run._train_epoch(0)
     assert run.batches.epoch_images() == 24
     assert watch.reads == 1

@@ -20,4 +20,5 @@ def test_a_log_gets_a_line_a_minute(monkeypatch, terminal, lines):
     task = bars.add_task("training", total=9)
     for clock.now, completed in ((59.0, 2), (60.0, 3), (100.0, 5), (125.0, 7)):
         bars.update(task, completed=completed)
-    assert written.getvalue().splitlines() == lines
+    told = [line.partition(",")[0] for line in written.getvalue().splitlines()]
+    assert told == lines

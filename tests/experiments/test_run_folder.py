@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from growkernels.experiments.run_folder import RunFolder, RunFolderError, write_atomically
 
@@ -83,31 +82,44 @@ def test_a_full_disk_leaves_the_old_file_whole(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["state.pt"]
 
 
-def test_a_real_full_device_is_named(tmp_path):
+def test_metrics_are_replaced_as_a_whole(tmp_path):
     folder = RunFolder(tmp_path / "run", CONFIG)
-    (folder.path / "metrics.jsonl").symlink_to("/dev/full")
-    folder.log(epoch=1)
-    with pytest.raises(RunFolderError, match="disk is full"):
-        folder.save_checkpoint({})
-    (folder.path / "metrics.jsonl").unlink()
+    for epochs in (3, 2):
+        folder.write_metrics({"epoch": epoch, "loss": 0.5} for epoch in range(epochs))
     folder.close()
-    assert json.loads((folder.path / "metrics.jsonl").read_text()) == {"epoch": 1}
-
-
-def test_metrics_after_the_last_checkpoint_are_dropped_on_resume(tmp_path):
-    folder = RunFolder(tmp_path / "run", CONFIG)
-    folder.log(epoch=1, loss=0.5)
-    folder.save_checkpoint({"epoch": 1, "weights": torch.ones(2)})
-    folder.log(epoch=2, loss=0.4)
-    folder.close()
-    again = RunFolder(tmp_path / "run", CONFIG, resume=True)
-    state = again.load_checkpoint()
-    assert state["epoch"] == 1
-    assert torch.equal(state["weights"], torch.ones(2))
-    again.log(epoch=2, loss=0.4)
-    again.close()
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
+    assert [json.loads(line)["epoch"] for line in lines] == [0, 1]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1, 2]", b"\xff\xfe", b"null"])
+def test_a_config_that_is_none_is_one_sentence(tmp_path, content):
+    RunFolder(tmp_path / "run", CONFIG).close()
+    (tmp_path / "run" / "config.json").write_bytes(content)
+    with pytest.raises(RunFolderError, match=r"config\.json .*without --resume"):
+        RunFolder(tmp_path / "run", CONFIG, resume=True)
+
+
+def test_a_config_that_is_a_folder_or_huge_is_one_sentence(tmp_path):
+    RunFolder(tmp_path / "run", CONFIG).close()
+    config = tmp_path / "run" / "config.json"
+    with config.open("wb") as file:
+        file.truncate(1 << 40)  # sparse: it takes no room on the disk
+    with pytest.raises(RunFolderError, match=r"config\.json cannot be read as JSON"):
+        RunFolder(tmp_path / "run", CONFIG, resume=True)
+    config.unlink()
+    config.mkdir()
+    with pytest.raises(RunFolderError, match=r"config\.json cannot be read as JSON"):
+        RunFolder(tmp_path / "run", CONFIG, resume=True)
+
+
+def test_a_part_is_computed_once_and_must_be_what_it_should(tmp_path):
+    folder = RunFolder(tmp_path / "run", CONFIG)
+    for compute in (lambda: {"a": 1}, lambda: {"a": 2}):
+        assert folder.state.computed("part", compute, lambda state: state["a"]) == 1
+    folder.state.save("part", {"b": 1})
+    with pytest.raises(RunFolderError, match=r"part\.pt does not hold the state .*delete it"):
+        folder.state.computed("part", lambda: None, lambda state: state["a"])
+    folder.close()
 
 
 def test_a_damaged_state_names_the_file_and_the_way_out(tmp_path):

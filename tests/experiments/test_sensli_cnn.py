@@ -1,35 +1,33 @@
-"""The CNN study: training with shared pasts, merit passes, resuming, and the whole in miniature."""
+"""The CNN study: training with shared pasts, merit passes, and resuming."""
 
 from __future__ import annotations
 
-import html
+import copy
 import io
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
+from typing import Any
 
-import numpy
 import pytest
 import tiny_cnn_study
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from growkernels.data.images import ImageData
-from growkernels.experiments import sensli
-from growkernels.experiments.run_folder import RunFolderError
-from growkernels.experiments.sensli import cnn_merits, cnn_results
-from growkernels.experiments.sensli.cnn_engine import CnnRun
+from growkernels.experiments.images.folders import ImageData
+from growkernels.experiments.models.vgg import layers_per_stage, vgg
+from growkernels.experiments.sensli import cnn_merits
+from growkernels.experiments.sensli.cnn_conclusion import CnnEvidence
 from growkernels.experiments.sensli.cnn_merits import attempt_insertion, training_flops
-from growkernels.experiments.sensli.cnn_settings import CnnOptimizer, CnnSetting, cnn_preset
-from growkernels.experiments.sensli.cnn_study import run_cnn
-from growkernels.models.vgg import layers_per_stage, vgg
+from growkernels.experiments.sensli.cnn_settings import (
+    CnnOptimizer,
+    CnnPreset,
+    CnnSetting,
+    cnn_preset,
+)
+from growkernels.experiments.sensli.cnn_study import CnnStudy
+from growkernels.experiments.sensli.cnn_training import CnnTraining
+from growkernels.experiments.study import Result
+from growkernels.experiments.table import Table
 
 SETTINGS = {setting.name: setting for setting in tiny_cnn_study.preset().settings}
 MOMENTUM = CnnOptimizer("momentum", 0.02, 0.9, 5e-4)
@@ -47,11 +45,49 @@ def image_data(train: int = 20, test: int = 10, size: int = 16) -> ImageData:
     )  # fmt: skip
 
 
-def trained(setting: CnnSetting, run: int = 0) -> CnnRun:
-    result = CnnRun(setting, run, image_data())
-    while not result.done:
-        result.step()
-    return result
+@dataclass(frozen=True)
+class Source:
+    images: ImageData
+    device: str = "cpu"
+    about: Any = None
+
+
+def stored(value: Any) -> Any:
+    """As a checkpoint gives it back."""
+    file = io.BytesIO()
+    torch.save(value, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def trained(setting: CnnSetting, interrupted: bool = False) -> CnnEvidence:
+    """Both runs of a setting; restored after every epoch if ``interrupted``."""
+    study = CnnStudy(CnnPreset((setting,), None, None), Source(image_data()))
+    results: dict[str, Result] = {}
+    for stretch in study.stretches():
+        # A copy: an optimizer goes on with the very tensors that it is given.
+        training = study.begin(stretch, copy.deepcopy(results.get(stretch.parent or "")))
+        for step in range(stretch.first, stretch.last):
+            training.advance(step)
+            if interrupted:
+                training = study.resume(
+                    stretch, Result(*stored([training.measured, training.state()]))
+                )
+        results[stretch.key] = Result(*stored([training.measured, training.state()]))
+    return CnnEvidence(study, results, Table.of(study.records(results)))
+
+
+def training(name: str, run: int = 0) -> CnnTraining:
+    return CnnTraining(SETTINGS[name], run, image_data(), "cpu", (1, 1, 1))
+
+
+def losses(found: CnnEvidence, setting: str, variant: str, run: int = 0) -> list[float]:
+    curve = found.table.curve(variant, "loss", setting)
+    return curve[run].tolist() if run in curve else []
+
+
+def layers_of(found: CnnEvidence, setting: str, variant: str) -> tuple[int, ...]:
+    return tuple(found.stretches(setting, variant, 0)[-1]["layers"])
 
 
 def weights(model: nn.Module) -> Tensor:
@@ -63,113 +99,88 @@ def weights(model: nn.Module) -> Tensor:
 def test_a_run_restored_after_every_epoch_ends_with_the_same_bits(
     name: str, optimizer: CnnOptimizer
 ) -> None:
-    setting = replace(SETTINGS[name], optimizer=optimizer)
-    whole, interrupted = trained(setting), CnnRun(setting, 0, image_data())
-    while not interrupted.done:
-        interrupted.step()
-        file = io.BytesIO()
-        torch.save(interrupted.state_dict(), file)
-        file.seek(0)
-        interrupted = CnnRun(setting, 0, image_data())
-        interrupted.load_state_dict(torch.load(file, weights_only=True))
-    assert interrupted.curves.keys() == whole.curves.keys()
-    for key, curve in whole.curves.items():
-        again = interrupted.curves[key]
-        assert (again.loss, again.error, again.test_loss) == (
-            curve.loss, curve.error, curve.test_loss,
-        )  # fmt: skip
-        assert again.layers == curve.layers
-        if curve.merit_pass is not None:
-            assert again.merit_pass is not None
-            assert again.merit_pass.merits == curve.merit_pass.merits
+    def numbers(found: CnnEvidence) -> list[Any]:
+        records = found.study.records(found.results)
+        return [{k: v for k, v in record.items() if k != "seconds"} for record in records]
+
+    setting = replace(SETTINGS[name], optimizer=optimizer, runs=1)
+    assert numbers(trained(setting, interrupted=True)) == numbers(trained(setting))
 
 
 def test_plain_is_the_bare_gradient_step() -> None:
-    run = CnnRun(SETTINGS["cnn_exp9"], 0, image_data())
-    reference = run._new_model((1, 1, 1))
-    images, order = run._epoch_images(1)
-    for index in order.split(run.setting.batch):
+    ours = training("cnn_exp9")
+    reference = ours._new_model((1, 1, 1))
+    images, order = ours.epoch_images(1, 0)
+    for index in order.split(ours.setting.batch):
         loss = F.cross_entropy(
-            reference(run.normalise(images[index])), run.data.train_labels[index]
+            reference(ours.normalise(images[index])), ours.data.train_labels[index]
         )
         reference.zero_grad()
         loss.backward()
         with torch.no_grad():
             for parameter in reference.parameters():
-                parameter -= run.setting.optimizer.rate * parameter.grad
-    run.step()
-    torch.testing.assert_close(weights(run.networks["1-1-1"].model), weights(reference))
+                parameter -= ours.setting.optimizer.rate * parameter.grad
+    ours.advance(0)
+    torch.testing.assert_close(weights(ours.model), weights(reference))
 
 
 def test_every_epoch_has_its_own_crops_and_order() -> None:
-    run = CnnRun(SETTINGS["cnn_exp9"], 0, image_data())
-    images, order = run._epoch_images(1)
-    again, same_order = run._epoch_images(1)
-    assert torch.equal(images, again)
-    assert torch.equal(order, same_order)
-    run.step()
-    later, other_order = run._epoch_images(1)
-    assert not torch.equal(images, later)
-    assert not torch.equal(order, other_order)
+    first, again, later = (training("cnn_exp9").epoch_images(1, epoch) for epoch in (0, 0, 1))
+    for ours, same, other in zip(first, again, later, strict=True):
+        assert torch.equal(ours, same)
+        assert not torch.equal(ours, other)
 
 
 def test_runs_have_their_own_initial_values_and_variants_of_a_run_share_theirs() -> None:
-    setting = SETTINGS["cnn_exp5"]
-    first, second = (CnnRun(setting, run, image_data()) for run in (0, 1))
-    assert not torch.equal(
-        weights(first._new_model((1, 1, 1))), weights(second._new_model((1, 1, 1)))
-    )
-    run = trained(setting)
-    small, largest = (cnn_results.curve([run], name)[:, 0] for name in ("small", "max"))
-    assert torch.equal(small[:2], largest[:2])
-    assert not torch.equal(small[2:], largest[2:])
-    assert layers_of(run, "large") == (2, 1, 1)
-    assert sum(layers_of(run, "max")) == 4
-
-
-def layers_of(run: CnnRun, name: str) -> tuple[int, ...]:
-    variant = cnn_results.variant_named(run.setting, name)
-    return run.variant_curves(variant)[-1][0].layers
+    assert not torch.equal(*(weights(training("cnn_exp5", run).model) for run in (0, 1)))
+    found = trained(SETTINGS["cnn_exp5"])
+    small, largest = (losses(found, "cnn_exp5", name) for name in ("small", "max"))
+    assert small[:2] == largest[:2]
+    assert small[2:] != largest[2:]
+    assert layers_of(found, "cnn_exp5", "large") == (2, 1, 1)
+    assert sum(layers_of(found, "cnn_exp5", "max")) == 4
 
 
 def test_a_declined_attempt_leaves_the_small_net_to_the_last_bit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(cnn_merits, "TAU", 1e9)
-    run = trained(SETTINGS["cnn_exp12"])
+    found = trained(SETTINGS["cnn_exp12"])
     for name in ("insert_1", "insert_3"):
-        assert cnn_results.decisions(run, name) == ["declined"]
-        assert torch.equal(cnn_results.curve([run], name), cnn_results.curve([run], "small"))
+        assert found.decisions("cnn_exp12", name, 0) == ["declined"]
+        assert losses(found, "cnn_exp12", name) == losses(found, "cnn_exp12", "small")
+        assert found.runs("cnn_exp12", "inserted early", "loss") == {}
 
 
 def test_a_tiny_threshold_accepts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cnn_merits, "TAU", 1e-9)
-    run = trained(SETTINGS["cnn_exp12"])
-    assert sum(layers_of(run, "insert_1")) == 4
-    assert cnn_results.decisions(run, "insert_1") != ["declined"]
+    found = trained(SETTINGS["cnn_exp12"])
+    assert sum(layers_of(found, "cnn_exp12", "insert_1")) == 4
+    assert found.decisions("cnn_exp12", "insert_1", 0) != ["declined"]
+    assert found.runs("cnn_exp12", "inserted early", "loss").keys() == {0, 1}
 
 
 def test_the_final_architecture_is_trained_from_scratch_for_all_epochs() -> None:
-    run = trained(SETTINGS["cnn_exp1"])
-    assert sum(layers_of(run, "sensli")) == 6
-    assert layers_of(run, "final") == layers_of(run, "sensli")
-    assert cnn_results.curve([run], "final").isfinite().all()
-    assert not torch.equal(
-        cnn_results.curve([run], "final")[0], cnn_results.curve([run], "sensli")[0]
-    )
+    found = trained(SETTINGS["cnn_exp1"])
+    assert sum(layers_of(found, "cnn_exp1", "sensli")) == 6
+    assert layers_of(found, "cnn_exp1", "final") == layers_of(found, "cnn_exp1", "sensli")
+    final, grown = (losses(found, "cnn_exp1", name) for name in ("final", "sensli"))
+    assert len(final) == len(grown) == 8
+    assert final[0] != grown[0]
+    assert found.obstacle("cnn_exp1", "sensli", "final") is None
 
 
 def test_without_an_insertion_there_is_no_final_architecture(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(cnn_merits, "TAU", 1e9)
-    declining = next(s for s in cnn_preset("quick", "plain").settings if s.name == "cnn_exp1")
     tiny = SETTINGS["cnn_exp1"]
     attempts = tuple(replace(a, rule="relative") for a in tiny.variants[0].attempts)
-    variants = (replace(declining.variants[0], attempts=attempts), declining.variants[1])
-    run = trained(replace(tiny, variants=variants))
-    assert cnn_results.decisions(run, "sensli") == ["declined"] * 3
-    assert run.variant_curves(variants[1]) == []
+    variants = (replace(tiny.variants[0], attempts=attempts), tiny.variants[1])
+    found = trained(replace(tiny, variants=variants))
+    assert found.decisions("cnn_exp1", "sensli", 0) == ["declined"] * 3
+    assert found.stretches("cnn_exp1", "final", 0) == []
+    assert "no layer was inserted" in str(found.obstacle("cnn_exp1", "sensli", "final"))
 
 
 def grown(rule: str) -> tuple[nn.Sequential, nn.Sequential, cnn_merits.MeritPass, Tensor]:
@@ -218,7 +229,7 @@ def test_a_network_that_diverged_declines_and_says_why() -> None:
 
 
 def test_our_merits_are_those_of_the_authors_extended_network() -> None:
-    times = CnnRun(SETTINGS["cnn_exp5"], 0, image_data()).time_merit_passes(batches=2)
+    times = training("cnn_exp5").time_merit_passes(batches=2)
     assert times.gap < 1e-4
     assert min(times.ordinary, times.driver, times.authors) > 0
 
@@ -248,103 +259,6 @@ def test_presets_are_the_papers_numbers() -> None:
     plain = cnn_preset("paper", "plain").settings[0].optimizer
     assert (plain.rate, plain.momentum, plain.weight_decay) == (0.01, 0.0, 0.0)
     assert cnn_preset("paper", "plain").train_limit is None
-
-
-@pytest.fixture(scope="module")
-def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("images")
-    random = numpy.random.default_rng(0)
-    for split, count in (("train", 14), ("test", 5)):
-        for name in ("a", "b", "c"):
-            (folder / split / name).mkdir(parents=True)
-            for i in range(count):
-                pixels = random.integers(0, 256, (16, 16, 3), numpy.uint8)
-                Image.fromarray(pixels).save(folder / split / name / f"{i}.jpg")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def finished(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "whole"
-    run_cnn("quick", "plain", data_folder, "cpu", out, False, tiny_cnn_study.preset())
-    return out
-
-
-def numbers(out: Path) -> dict[str, object]:
-    """Everything in the summary that does not depend on the clock."""
-    summary = json.loads((out / "summary.json").read_text())
-    for variants in summary["settings"].values():
-        for variant in variants.values():
-            del variant["seconds"]
-    claims = [claim for claim in summary["claims"] if "training time" not in claim["measured"]]
-    assert len(claims) == len(summary["claims"]) - 1
-    return {"overview": summary["overview"], "settings": summary["settings"], "claims": claims}
-
-
-def test_the_folder_holds_what_is_promised(finished: Path) -> None:
-    summary = json.loads((finished / "summary.json").read_text())
-    assert set(summary["settings"]) == set(SETTINGS)
-    value = summary["settings"]["cnn_exp5"]["max"]
-    assert {"loss_mean", "loss_sem", "error_mean", "error_sem", "runs", "seconds"} <= set(value)
-    assert value["runs"] == 2
-    assert summary["data"]["name"] == "3 classes (JPEG)"
-    assert summary["data"]["train_images"] == 36
-    assert set(summary["merit_pass_milliseconds_per_batch"]) == {"cnn_exp5", "cnn_exp9"}
-    assert {c["verdict"] for c in summary["claims"]} <= {
-        "holds", "does not hold", "cannot be told"
-    }  # fmt: skip
-    records = [json.loads(x) for x in (finished / "metrics.jsonl").read_text().splitlines()]
-    epochs = [r for r in records if "epoch" in r and r["variant"] == "final"]
-    assert len(epochs) == 2 * 8
-    attempts = [r for r in records if "attempt_before_epoch" in r]
-    assert all(set(r["merits"]) == {"frobenius", "frobenius_scaled", "operator"} for r in attempts)
-    assert {p.name for p in (finished / "plots").iterdir()} == {
-        "training_loss.png", "test_error.png", "merits.png", "insertion_times.png"
-    }  # fmt: skip
-
-
-def test_the_report_says_what_was_reduced_and_what_differs(finished: Path) -> None:
-    page = html.unescape((finished / "report.html").read_text())
-    assert page.count('src="data:image/png;base64,') == 4
-    for words in ("Much is small.", "a lossy format", "one vector for all ten runs", "plain SGD"):
-        assert words in page
-
-
-def test_killed_and_resumed_ends_with_the_same_numbers(
-    finished: Path, data_folder: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "run"
-    program = [sys.executable, str(Path(tiny_cnn_study.__file__)), str(data_folder), str(out)]
-    process = subprocess.Popen(program, stdout=subprocess.DEVNULL)
-    while not list((out / "state").glob("cnn_*.pt")):
-        assert process.poll() is None
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (out / "summary.json").exists()
-    with pytest.raises(RunFolderError, match="--resume"):
-        run_cnn("quick", "plain", data_folder, "cpu", out, False, tiny_cnn_study.preset())
-    other = tiny_cnn_study.preset(MOMENTUM)
-    with pytest.raises(RunFolderError, match="different: settings"):
-        run_cnn("quick", "momentum", data_folder, "cpu", out, True, other)
-    run_cnn("quick", "plain", data_folder, "cpu", out, True, tiny_cnn_study.preset())
-    assert numbers(out) == numbers(finished)
-    assert sorted((out / "metrics.jsonl").read_text().count(k) for k in SETTINGS) == sorted(
-        (finished / "metrics.jsonl").read_text().count(k) for k in SETTINGS
-    )
-
-
-def test_what_the_user_may_get_wrong(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    with pytest.raises(ValueError, match="--net cnn needs images: give --data DIR"):
-        sensli.run("quick", "cnn", None, "cpu", out)
-    with pytest.raises(ValueError, match="--optimizer is 'adam'"):
-        sensli.run("quick", "cnn", tmp_path, "cpu", out, optimizer="adam")
-    with pytest.raises(ValueError, match="--optimizer is for --net cnn"):
-        sensli.run("quick", "fc", None, "cpu", out, optimizer="momentum")
-    with pytest.raises(FileNotFoundError, match="There is no folder"):
-        sensli.run("quick", "cnn", tmp_path / "none", "cpu", out)
-    assert not out.exists()
-    out.write_text("mine")
-    with pytest.raises(RunFolderError, match="is a file"):  # told before images are looked for
-        sensli.run("quick", "cnn", tmp_path / "none", "cpu", out)
+    desk = cnn_preset("desk", "plain")
+    assert {setting.runs for setting in desk.settings} == {6}
+    assert (desk.train_limit, desk.test_limit) == (20_000, None)

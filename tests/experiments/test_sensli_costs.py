@@ -7,12 +7,12 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import growkernels as gk
+from growkernels.experiments.models.batched import initialise
+from growkernels.experiments.models.networks import fully_connected, single_network
 from growkernels.experiments.sensli import flops, merit_timing
 from growkernels.experiments.sensli.authors_merits import ExtendedNetwork
 from growkernels.experiments.sensli.merits import position_merits
 from growkernels.experiments.sensli.settings import SETTINGS
-from growkernels.models.batched import initialise
-from growkernels.models.networks import fully_connected, single_network
 
 BY_NAME = {setting.name: setting for setting in SETTINGS}
 

@@ -6,12 +6,19 @@ import pytest
 import torch
 from torch import nn
 
+from growkernels.experiments.models.batched import cross_entropy, initialise
+from growkernels.experiments.models.networks import single_network
 from growkernels.experiments.seeds import seeded
 from growkernels.experiments.sensli.engine import SettingRun, lineages_of, setting_data
 from growkernels.experiments.sensli.merits import position_merits
-from growkernels.experiments.sensli.settings import SETTINGS, Insertion, Setting, Variant
-from growkernels.models.batched import cross_entropy, initialise
-from growkernels.models.networks import single_network
+from growkernels.experiments.sensli.settings import (
+    SETTINGS,
+    Insertion,
+    Setting,
+    Variant,
+    preset_settings,
+)
+from growkernels.experiments.sensli.spirals_study import curve
 from growkernels.nn import identity_layer
 
 KIND = {"feedforward": "linear_relu", "residual": "residual"}
@@ -37,16 +44,6 @@ def run_to_end(setting: Setting, dtype: torch.dtype = torch.float64) -> SettingR
     while not run.done:
         run.step()
     return run
-
-
-def losses(run: SettingRun, variant: str) -> torch.Tensor:
-    """The curve [epochs + 1, runs] of a variant, from the lineages it goes through."""
-    path = [run.lineages.index(n) for n in lineages_of(run.setting.variant(variant))]
-    curve = run.loss[:, run.rows(path[0])].clone()
-    for index in path[1:]:
-        begin = run.lineages[index].begin
-        curve[begin:] = run.loss[begin:, run.rows(index)]
-    return curve
 
 
 def explicit_merits(network: nn.Sequential, family: str, width: int, x, y) -> list[float]:
@@ -108,7 +105,7 @@ def minibatches(setting: Setting, epoch: int, run: int) -> list[torch.Tensor]:
 @pytest.mark.parametrize("variant", ["small", "max", "min", "max_2", "scratch"])
 def test_every_run_equals_the_network_trained_alone(family, batch, variant):
     setting = tiny_setting(family, batch)
-    together = losses(run_to_end(setting), variant)
+    together = curve(run_to_end(setting), variant)
     for run in range(setting.runs):
         alone = torch.tensor(train_alone(setting, variant, run))
         torch.testing.assert_close(together[:, run], alone, rtol=1e-6, atol=1e-6)
@@ -217,6 +214,11 @@ def test_settings_are_those_of_the_paper():
         assert setting.variant("max").insertions[0].epoch == 450
 
 
+def test_desk_has_three_hundred_initialisations() -> None:
+    assert preset_settings("quick") == preset_settings("paper") == SETTINGS
+    assert {setting.runs for setting in preset_settings("desk")} == {300}
+
+
 @pytest.mark.parametrize("stop_at", [0, 3, 4, 9])
 def test_state_restores_exactly(stop_at, tmp_path):
     setting = tiny_setting("residual", batch=100)
@@ -224,9 +226,9 @@ def test_state_restores_exactly(stop_at, tmp_path):
     first = SettingRun(setting)
     for _ in range(stop_at):
         first.step()
-    torch.save(first.state_dict(), tmp_path / "state.pt")
+    torch.save(first.measured, tmp_path / "state.pt")
     second = SettingRun(setting)
-    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    second.load(torch.load(tmp_path / "state.pt", weights_only=True))
     while not second.done:
         second.step()
     # Rows of lineages that do not live at an epoch are NaN there.

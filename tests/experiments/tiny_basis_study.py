@@ -18,12 +18,13 @@ def settings() -> BasisSettings:
         StepTiming(width=8, batch=2, image_size=8, rounds=2, layer_rounds=1),
         epochs=2, runs=2, search_epochs=1, search_runs=1, validation_images=8,
         calibration_images=16, train_images=24, test_images=20, synthetic_size=16,
-        fractions=(0.25, 0.5), reduced="Much is small.",
+        fractions=(0.25, 0.5),
     )  # fmt: skip
+
+
+def run(out: Path, resume: bool) -> Path:
+    return run_study(settings(), "quick", None, "cpu", out, resume, save_seconds=0.0)
 
 
 if __name__ == "__main__":
-    run_study(
-        settings(), "quick", None, "cpu", Path(sys.argv[1]), "--resume" in sys.argv,
-        save_seconds=0.0,
-    )  # fmt: skip
+    run(Path(sys.argv[1]), "--resume" in sys.argv)

@@ -31,13 +31,12 @@ def preset(optimizer: CnnOptimizer = PLAIN) -> CnnPreset:
     # Networks as small as these decline: let them insert, so that there is a final architecture.
     attempts = tuple(Attempt(attempt.epoch, "max") for attempt in three.variants[0].attempts)
     forced = replace(three.variants[0], attempts=attempts)
-    return CnnPreset(
-        (*others, replace(three, variants=(forced, *three.variants[1:]))), 36, 12, "Much is small."
-    )
+    return CnnPreset((*others, replace(three, variants=(forced, *three.variants[1:]))), 36, 12)
+
+
+def run(data: Path, out: Path, resume: bool) -> Path:
+    return run_cnn("quick", "plain", data, "cpu", out, resume, preset(), save_seconds=0.0)
 
 
 if __name__ == "__main__":
-    run_cnn(
-        "quick", "plain", Path(sys.argv[1]), "cpu", Path(sys.argv[2]), "--resume" in sys.argv,
-        preset(), save_seconds=0.0,
-    )  # fmt: skip
+    run(Path(sys.argv[1]), Path(sys.argv[2]), "--resume" in sys.argv)

@@ -8,16 +8,16 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from growkernels.experiments.images.store import Selection
 from growkernels.experiments.scaling.settings import (
     Architecture,
-    DataLimits,
     Recipe,
     Setting,
     variants,
 )
 from growkernels.experiments.scaling.study import run_study
 
-LIMITS = DataLimits(train=40, test=20, classes=10, small=64, square=64)
+SELECTION = Selection(40, 20, 10, 64, 64)
 
 
 def setting(**recipe: float) -> Setting:
@@ -39,8 +39,9 @@ def setting(**recipe: float) -> Setting:
     )
 
 
+def run(out: Path, resume: bool) -> Path:
+    return run_study("quick", None, "cpu", out, resume, setting(), SELECTION, save_seconds=0.0)
+
+
 if __name__ == "__main__":
-    run_study(
-        "quick", None, "cpu", Path(sys.argv[1]), "--resume" in sys.argv, setting(), LIMITS,
-        save_seconds=0.0,
-    )  # fmt: skip
+    run(Path(sys.argv[1]), "--resume" in sys.argv)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from growkernels.experiments.models.deit import Block, DeiT, DropPath, deit, split_qkv
 from growkernels.growth.neuron_scaling import forward_flops
-from growkernels.models.deit import Block, DeiT, DropPath, deit, split_qkv
 
 SMALL: dict[str, Any] = {
     "embed": 12,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from growkernels.models.resnet import resnet18
+from growkernels.experiments.models.resnet import resnet18
 
 
 @pytest.mark.parametrize(

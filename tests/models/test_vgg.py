@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from growkernels.experiments.models.vgg import layers_per_stage, vgg
 from growkernels.growth import find_positions
-from growkernels.models.vgg import layers_per_stage, vgg
 
 
 def parameters(model: nn.Module) -> int:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
 import numpy
-import torch
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
 
-from growkernels.experiments import plot_style as style
-from growkernels.experiments.basis.claims import NAMES
-from growkernels.experiments.basis.results import Study, agreement, costs_at
+from growkernels.experiments import plots as style
 from growkernels.experiments.basis.settings import (
     BASIS_FIRST,
     BY_TAYLOR,
@@ -20,7 +19,11 @@ from growkernels.experiments.basis.settings import (
     FULL_FIRST,
     VARIANTS,
 )
-from growkernels.experiments.statistics import estimate
+from growkernels.experiments.statistics import estimate, rank_correlation
+from growkernels.experiments.table import differences
+
+if TYPE_CHECKING:
+    from growkernels.experiments.basis.conclusion import BasisEvidence
 
 COLOURS = {
     DENSE: style.GREY,
@@ -33,42 +36,42 @@ COLOURS = {
 AXIS = {"loss": "training loss", "accuracy": "test accuracy, %"}
 
 
-def curves(study: Study) -> bytes:
-    """Mean training loss and test accuracy with bands of one standard error."""
-    figure, axes = style.panels(2, columns=2, size=(5.6, 3.9))
-    epochs = torch.arange(1, study.settings.epochs + 1)
-    ends = []
-    for ax, quantity in zip(axes, ("loss", "accuracy"), strict=True):
-        labels = []
-        for variant in VARIANTS:
-            values, colour = study.curve(variant, quantity), COLOURS[variant]
-            mean = values.nanmean(1)
-            spread = torch.tensor([estimate(row).sem for row in values])
-            ax.plot(epochs, mean, color=colour)
-            ax.fill_between(epochs, mean - spread, mean + spread, color=colour, alpha=0.15, lw=0)
-            labels.append((mean[-1].item(), NAMES[variant], colour))
-        ends.append(labels)
-        switch = round(study.settings.switch * study.settings.epochs)
-        ax.axvline(switch, color="#999999", lw=0.8, ls=(0, (3, 3)))
-        ax.set_xlim(1, max(2, study.settings.epochs))
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.set_xlabel("epoch")
-        ax.set_ylabel(f"{AXIS[quantity]}, mean ± SEM of {study.settings.runs}")
-    figure.draw_without_rendering()  # the labels are placed in pixels
-    for ax, labels in zip(axes, ends, strict=True):
-        style.label_ends(ax, labels, study.settings.epochs)
+def training_curves(evidence: BasisEvidence, names: Mapping[str, str]) -> bytes:
+    """Training loss and test accuracy."""
+    looks = {variant: (names[variant], COLOURS[variant]) for variant in VARIANTS}
+    settings = evidence.study.settings
+    marks = (evidence.study.switch,)
+    panels = [
+        style.Panel("", looks, settings.epochs, quantity, label, marks=marks)
+        for quantity, label in AXIS.items()
+    ]
+    return style.curves(evidence.table, panels)
+
+
+def accuracy_by_time(evidence: BasisEvidence, names: Mapping[str, str]) -> bytes:
+    """Every variant's accuracy after each epoch, against the time that its trainings took."""
+    figure, (ax,) = style.panels(1, columns=1, size=(8.2, 4.4))
+    for variant in VARIANTS:
+        seconds = evidence.table.curve(variant, "seconds").cumsum().mean(axis=1)
+        accuracy = evidence.table.curve(variant, "accuracy")
+        points = [estimate(row) for row in accuracy.to_numpy()]
+        style.band(ax, seconds.to_numpy() / 60, points, COLOURS[variant], names[variant])
+    ax.set_xlabel("minutes of training")
+    ax.set_ylabel(f"{AXIS['accuracy']}, mean ± SEM")
+    figure.legend(loc="outside right center", frameon=False, fontsize=8.5)
     return style.png(figure)
 
 
-def time_and_accuracy(study: Study) -> bytes:
+def time_and_accuracy(evidence: BasisEvidence, names: Mapping[str, str]) -> bytes:
     """Every variant's accuracy against its time per epoch, both relative to dense."""
     figure, (ax,) = style.panels(1, columns=1, size=(7.6, 4.0))
     for variant, marker in zip(VARIANTS, "soDv^P", strict=True):
-        gain, colour = study.gain(variant, DENSE), COLOURS[variant]
-        low, middle, high = (100 * ratio for ratio in study.time_ratio(variant))
+        accuracies = (evidence.runs("", v, "accuracy") for v in (variant, DENSE))
+        gain, colour = estimate(differences(*accuracies)), COLOURS[variant]
+        low, middle, high = (100 * ratio for ratio in evidence.time_ratio(variant))
         ax.errorbar(
             middle, gain.mean, yerr=gain.sem, xerr=[[middle - low], [high - middle]], fmt=marker,
-            color=colour, capsize=2.5, ms=6, label=NAMES[variant],
+            color=colour, capsize=2.5, ms=6, label=names[variant],
         )  # fmt: skip
     ax.axhline(0, color="#999999", lw=0.8, ls=(0, (3, 3)))
     ax.margins(x=0.1, y=0.15)
@@ -78,14 +81,14 @@ def time_and_accuracy(study: Study) -> bytes:
     return style.png(figure)
 
 
-def sensitivities(study: Study) -> bytes:
+def sensitivities(evidence: BasisEvidence) -> bytes:
     """Both methods' costs per layer, and one against the other."""
-    search, settings = study.search, study.settings
+    search, settings = evidence.search, evidence.study.settings
     paths = list(search.by_training.costs)
-    trained = [next(iter(search.by_training.costs[path].values())) for path in paths]
+    trained = evidence.costs(settings.fraction)[0]
     errors = [next(iter(search.by_training.errors[path].values())) for path in paths]
     shares = len(settings.fractions)
-    predicted = numpy.array([costs_at(search, path, shares) for path in paths])
+    predicted = numpy.array([evidence.costs(f)[1] for f in settings.fractions]).T
     figure, (left, middle, right) = style.panels(3, columns=3, size=(4.7, 4.4))
     rows = numpy.arange(len(paths))
     finite = [error == error for error in errors]
@@ -111,19 +114,22 @@ def sensitivities(study: Study) -> bytes:
         ax.axvline(0, color="#555555", lw=0.8)
     share = settings.fractions.index(settings.fraction)
     right.scatter(predicted[:, share], trained, color=style.BLUE, s=22)
-    found, chance = agreement(search, share, shares)
+    found, chance, _ = rank_correlation(trained, predicted[:, share])
     right.set_title(f"rank correlation {found:+.2f} (p = {chance:.3f})")
     right.set_xlabel("predicted increase of the loss")
     right.set_ylabel("accuracy lost in training, points")
     return style.png(figure)
 
 
-def plans(study: Study) -> bytes:
+def plans(evidence: BasisEvidence, names: Mapping[str, str]) -> bytes:
     """The network, layer by layer as wide as its time; filled as far as its filters are basis."""
     shown = (EVERYWHERE, BY_TRAINING, BY_TAYLOR)
     figure, (ax,) = style.panels(1, columns=1, size=(10.5, 3.4))
-    times = study.search.times
-    full_ranks = _output_channels(study)
+    study = evidence.study
+    times = evidence.search.times
+    # The plan that has the same fraction everywhere tells the numbers of output channels.
+    fraction = study.settings.fraction
+    full_ranks = {p: round(rank / fraction) for p, rank in study.plan(EVERYWHERE).items()}
     for row, variant in enumerate(shown):
         x, plan = 0.0, study.plan(variant)
         for path, seconds in times.full.items():
@@ -137,7 +143,7 @@ def plans(study: Study) -> bytes:
             x += width
     ax.set_xlim(0, x)
     ax.set_ylim(len(shown) + 0.75, -0.55)
-    ax.set_yticks(range(len(shown)), [NAMES[variant] for variant in shown])
+    ax.set_yticks(range(len(shown)), [names[variant] for variant in shown])
     ax.grid(visible=False)
     ax.spines[["bottom", "left"]].set_visible(False)
     ax.tick_params(left=False)
@@ -153,9 +159,3 @@ def _layer(ax: Axes, x: float, row: int, width: float, share: float, colour: str
     if share < 1:
         middle = row - 0.4 * share  # of the empty part
         ax.text(x + width / 2, middle, f"{share:.2g}", ha="center", va="center", fontsize=7.5)
-
-
-def _output_channels(study: Study) -> dict[str, int]:
-    """Of the candidate layers, from the plan that has the same fraction everywhere."""
-    plan = study.plan(EVERYWHERE)
-    return {path: round(rank / study.settings.fraction) for path, rank in plan.items()}

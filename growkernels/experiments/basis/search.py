@@ -3,53 +3,112 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from growkernels.data.images import ImageData
-from growkernels.experiments.basis.brief_training import PoolMap, brief_training
 from growkernels.experiments.basis.plans import candidate_layers, make_plans, scaled_times
-from growkernels.experiments.basis.settings import (
-    BasisSettings,
-)
+from growkernels.experiments.basis.settings import BasisSettings
 from growkernels.experiments.basis.step_timing import measure_layers
-from growkernels.experiments.basis.training import Plan
+from growkernels.experiments.basis.training import ImageTraining, Plan
+from growkernels.experiments.images.folders import ImageData
+from growkernels.experiments.images.store import ImageSource
+from growkernels.experiments.models.resnet import resnet18
+from growkernels.experiments.pool import Report, run_parts, workers_on
 from growkernels.experiments.run_folder import StateStore
 from growkernels.experiments.seeds import seeded
-from growkernels.experiments.worker_pool import available_cores
 from growkernels.growth.basis_search import BasisSearch, LayerTimes, Sensitivities
-from growkernels.models.resnet import resnet18
 
 FIRST_SEARCH_SEED = 1000  # the search's starts are none of the final trainings'
-CALIBRATION, DRAWN_LABELS = range(11, 13)  # what a generator is for
+HELD_OUT, CALIBRATION, DRAWN_LABELS = range(10, 13)  # what a generator is for
 Progress = Callable[[int, int], None]
 
 
+def search_data(data: ImageData, validation: int) -> ImageData:
+    """Training images alone: ``validation`` of them, a quarter at most, become the test images."""
+    validation = max(1, min(validation, len(data.train_labels) // 4))
+    order = torch.randperm(len(data.train_labels), generator=seeded(HELD_OUT))
+    train, held_out = order[:-validation], order[-validation:]
+    return replace(
+        data,
+        train_images=data.train_images[train],
+        train_labels=data.train_labels[train],
+        test_images=data.train_images[held_out],
+        test_labels=data.train_labels[held_out],
+    )
+
+
+@dataclass(frozen=True)
+class BriefTraining:
+    """What the search by training does to a model; travels to worker processes by pickle."""
+
+    settings: BasisSettings
+    source: ImageSource
+
+    def images(self) -> ImageTraining:
+        settings = self.settings
+        data = search_data(self.source.images, settings.validation_images)
+        return ImageTraining(settings.recipe, settings.search_epochs, data, self.source.device)
+
+    def build(self, generator: torch.Generator) -> nn.Module:
+        return self.images().new_network(generator)
+
+    def __call__(self, model: nn.Module, generator: torch.Generator) -> float:
+        """Train; the accuracy on the held-out images, in percentage points."""
+        torch.backends.cudnn.deterministic = True
+        images = self.images()
+        optimizer = images.new_optimizer(model)
+        for epoch in range(images.epochs):
+            images.train_epoch(model, optimizer, epoch, generator)
+        return images.test(model).accuracy
+
+
+@dataclass(frozen=True)
+class PoolMap:
+    """``map`` over the worker pool, outcomes in the order in which they come."""
+
+    workers: int
+
+    def __call__(self, function: Callable[[Any], Any], parts: Iterable[Any]) -> Iterator[Any]:
+        for kind, _, result in run_parts(Reporting(function), list(parts), self.workers):
+            if kind == "done":
+                yield result
+
+
+@dataclass(frozen=True)
+class Reporting:
+    """A function of one argument as work of the pool."""
+
+    function: Callable[[Any], Any]
+
+    def __call__(self, part: Any, report: Report) -> Any:
+        return self.function(part)
+
+
 def sensitivity_by_training(
-    settings: BasisSettings, data: ImageData, device: str, results: Path, progress: Progress
+    settings: BasisSettings, source: ImageSource, results: Path, progress: Progress
 ) -> Sensitivities:
     """The paper's search at one fraction; each finished training is stored in ``results``."""
-    training = brief_training(settings, data, device)
+    training = BriefTraining(settings, source)
     model = training.build(seeded(settings.seed))
     search = BasisSearch(model, (settings.fraction,), candidate_layers(model))
-    workers = available_cores() if torch.device(device).type == "cpu" else 1
     return search.sensitivities(
         "train",
         train=training,
         build=training.build,
         seeds=range(FIRST_SEARCH_SEED, FIRST_SEARCH_SEED + settings.search_runs),
         results=results,
-        map_trials=PoolMap(workers),
+        map_trials=PoolMap(workers_on(source.device)),
         progress=progress,
     )
 
 
 def sensitivity_by_taylor(
-    settings: BasisSettings, data: ImageData, device: str
+    settings: BasisSettings, source: ImageSource
 ) -> tuple[Sensitivities, float]:
     """Our search at all fractions, and the seconds of the training before it.
 
@@ -58,13 +117,13 @@ def sensitivity_by_taylor(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the workers that search by training
     try:
-        training = brief_training(settings, data, device)
+        training = BriefTraining(settings, source)
         generator = torch.Generator().manual_seed(FIRST_SEARCH_SEED)
         started = time.perf_counter()
         model = training.build(generator)
         training(model, generator)
         seconds = time.perf_counter() - started
-        images = training.images
+        images = training.images()
         chosen = torch.randperm(len(images.data.train_labels), generator=seeded(CALIBRATION))
         chosen = chosen[: settings.calibration_images].to(images.device)
         batches = [
@@ -96,39 +155,33 @@ class Search:
 
 
 def run_search(
-    settings: BasisSettings, data: ImageData, device: str, states: StateStore, progress: Progress
+    settings: BasisSettings, source: ImageSource, states: StateStore, progress: Progress
 ) -> Search:
     """Both searches and the plans; parts that are in ``states`` already are taken from there.
 
     Measured times differ from run to run, and plans depend on them: hence they are stored first.
     """
-    recipe, timing, classes = settings.recipe, settings.timing, len(data.classes)
-
-    def stored(name: str, compute: Callable[[], Any]) -> Any:
-        if (found := states.load(name)) is None:
-            found = compute()
-            states.save(name, found)
-        return found
-
-    times = LayerTimes(
-        **stored(
-            "layer-times",
-            lambda: asdict(
-                measure_layers(timing, settings.fractions, classes, recipe.autocast, device)
-            ),
-        )
+    recipe, timing, classes = settings.recipe, settings.timing, source.about["classes"]
+    times = states.computed(
+        "layer-times",
+        lambda: asdict(
+            measure_layers(timing, settings.fractions, classes, recipe.autocast, source.device)
+        ),
+        lambda state: scaled_times(LayerTimes(**state), timing.width, recipe.width),
     )
-    times = scaled_times(times, timing.width, recipe.width)
     by_training = sensitivity_by_training(
-        settings, data, device, states.path / "search-trainings.jsonl", progress
+        settings, source, states.path / "search-trainings.jsonl", progress
     )
 
     def taylor() -> dict[str, Any]:
-        sensitivities, seconds = sensitivity_by_taylor(settings, data, device)
+        sensitivities, seconds = sensitivity_by_taylor(settings, source)
         return {"sensitivities": asdict(sensitivities), "seconds": seconds}
 
-    found = stored("search-taylor", taylor)
-    by_taylor = Sensitivities(**found["sensitivities"])
+    by_taylor, seconds = states.computed(
+        "search-taylor",
+        taylor,
+        lambda state: (Sensitivities(**state["sensitivities"]), float(state["seconds"])),
+    )
     model = resnet18(classes, width=recipe.width, generator=seeded(0))
     ratio, plans = make_plans(settings, model, times, by_training, by_taylor)
-    return Search(times, by_training, by_taylor, found["seconds"], ratio, plans)
+    return Search(times, by_training, by_taylor, seconds, ratio, plans)

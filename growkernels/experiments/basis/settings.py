@@ -9,10 +9,6 @@ network and data set, and the report says so.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
-
-Preset = Literal["quick", "paper"]
-PRESETS: tuple[Preset, ...] = ("quick", "paper")
 
 # The variants of the final trainings. The schedules use the plan of "everywhere" in their part.
 DENSE, EVERYWHERE, BY_TRAINING, BY_TAYLOR = "dense", "everywhere", "by_training", "by_taylor"
@@ -80,10 +76,9 @@ class BasisSettings:
     kept_saving: float = 0.5
     switch: float = 0.5
     seed: int = 1
-    reduced: str = ""
 
 
-def preset_settings(preset: Preset, synthetic: bool, autocast: bool) -> BasisSettings:
+def preset_settings(preset: str, synthetic: bool, autocast: bool) -> BasisSettings:
     """The study in the size of a preset; ``synthetic`` says that there is no data set."""
     if preset == "paper":
         return BasisSettings(
@@ -92,32 +87,20 @@ def preset_settings(preset: Preset, synthetic: bool, autocast: bool) -> BasisSet
             epochs=100, runs=5, search_epochs=15, search_runs=2, validation_images=5000,
             calibration_images=5000, train_images=None, test_images=None,
         )  # fmt: skip
+    if preset == "desk":  # about four hours on two cores
+        return BasisSettings(
+            Recipe(16, 64, 0.08, 0.9, 5e-4, crop_padding=4, autocast=autocast),
+            StepTiming(width=64, batch=64, image_size=32, rounds=10, layer_rounds=5),
+            epochs=10, runs=10, search_epochs=3, search_runs=1, validation_images=2000,
+            calibration_images=2000, train_images=20_000, test_images=None,
+        )  # fmt: skip
     quick = BasisSettings(
         Recipe(8, 16, 0.03, 0.9, 5e-4, crop_padding=3, autocast=autocast),
         StepTiming(width=64, batch=32, image_size=32, rounds=5, layer_rounds=3),
         epochs=5, runs=3, search_epochs=2, search_runs=1, validation_images=500,
         calibration_images=512, train_images=1500, test_images=1000, synthetic_size=24,
     )  # fmt: skip
-    if not synthetic:  # natural images need more of everything to learn anything
-        quick = replace(quick, epochs=6, search_epochs=3, train_images=4000)
-    return replace(quick, reduced=_reduced(quick, synthetic))
-
-
-def _reduced(quick: BasisSettings, synthetic: bool) -> str:
-    kind = (
-        f"synthetic ones of {quick.synthetic_size} pixels in {quick.synthetic_classes} classes"
-        if synthetic
-        else "of the data set"
-    )
-    recipe = quick.recipe
-    return (
-        "This is the quick preset, sized for minutes on two cores. Reduced (the paper preset in "
-        f"brackets): {quick.train_images:,} training and {quick.test_images:,} test images, {kind} "
-        f"(CIFAR-10's 50,000 and 10,000); {recipe.width} channels in the first stage of ResNet-18 "
-        f"(64); {quick.epochs} epochs in batches of {recipe.batch} at learning rate "
-        f"{recipe.rate:g} (100, 128, 0.1), {quick.search_epochs} in the search (15); {quick.runs} "
-        f"runs (5), {quick.search_runs} in the search (2). Times are those of the full-width "
-        f"network all the same, in batches of {quick.timing.batch} (128). The accuracies are those "
-        "of small networks far from trained to the end, and --preset paper is the reproduction "
-        "proper."
-    )
+    if synthetic:
+        return quick
+    # Natural images need more of everything to learn anything.
+    return replace(quick, epochs=6, search_epochs=3, train_images=4000)

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from growkernels.experiments.basis.plans import candidate_layers
 from growkernels.experiments.basis.settings import DENSE, Recipe, StepTiming
 from growkernels.experiments.basis.training import Plan
+from growkernels.experiments.models.resnet import resnet18
 from growkernels.experiments.seeds import seeded
 from growkernels.growth.basis_search import BasisSearch, LayerTimes
-from growkernels.models.resnet import resnet18
 from growkernels.nn import convert
 from growkernels.timing import interleaved_seconds
 

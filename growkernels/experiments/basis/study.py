@@ -1,27 +1,16 @@
-"""The study of basis convolutions, from the data to the report."""
+"""The study of basis convolutions: which trainings it has, and what comes before them."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from rich.console import Console
-
-from growkernels.data.images import ImageData
-from growkernels.data.synthetic_images import synthetic_images
-from growkernels.experiments.basis import page
-from growkernels.experiments.basis.claims import NAMES, basis_claims
-from growkernels.experiments.basis.jobs import train_all
 from growkernels.experiments.basis.plans import scaled_plan
-from growkernels.experiments.basis.results import Study, metrics_records, summary_of
 from growkernels.experiments.basis.search import Search, run_search
 from growkernels.experiments.basis.settings import (
     BASIS_FIRST,
-    BY_TAYLOR,
-    BY_TRAINING,
     DENSE,
     EVERYWHERE,
     FULL_FIRST,
@@ -29,21 +18,149 @@ from growkernels.experiments.basis.settings import (
     BasisSettings,
 )
 from growkernels.experiments.basis.step_timing import StepTime, time_steps
-from growkernels.experiments.basis.training import Curves, Plan, Task
-from growkernels.experiments.devices import usable_device
-from growkernels.experiments.image_study import (
-    DATA_SEED,
-    describe_images,
-    progress_bar,
-    read_images,
+from growkernels.experiments.basis.training import BasisTraining, Plan
+from growkernels.experiments.images.store import ImageSource, Selection
+from growkernels.experiments.run_folder import RunFolder, number
+from growkernels.experiments.study import (
+    Conclusion,
+    Content,
+    Fork,
+    Result,
+    Results,
+    Stretch,
+    along,
+    finished,
+    stretches_of,
 )
-from growkernels.experiments.run_folder import RunFolder, refuse_occupied
-from growkernels.experiments.seeds import seeded
-from growkernels.experiments.statistics import Claim
-from growkernels.info import environment
+from growkernels.growth.basis_search import SkipSchedule
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 # Skip schedules and the variants whose first epochs they share.
 BRANCHES = {BASIS_FIRST: EVERYWHERE, FULL_FIRST: DENSE}
+
+
+@dataclass(frozen=True)
+class BasisStudy(Content):
+    """``search`` and ``step_times`` are there once the study is prepared.
+
+    ``step_times`` holds the variants that are one network throughout.
+    """
+
+    settings: BasisSettings
+    source: ImageSource
+    search: Search | None = None
+    step_times: Mapping[str, StepTime] | None = None
+
+    name: ClassVar[str] = "basis"
+    claims: ClassVar[Path] = Path(__file__).with_name("claims.toml")
+    page: ClassVar[str] = "basis/page.html"
+
+    @property
+    def device(self) -> str:  # type: ignore[override]
+        return self.source.device
+
+    def config(self) -> dict[str, Any]:
+        return {"data": self.source.about, "settings": asdict(self.settings)}
+
+    def prepare(self, folder: RunFolder, console: Console) -> BasisStudy:
+        from growkernels.experiments.progress import progress_bar
+
+        with progress_bar(console, "trainings") as bars:
+            bar = bars.add_task("search: layer times", total=None)
+
+            def searched(done: int, total: int) -> None:
+                text = "search by training" if done < total else "search by Taylor expansion"
+                bars.update(bar, description=text, completed=done, total=total)
+
+            search = run_search(self.settings, self.source, folder.state, searched)
+        with console.status("timing training steps"):
+            step_times = folder.state.computed(
+                "step-times",
+                lambda: {k: asdict(v) for k, v in self._measure_steps(search).items()},
+                lambda state: {name: StepTime(**value) for name, value in state.items()},
+            )
+        return replace(self, search=search, step_times=step_times)
+
+    def _measure_steps(self, search: Search) -> dict[str, StepTime]:
+        recipe, timing = self.settings.recipe, self.settings.timing
+        plans: dict[str, Plan] = {DENSE: {}}
+        for name, plan in search.plans.items():
+            plans[name] = scaled_plan(plan, recipe.width, timing.width)
+        return time_steps(plans, timing, recipe, self.source.about["classes"], self.device)
+
+    @property
+    def switch(self) -> int:
+        """The first epoch of the skip schedules' other form."""
+        return round(self.settings.switch * self.settings.epochs)
+
+    def _graph(self) -> tuple[list[Stretch], dict[tuple[str, int], list[str]]]:
+        """All stretches, and the path of every variant and run."""
+        variants = {
+            name: (Fork(0, BRANCHES[name]), Fork(self.switch, name))
+            if name in BRANCHES
+            else (Fork(0, name),)
+            for name in VARIANTS
+        }
+        graph: list[Stretch] = []
+        paths: dict[tuple[str, int], list[str]] = {}
+        for run in range(self.settings.runs):
+            stretches, of_run = stretches_of(
+                variants, self.settings.epochs, f"run{run}", bar="training", about=run
+            )
+            graph += stretches
+            paths |= {(variant, run): path for variant, path in of_run.items()}
+        return graph, paths
+
+    def stretches(self) -> list[Stretch]:
+        return self._graph()[0]
+
+    def plan(self, variant: str) -> Plan:
+        """The basis convolutions of a variant; of a skip schedule, where it has any."""
+        assert self.search is not None
+        if variant == DENSE:
+            return {}
+        return self.search.plans[EVERYWHERE if variant in BRANCHES else variant]
+
+    def _training(self, stretch: Stretch) -> BasisTraining:
+        way = stretch.forks[-1].way
+        schedule = SkipSchedule(way, self.switch) if way in BRANCHES else SkipSchedule("none")
+        return BasisTraining(
+            self.settings, self.source.images, self.device, stretch.about, schedule, self.plan(way)
+        )
+
+    def begin(self, stretch: Stretch, parent: Result | None) -> BasisTraining:
+        training = self._training(stretch)
+        if parent is not None:
+            training.load(parent, own=False)
+        return training
+
+    def resume(self, stretch: Stretch, stored: Result) -> BasisTraining:
+        training = self._training(stretch)
+        training.load(stored, own=True)
+        return training
+
+    def records(self, results: Results) -> list[dict[str, Any]]:
+        paths = self._graph()[1]
+        return [
+            {
+                "variant": variant,
+                "run": run,
+                "epoch": epoch + 1,
+                **{quantity: number(values[epoch]) for quantity, values in curves.items()},
+            }
+            for variant in VARIANTS
+            for run in range(self.settings.runs)
+            if finished(results, paths[variant, run])
+            for curves in [along(results, paths[variant, run])]
+            for epoch in range(self.settings.epochs)
+        ]
+
+    def conclude(self, results: Results, folder: RunFolder) -> Conclusion:
+        from growkernels.experiments.basis.conclusion import conclude
+
+        return conclude(self, self.records(results))
 
 
 def run_study(
@@ -53,183 +170,21 @@ def run_study(
     device: str,
     out: Path,
     resume: bool,
-    save_seconds: float = 10.0,
+    save_seconds: float = 15.0,
 ) -> Path:
     """Search, train, time and report; returns the path of ``report.html``.
 
-    Without ``data`` the images are synthetic. ``save_seconds`` lie between checkpoints. Raises
-    what ``load_images`` raises, ValueError for a device that is not there, RunFolderError for a
-    folder that cannot be used. The data are read before the folder is made.
+    Without ``data`` the images are synthetic. Raises as ``reproduce_on_images``.
     """
-    device = usable_device(device)
-    refuse_occupied(out, resume)
-    console = Console()
-    images = _images(settings, data, console)
-    config = {
-        "experiment": "basis",
-        "preset": preset,
-        "device": device,
-        "data": describe_images(images),
-        "settings": asdict(settings),
-    }
-    folder = RunFolder(out, config, resume)
-    report = out / "report.html"
-    try:
-        if folder.read_json("summary.json") is None or not report.exists():
-            _conclude(folder, _measure(folder, settings, images, device, save_seconds, console))
-            _print(folder, console)
-        console.print(f"report: {report}", soft_wrap=True)
-    finally:
-        folder.close()
-    return report
+    from growkernels.experiments.image_content import reproduce_on_images
 
-
-def _images(settings: BasisSettings, data: Path | None, console: Console) -> ImageData:
-    if data is not None:
-        return read_images(data, settings.train_images, settings.test_images, console)
-    assert settings.train_images is not None
-    assert settings.test_images is not None
-    return synthetic_images(
+    selection = Selection(
         settings.train_images,
         settings.test_images,
-        seeded(DATA_SEED),
-        size=settings.synthetic_size,
-        classes=settings.synthetic_classes,
+        synthetic_size=settings.synthetic_size,
+        synthetic_classes=settings.synthetic_classes,
     )
-
-
-def _measure(
-    folder: RunFolder,
-    settings: BasisSettings,
-    images: ImageData,
-    device: str,
-    save_seconds: float,
-    console: Console,
-) -> Study:
-    with progress_bar(console, "trainings") as progress:
-        bar = progress.add_task("search: layer times", total=None)
-
-        def searched(done: int, total: int) -> None:
-            text = "search by training" if done < total else "search by Taylor expansion"
-            progress.update(bar, description=text, completed=done, total=total)
-
-        search = run_search(settings, images, device, folder.state, searched)
-    with console.status("timing training steps"):
-        step_times = _step_times(folder, settings, search, len(images.classes), device)
-    curves = _train(folder, settings, search, images, device, save_seconds, console)
-    return Study(settings, folder.config["data"], search, curves, step_times)
-
-
-def _step_times(
-    folder: RunFolder, settings: BasisSettings, search: Search, classes: int, device: str
-) -> dict[str, StepTime]:
-    stored = folder.state.load("step-times")
-    if stored is None:
-        width, timing = settings.recipe.width, settings.timing
-        plans: dict[str, Plan] = {DENSE: {}}
-        for name, plan in search.plans.items():
-            plans[name] = scaled_plan(plan, width, timing.width)
-        measured = time_steps(plans, timing, settings.recipe, classes, device)
-        stored = {name: asdict(value) for name, value in measured.items()}
-        folder.state.save("step-times", stored)
-    return {name: StepTime(**value) for name, value in stored.items()}
-
-
-def _train(
-    folder: RunFolder,
-    settings: BasisSettings,
-    search: Search,
-    images: ImageData,
-    device: str,
-    save_seconds: float,
-    console: Console,
-) -> dict[str, list[Curves]]:
-    chains = [
-        _chain(variant, run, settings, search.plans)
-        for variant in (DENSE, EVERYWHERE, BY_TRAINING, BY_TAYLOR)
-        for run in range(settings.runs)
-    ]
-    behind = [0] * len(chains)
-    with progress_bar(console, "epochs") as progress:
-        total = sum(task.epochs for chain in chains for task in chain)
-        bar = progress.add_task("training", total=total)
-
-        def show(chain: int, epochs: int) -> None:
-            behind[chain] = epochs
-            progress.update(bar, completed=sum(behind))
-
-        finished = train_all(chains, settings, images, folder.state, device, save_seconds, show)
-    return {
-        variant: [finished[_name(variant, run)] for run in range(settings.runs)]
-        for variant in VARIANTS
-    }
-
-
-def _chain(
-    variant: str, run: int, settings: BasisSettings, plans: Mapping[str, Plan]
-) -> tuple[Task, ...]:
-    """A variant's training and that of the skip schedule which begins with it."""
-    name = _name(variant, run)
-    branches = [
-        Task(_name(skip, run), run, settings.epochs, plans[EVERYWHERE], skip, branch_of=name)
-        for skip, origin in BRANCHES.items()
-        if origin == variant
-    ]
-    return Task(name, run, settings.epochs, plans.get(variant, {})), *branches
-
-
-def _name(variant: str, run: int) -> str:
-    return f"{variant}-run{run}"
-
-
-def _conclude(folder: RunFolder, study: Study) -> None:
-    if folder.load_checkpoint() is None:
-        for variant, runs in study.curves.items():
-            for run, curves in enumerate(runs):
-                for record in metrics_records(variant, run, curves):
-                    folder.log(**record)
-        folder.save_checkpoint({"logged": True})
-    claims = basis_claims(study)
-    summary: dict[str, Any] = {
-        "experiment": "basis",
-        "preset": folder.config["preset"],
-        "data": study.data,
-        "reduced": study.settings.reduced,
-        "recipe": asdict(study.settings.recipe),
-        "timing": asdict(study.settings.timing),
-        "overview": overview(study, claims),
-        **summary_of(study, study.data["classes"]),
-        "claims": [claim.as_json() for claim in claims],
-        "environment": environment(),
-    }
-    plots = page.draw_plots(study)
-    for name, plot in plots.items():
-        folder.write_bytes(f"plots/{name}.png", plot.png)
-    folder.write_bytes("report.html", page.render(study, claims, plots, summary).encode())
-    folder.write_json("summary.json", summary)
-
-
-def overview(study: Study, claims: Sequence[Claim]) -> str:
-    """A few sentences on what came out, for the top of the report."""
-    found = []
-    for variant in (EVERYWHERE, BY_TRAINING, BY_TAYLOR):
-        gain, ratio = study.gain(variant, DENSE), study.time_ratio(variant)[1]
-        found.append(
-            f"{NAMES[variant]} {100 * (ratio - 1):+.1f} % time and {gain.mean:+.2f} ± "
-            f"{gain.sem:.2f} points of accuracy"
-        )
-    counts = Counter(claim.verdict for claim in claims)
-    where = " (at reduced sizes, see below)" if study.settings.reduced else ""
-    return (
-        f"On {study.data['name']}, against dense: {'; '.join(found)}. Of {len(claims)} claims "
-        f"{counts['holds']} hold, {counts['does not hold']} do not hold, and "
-        f"{counts['cannot be told']} cannot be told from these runs{where}."
-    )
-
-
-def _print(folder: RunFolder, console: Console) -> None:
-    summary = folder.read_json("summary.json")
-    assert summary is not None
-    console.print(summary["overview"])
-    for claim in summary["claims"]:
-        console.print(f"  {claim['verdict']:15} {claim['claim']}", highlight=False)
+    return reproduce_on_images(
+        lambda source: BasisStudy(settings, source),
+        preset, data, selection, device, out, resume, save_seconds,
+    )  # fmt: skip

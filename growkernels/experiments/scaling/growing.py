@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from growkernels.experiments.scaling.history import GrowthStep
-from growkernels.experiments.scaling.results import root
 from growkernels.experiments.scaling.settings import Growth
 from growkernels.growth import NeuronScaling
 from growkernels.growth.neuron_scaling import Scores, Selection
@@ -18,6 +17,37 @@ from growkernels.growth.same_function import outputs_in_eval_mode
 from growkernels.timing import now
 
 CHECKED = 64  # images that the function is compared on
+
+
+@dataclass(frozen=True)
+class GrowthStep:
+    """One growth, before ``epoch``. Lists have one entry per layer, in the order of ``layers``.
+
+    ``scores`` are those of every neuron (splitting: its smallest eigenvalue), ``added`` counts the
+    neurons that were grown. ``change`` is the largest difference of outputs before and after,
+    relative to the largest output. Seconds: of collecting inputs and gradients, of the scores
+    (eigenpairs, where the criterion needs them), and of selection and surgery.
+    """
+
+    epoch: int
+    budget: int
+    layers: list[str]
+    scores: list[list[float]]
+    added: list[int]
+    parameters: int
+    change: float
+    collect_seconds: float
+    score_seconds: float
+    surgery_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        return self.collect_seconds + self.score_seconds + self.surgery_seconds
+
+
+def root(layer: str) -> str:
+    """The layer of the base network that a grown layer is a part of."""
+    return layer.partition(".branches.")[0]
 
 
 def grow(

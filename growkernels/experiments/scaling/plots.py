@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
+import numpy
 from matplotlib import colormaps
-from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from growkernels.experiments import plot_style as style
-from growkernels.experiments.scaling.history import History
-from growkernels.experiments.scaling.results import (
-    Quantity,
-    Results,
-    added_by_layer,
-    base_layers,
-    curve,
-    final,
-    parameters,
-    root,
-)
-from growkernels.experiments.scaling.settings import Setting, Variant
+from growkernels.experiments import plots as style
+from growkernels.experiments.scaling.growing import root
+from growkernels.experiments.scaling.settings import Variant
 from growkernels.experiments.statistics import estimate
+from growkernels.experiments.table import values
+
+if TYPE_CHECKING:
+    from growkernels.experiments.scaling.conclusion import ScalingEvidence
 
 # Title, and the variants in it: label, colour.
 CURVE_PANELS: dict[str, dict[str, tuple[str, str]]] = {
@@ -45,49 +38,34 @@ CURVE_PANELS: dict[str, dict[str, tuple[str, str]]] = {
 COLOURS = {
     name: colour for panel in reversed(CURVE_PANELS.values()) for name, (_, colour) in panel.items()
 }
-AXIS: dict[Quantity, str] = {"top1": "top-1 accuracy on test images, %", "loss": "training loss"}
+AXIS = {"top1": "top-1 accuracy on test images, %", "loss": "training loss"}
 WHERE = ("splitting", "s2d", "gradient_sum", "magnitude", "random", "uniform")
 
 
-def curves(setting: Setting, results: Results, quantity: Quantity) -> bytes:
+def base_layers(evidence: ScalingEvidence) -> list[str]:
+    """Layers of the base network, in order."""
+    grown = evidence.growth["splitting"]
+    return list(dict.fromkeys(root(name) for run in grown for name in run[0]["layers"]))
+
+
+def training_curves(evidence: ScalingEvidence, quantity: str) -> bytes:
     """Mean of "top1" or "loss" with a band of one standard error."""
-    figure, axes = style.panels(len(CURVE_PANELS), columns=2, size=(5.8, 3.9))
-    ends = []
-    for ax, (title, shown) in zip(axes, CURVE_PANELS.items(), strict=True):
-        for epoch in setting.growth_epochs(setting.variant("splitting")):
-            ax.axvline(epoch, color="#bbbbbb", lw=0.7, ls=(0, (3, 3)))
-        labels = []
-        for name, (label, colour) in shown.items():
-            labels.append((_curve(ax, results[name], quantity, colour), label, colour))
-        ends.append(labels)
-        ax.set_title(title)
-        ax.set_xlabel("epoch")
-        ax.set_ylabel(f"{AXIS[quantity]}, mean ± SEM of {setting.runs}")
-        ax.set_xlim(0, setting.epochs)
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.draw_without_rendering()  # the labels are placed in pixels
-    for ax, labels in zip(axes, ends, strict=True):
-        style.label_ends(ax, labels, setting.epochs)
-    return style.png(figure)
+    setting = evidence.setting
+    marks = setting.growth_epochs(setting.variant("splitting"))
+    panels = [
+        style.Panel(title, looks, setting.epochs, quantity, AXIS[quantity], marks=marks)
+        for title, looks in CURVE_PANELS.items()
+    ]
+    return style.curves(evidence.table, panels)
 
 
-def _curve(ax: Axes, runs: Sequence[History], quantity: Quantity, colour: str) -> float:
-    table = curve(runs, quantity)
-    measured = table.isfinite().any(1).nonzero()[:, 0]
-    values = [estimate(row) for row in table[measured]]
-    mean, sem = (torch.tensor([getattr(v, key) for v in values]) for key in ("mean", "sem"))
-    ax.plot(measured + 1, mean, color=colour)
-    ax.fill_between(measured + 1, mean - sem, mean + sem, color=colour, alpha=0.15, lw=0)
-    return float(mean[-1])
-
-
-def accuracy_by_parameters(setting: Setting, results: Results) -> bytes:
+def accuracy_by_parameters(evidence: ScalingEvidence) -> bytes:
     """Final accuracy of every variant against its size, with standard errors."""
     figure, (ax,) = style.panels(1, columns=1, size=(8.2, 4.9))
     points = []
-    for variant in setting.variants:
-        runs = results[variant.name]
-        accuracy, size = estimate(final(runs, "top1")), parameters(runs).mean().item()
+    for variant in evidence.setting.variants:
+        accuracy = estimate(values(evidence.runs("", variant.name, "top1")))
+        size = float(evidence.parameters(variant.name).mean())
         colour = COLOURS.get(variant.name, style.GREEN)
         points.append((accuracy.mean, accuracy.sem, size, variant, colour))
     largest = max(size for _, _, size, *_ in points)
@@ -109,7 +87,7 @@ def accuracy_by_parameters(setting: Setting, results: Results) -> bytes:
     ax.set_xlim(right=largest * 1.13)
     ax.set_xlabel("parameters")
     ax.xaxis.set_major_formatter(FuncFormatter(_short))
-    ax.set_ylabel(f"{AXIS['top1']}, mean ± SEM of {setting.runs}")
+    ax.set_ylabel(f"{AXIS['top1']}, mean ± SEM of {evidence.setting.runs}")
     figure.draw_without_rendering()
     for ends, x in labels:
         style.label_ends(ax, ends, x)
@@ -120,20 +98,19 @@ def _short(value: float, _: object) -> str:
     return f"{value / 1e6:g} M" if value >= 1e6 else f"{value / 1e3:g} k"
 
 
-def spectra(results: Results) -> bytes:
+def spectra(evidence: ScalingEvidence) -> bytes:
     """Smallest eigenvalues of a layer's neurons at every growth, one panel per kind of layer."""
-    runs = results["splitting"]
-    layers = base_layers(runs)
+    steps = evidence.growth["splitting"][0]
+    layers = base_layers(evidence)
     kinds = list(dict.fromkeys(name.rpartition(".")[2] for name in layers))
     figure, axes = style.panels(len(kinds), columns=3, size=(4.3, 3.1))
     for ax, kind in zip(axes, kinds, strict=True):
         own = [name for name in layers if name.rpartition(".")[2] == kind]
-        colours = colormaps["viridis"](torch.linspace(0, 0.9, len(own)).tolist())
+        colours = colormaps["viridis"](numpy.linspace(0, 0.9, len(own)))
         for number, (name, colour) in enumerate(zip(own, colours, strict=True)):
-            steps = runs[0].growth
-            values = [torch.tensor(step.scores[step.layers.index(name)]) for step in steps]
-            epochs = [step.epoch for step in steps]
-            low, middle, high = ([v.quantile(q).item() for v in values] for q in (0.05, 0.5, 0.95))
+            scores = [step["scores"][step["layers"].index(name)] for step in steps]
+            epochs = [step["epoch"] for step in steps]
+            low, middle, high = ([numpy.quantile(s, q) for s in scores] for q in (0.05, 0.5, 0.95))
             ax.plot(epochs, middle, color=colour, marker="o", ms=3, label=f"block {number}")
             ax.fill_between(epochs, low, high, color=colour, alpha=0.15, lw=0)
         ax.axhline(0, color="#999999", lw=0.8)
@@ -146,20 +123,20 @@ def spectra(results: Results) -> bytes:
     return style.png(figure)
 
 
-def where_grown(results: Results) -> bytes:
+def where_grown(evidence: ScalingEvidence) -> bytes:
     """Neurons added by layer and time, mean over the runs, a panel per criterion."""
-    figure, axes = style.panels(len(WHERE), columns=3, size=(4.3, 4.6))
-    for ax, name in zip(axes, WHERE, strict=True):
-        runs = results[name]
-        layers = base_layers(results["splitting"])
-        epochs = sorted({step.epoch for run in runs for step in run.growth})
-        added = torch.zeros(len(layers), len(epochs), dtype=torch.float64)
-        for run in runs:
-            for step in run.growth:
-                added[:, epochs.index(step.epoch)] += added_by_layer(step, layers) / len(runs)
-        image = ax.imshow(
-            added.numpy(), aspect="auto", cmap="Blues", interpolation="nearest", vmin=0
-        )
+    shown = [name for name in WHERE if name in evidence.growth]
+    figure, axes = style.panels(len(shown), columns=3, size=(4.3, 4.6))
+    layers = base_layers(evidence)
+    for ax, name in zip(axes, shown, strict=True):
+        runs = evidence.growth[name]
+        epochs = sorted({step["epoch"] for run in runs for step in run})
+        added = numpy.zeros((len(layers), len(epochs)))
+        for step in (step for run in runs for step in run):
+            for layer, count in zip(step["layers"], step["added"], strict=True):
+                place = layers.index(root(layer)), epochs.index(step["epoch"])
+                added[place] += count / len(runs)
+        image = ax.imshow(added, aspect="auto", cmap="Blues", interpolation="nearest", vmin=0)
         ax.grid(visible=False)
         ax.set_title(name.replace("_", " "))
         ax.set_xticks(range(len(epochs)), [str(epoch) for epoch in epochs], fontsize=8)
@@ -177,17 +154,25 @@ def _layer_label(name: str) -> str:
     return f"{parts[1]}.{parts[-1]}"
 
 
-def growth_cost(setting: Setting, results: Results) -> bytes:
+def growth_cost(evidence: ScalingEvidence) -> bytes:
     """Share of the time that collecting, eigenpairs and surgery take, by variant."""
-    names = [v.name for v in setting.variants if v.growth is not None]
+    names = [v.name for v in evidence.setting.variants if v.growth is not None]
+    parts = ("collect", "score", "surgery")
+    totals = {
+        name: float(evidence.table.curve(name, "seconds").sum().sum())
+        + sum(evidence.growth_seconds(name, part) for part in parts)
+        for name in names
+    }
     figure, (ax,) = style.panels(1, columns=1, size=(7.6, 3.6))
-    left = torch.zeros(len(names), dtype=torch.float64)
+    left = numpy.zeros(len(names))
     for part, label, colour in (
         ("collect", "collecting inputs and gradients", style.SKY),
         ("score", "scores (eigenpairs)", style.BLUE),
         ("surgery", "selection and surgery", style.ORANGE),
     ):
-        shares = torch.tensor([_share(results[name], part) for name in names])
+        shares = numpy.array(
+            [100 * evidence.growth_seconds(name, part) / total for name, total in totals.items()]
+        )
         ax.barh(range(len(names)), shares, left=left, color=colour, label=label, height=0.7)
         left = left + shares
     ax.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
@@ -195,11 +180,3 @@ def growth_cost(setting: Setting, results: Results) -> bytes:
     ax.set_xlabel("% of the time of training and growth")
     ax.legend(fontsize=8.5)
     return style.png(figure)
-
-
-def _share(runs: Sequence[History], part: str) -> float:
-    steps = [step for run in runs for step in run.growth]
-    growth = sum(step.seconds for step in steps)
-    total = growth + float(curve(runs, "seconds").sum())
-    spent: float = sum(getattr(step, f"{part}_seconds") for step in steps)
-    return 100 * spent / total

@@ -11,16 +11,16 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from growkernels.data.augment import Normalise, random_crop_flip
-from growkernels.data.images import ImageData
-from growkernels.data.mixing import (
+from growkernels.experiments.images.augment import Normalise, random_crop_flip
+from growkernels.experiments.images.folders import ImageData
+from growkernels.experiments.images.mixing import (
     mixup_or_cutmix,
     random_erasing,
     random_resized_crop_flip,
     smoothed,
 )
-from growkernels.data.rand_augment import rand_augment
-from growkernels.data.upload import upload
+from growkernels.experiments.images.rand_augment import rand_augment
+from growkernels.experiments.images.upload import upload
 from growkernels.experiments.scaling.settings import Recipe
 
 # Of ImageNet's training images, the usual values.

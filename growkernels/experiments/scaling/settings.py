@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Preset = Literal["quick", "paper"]
+from growkernels.experiments.images.store import Selection
+
 # "uniform" widens every layer by the same share; the others are the driver's.
 Criterion = Literal["splitting", "s2d", "gradient_sum", "magnitude", "random", "uniform"]
 Form = Literal["pair", "gated"]
@@ -137,44 +138,14 @@ class Setting:
         return list(range(self.first_growth, self.epochs, variant.growth.interval))
 
 
-@dataclass(frozen=True)
-class DataLimits:
-    """How much of a data set is used; None: all. ``small`` is the largest size kept as it is."""
-
-    train: int | None
-    test: int | None
-    classes: int | None
-    small: int
-    square: int
-
-
-DATA: dict[Preset, DataLimits] = {
-    "quick": DataLimits(train=2000, test=500, classes=10, small=64, square=64),
-    "paper": DataLimits(train=None, test=None, classes=100, small=64, square=CROPPED),
+SELECTIONS = {
+    "quick": Selection(2000, 500, 10, 64, 64, synthetic_classes=SYNTHETIC_CLASSES),
+    "desk": Selection(20_000, None, 10, 64, 64),
+    "paper": Selection(None, None, 100, 64, CROPPED),
 }
 
 
-def reduced(preset: Preset, setting: Setting, train_images: int, classes: int) -> str:
-    """What a preset has smaller than the paper, in a paragraph; "" where nothing is."""
-    if preset == "paper":
-        return ""
-    net, recipe = setting.architecture, setting.recipe
-    intervals = sorted({v.growth.interval for v in setting.variants if v.growth is not None})
-    return (
-        "This is the quick preset, sized for minutes on two cores. Reduced (the paper's size in "
-        f"brackets): a DeiT of {net.embed} features and {net.depth} blocks (384 and 12) on "
-        f"{(net.image_size // net.patch) ** 2} patches (196); {train_images:,} training images in "
-        f"{classes} classes (some 126,000 in 100), of which an epoch draws {recipe.epoch_images}; "
-        f"{setting.epochs} epochs (300), {setting.first_growth} before the first growth (50), "
-        f"growth every {', '.join(map(str, intervals))} epochs (10, 20, 30, 50); batches of "
-        f"{recipe.batch} (256); layers open from {setting.eligible} neurons on (60); shifted crops "
-        "and mirroring in place of DeiT's resized crops, RandAugment, mixup, CutMix and erasing, "
-        "which hide everything in so short a training. What is seen here is the beginning of the "
-        "paper's curves; --preset paper is the reproduction proper."
-    )
-
-
-def preset_setting(preset: Preset, stored_size: int) -> Setting:
+def preset_setting(preset: str, stored_size: int) -> Setting:
     """The study in the size of a preset, for images stored at ``stored_size`` pixels."""
     size = INPUT if stored_size == CROPPED else stored_size
     if preset == "quick":
@@ -191,6 +162,25 @@ def preset_setting(preset: Preset, stored_size: int) -> Setting:
             growth_rows=1024,
             eligible=10,
             runs=3,
+            test_every=3,
+        )  # fmt: skip
+    if preset == "desk":  # about four hours on two cores
+        names = ("reduced", "homogeneous", "splitting", "gradient_sum", "magnitude", "random",
+                 "uniform")  # fmt: skip
+        return Setting(
+            architecture=Architecture(embed=64, depth=3, heads=4, patch=size // 8, image_size=size),
+            recipe=Recipe(
+                batch=64, rate=1e-3, warmup_epochs=2, drop_path=0.0, mixup=0.0, cutmix=0.0,
+                erasing=0.0, rand_augment=False, resized_crops=False, repeats=1,
+                epoch_images=12_000,
+            ),
+            variants=tuple(v for v in variants((2, 4, 6, 10)) if v.name in names),
+            epochs=24,
+            first_growth=5,
+            growth_batches=8,
+            growth_rows=4096,
+            eligible=15,
+            runs=6,
             test_every=3,
         )  # fmt: skip
     patch = {INPUT: 16, 64: 8}.get(size, 4)

@@ -1,169 +1,161 @@
-"""The study of non-uniform scaling, from the data to the report."""
+"""The study of non-uniform scaling: which trainings it has, and what they are.
+
+Variants that grow start as the reduced network, so up to the first growth they are the reduced
+network.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from rich.console import Console
+import torch
 
-from growkernels.data.images import ImageData, load_images, stored_size
-from growkernels.data.synthetic_images import synthetic_images
-from growkernels.experiments.devices import usable_device
-from growkernels.experiments.image_study import DATA_SEED, describe_images, progress_bar
-from growkernels.experiments.run_folder import RunFolder, refuse_occupied
-from growkernels.experiments.scaling import page
-from growkernels.experiments.scaling.claims import all_claims, overview
-from growkernels.experiments.scaling.history import History
-from growkernels.experiments.scaling.image_cache import store_images, stored_images
-from growkernels.experiments.scaling.results import Results, metrics_records, variant_summary
-from growkernels.experiments.scaling.settings import (
-    DATA,
-    SYNTHETIC_CLASSES,
-    DataLimits,
-    Preset,
-    Setting,
-    Variant,
-    preset_setting,
-    reduced,
+from growkernels.experiments.images.store import ImageSource, Selection
+from growkernels.experiments.run_folder import RunFolder, number
+from growkernels.experiments.scaling.settings import SELECTIONS, Setting, preset_setting
+from growkernels.experiments.scaling.training import ScalingTraining
+from growkernels.experiments.study import (
+    Conclusion,
+    Content,
+    Fork,
+    Result,
+    Results,
+    Stretch,
+    along,
+    finished,
+    stretches_of,
 )
-from growkernels.experiments.scaling.training import train_all
-from growkernels.experiments.seeds import seeded
-from growkernels.info import environment
+
+
+@dataclass(frozen=True)
+class ScalingStudy(Content):
+    setting: Setting
+    source: ImageSource
+
+    name: ClassVar[str] = "scaling"
+    claims: ClassVar[Path] = Path(__file__).with_name("claims.toml")
+    page: ClassVar[str] = "scaling/page.html"
+
+    @property
+    def device(self) -> str:  # type: ignore[override]
+        return self.source.device
+
+    def config(self) -> dict[str, Any]:
+        return {"data": self.source.about, "setting": asdict(self.setting)}
+
+    def _graph(self) -> tuple[list[Stretch], dict[tuple[str, int], list[str]]]:
+        """All stretches, and the path of every variant and run."""
+        setting = self.setting
+        graph: list[Stretch] = []
+        paths: dict[tuple[str, int], list[str]] = {}
+        for run in range(setting.runs):
+            variants = {
+                v.name: (Fork(0, v.name),)
+                if v.growth is None
+                else (Fork(0, "reduced"), Fork(setting.first_growth, v.name))
+                for v in setting.variants
+            }
+            stretches, of_run = stretches_of(
+                variants, setting.epochs, f"run{run}", bar=f"run {run + 1}", about=run
+            )
+            graph += stretches
+            paths |= {(name, run): path for name, path in of_run.items()}
+        return graph, paths
+
+    def stretches(self) -> list[Stretch]:
+        return self._graph()[0]
+
+    def _training(self, stretch: Stretch) -> ScalingTraining:
+        variant = self.setting.variant(stretch.forks[-1].way)
+        return ScalingTraining(
+            self.setting, variant, stretch.about, self.source.images, self.device
+        )
+
+    def begin(self, stretch: Stretch, parent: Result | None) -> ScalingTraining:
+        training = self._training(stretch)
+        if parent is not None:
+            training.load(parent, own=False)
+        return training
+
+    def resume(self, stretch: Stretch, stored: Result) -> ScalingTraining:
+        training = self._training(stretch)
+        training.load(stored, own=True)
+        return training
+
+    def records(self, results: Results) -> list[dict[str, Any]]:
+        """One record per epoch, and one per growth step with all scores summed up by layer."""
+        records: list[dict[str, Any]] = []
+        for (variant, run), path in self._graph()[1].items():
+            if not finished(results, path):
+                continue
+            where = {"variant": variant, "run": run}
+            curves, steps = along(results, path), {s["epoch"]: s for s in growth(results, path)}
+            for epoch in range(self.setting.epochs):
+                if epoch in steps:
+                    grown = {"growth_before_epoch": epoch + 1, **_in_short(steps[epoch])}
+                    records.append({**where, **grown})
+                values = {
+                    k: None if v[epoch] is None else number(v[epoch]) for k, v in curves.items()
+                }
+                records.append({**where, "epoch": epoch + 1, **values})
+        return records
+
+    def conclude(self, results: Results, folder: RunFolder) -> Conclusion:
+        from growkernels.experiments.scaling.conclusion import conclude
+
+        return conclude(self, results, self._graph()[1], self.records(results))
+
+
+def growth(results: Results, path: list[str]) -> list[dict[str, Any]]:
+    """Every `GrowthStep` on a path, as plain values."""
+    return [step for key in path for step in results[key].measured["growth"]]
+
+
+def _in_short(step: Mapping[str, Any]) -> dict[str, Any]:
+    layers = {}
+    for name, scores, added in zip(step["layers"], step["scores"], step["added"], strict=True):
+        values = torch.tensor(scores, dtype=torch.float64)
+        layers[name] = {
+            "neurons": len(values),
+            "lowest": number(values.min().item()),
+            "median": number(values.median().item()),
+            "below_zero": int((values < 0).sum()),
+            "added": added,
+        }
+    seconds = {k: v for k, v in step.items() if k.endswith("_seconds")}
+    return {
+        "budget": step["budget"],
+        "parameters": step["parameters"],
+        "change": number(step["change"]),
+        **seconds,
+        "layers": layers,
+    }
 
 
 def run_study(
-    preset: Preset,
+    preset: str,
     data: Path | None,
     device: str,
     out: Path,
     resume: bool,
     setting: Setting | None = None,
-    limits: DataLimits | None = None,
+    selection: Selection | None = None,
     save_seconds: float = 20.0,
 ) -> Path:
     """Trains all variants and returns the path of ``report.html``.
 
-    ``data`` None: generated images, in preset quick alone. ``setting`` and ``limits`` replace what
-    the preset stands for (tests), ``save_seconds`` lie between checkpoints.
-    Raises what ``load_images`` raises, ValueError for a choice that cannot be, RunFolderError for a
-    folder that cannot be used. The images are read before the folder is made.
+    ``data`` None: generated images. ``setting`` and ``selection`` replace what the preset stands
+    for (tests). Raises as ``reproduce_on_images``.
     """
-    device = usable_device(device)
-    limits = limits or DATA[preset]
-    refuse_occupied(out, resume)
-    console = Console()
-    cache = out / "state" / "images.pt"
-    _provide_images(cache, data, limits, console)
-    images = stored_images(cache)
-    setting = setting or preset_setting(preset, images.train_images.shape[-1])
-    config = {
-        "experiment": "scaling",
-        "preset": preset,
-        "device": device,
-        "data": describe_images(images),
-        "setting": asdict(setting),
-    }
-    folder = RunFolder(out, config, resume)
-    report = out / "report.html"
-    try:
-        if folder.read_json("summary.json") is None or not report.exists():
-            results = _train(folder, setting, cache, device, save_seconds, console)
-            _conclude(folder, setting, results, console)
-        cache.unlink()
-        console.print(f"report: {report}", soft_wrap=True)
-    finally:
-        folder.close()
-    return report
+    from growkernels.experiments.image_content import reproduce_on_images
 
+    def build(source: ImageSource) -> ScalingStudy:
+        size = source.images.train_images.shape[-1]
+        return ScalingStudy(setting or preset_setting(preset, size), source)
 
-def _provide_images(cache: Path, data: Path | None, limits: DataLimits, console: Console) -> None:
-    """Make sure that the run's images lie in ``cache``, as squares of one size."""
-    if data is None:
-        store_images(
-            cache,
-            {"data": "synthetic", **asdict(limits)},
-            lambda: synthetic_images(
-                limits.train or 0,
-                limits.test or 0,
-                seeded(DATA_SEED),
-                classes=SYNTHETIC_CLASSES,
-            ),
-        )
-        return
-    height, width = stored_size(data)
-    square = None if height == width <= limits.small else limits.square
-
-    def read() -> ImageData:
-        with progress_bar(console, "images") as progress:
-            task = progress.add_task("reading images", total=None)
-            return load_images(
-                data,
-                seeded(DATA_SEED),
-                train_limit=limits.train,
-                test_limit=limits.test,
-                class_limit=limits.classes,
-                square=square,
-                progress=lambda done, total: progress.update(task, completed=done, total=total),
-            )
-
-    store_images(cache, {"data": str(data.resolve()), **asdict(limits)}, read)
-
-
-def _train(
-    folder: RunFolder,
-    setting: Setting,
-    images: Path,
-    device: str,
-    save_seconds: float,
-    console: Console,
-) -> dict[str, list[History]]:
-    logged: list[str] = (folder.load_checkpoint() or {"logged": []})["logged"]
-    behind: Counter[tuple[str, int]] = Counter()
-    with progress_bar(console, "epochs") as progress:
-        total = setting.runs * setting.epochs
-        tasks = {v.name: progress.add_task(f"{v.name:17}", total=total) for v in setting.variants}
-
-        def show(variant: Variant, run: int, epochs: int) -> None:
-            behind[variant.name, run] = epochs
-            done = sum(behind[variant.name, other] for other in range(setting.runs))
-            progress.update(tasks[variant.name], completed=done)
-
-        def finished(variant: Variant, run: int, history: History) -> None:
-            key = f"{variant.name}-run{run}"
-            if key not in logged:
-                for record in metrics_records(variant, run, history):
-                    folder.log(**record)
-                logged.append(key)
-                folder.save_checkpoint({"logged": logged})
-
-        return train_all(setting, images, folder.state, device, save_seconds, show, finished)
-
-
-def _conclude(folder: RunFolder, setting: Setting, results: Results, console: Console) -> None:
-    claims = all_claims(setting, results)
-    with console.status("drawing the plots"):
-        plots = page.draw_plots(setting, results)
-    data: Mapping[str, Any] = folder.config["data"]
-    summary: dict[str, Any] = {
-        "experiment": "scaling",
-        "preset": folder.config["preset"],
-        "data": data,
-        "reduced": reduced(folder.config["preset"], setting, data["train_images"], data["classes"]),
-        "overview": overview(claims, results),
-        "variants": {name: variant_summary(runs) for name, runs in results.items()},
-        "claims": [claim.as_json() for claim in claims],
-        "environment": environment(),
-    }
-    for name, plot in plots.items():
-        folder.write_bytes(f"plots/{name}.png", plot.png)
-    folder.write_bytes(
-        "report.html", page.render(setting, results, claims, plots, summary).encode()
+    return reproduce_on_images(
+        build, preset, data, selection or SELECTIONS[preset], device, out, resume, save_seconds
     )
-    folder.write_json("summary.json", summary)
-    console.print(summary["overview"])
-    for claim in claims:
-        console.print(f"  {claim.verdict:15} {claim.statement}", highlight=False)

@@ -1,140 +1,201 @@
-"""Trains the variants in worker processes, with checkpoints, and gives finished runs back."""
+"""The trainings of the study: a DeiT by its recipe, epoch by epoch, growing when it is due."""
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
+from dataclasses import asdict
+from itertools import islice
+from typing import Any
 
 import torch
+from torch import nn
+from torch.nn import functional as F
 
-from growkernels.data.images import ImageData
-from growkernels.experiments.run_folder import StateStore
-from growkernels.experiments.scaling.engine import ScalingRun
-from growkernels.experiments.scaling.history import History
-from growkernels.experiments.scaling.image_cache import stored_images
+from growkernels.experiments.image_training import evaluate, train_epoch
+from growkernels.experiments.images.folders import ImageData
+from growkernels.experiments.models.deit import DeiT, deit
+from growkernels.experiments.scaling.growing import GrowthStep, grow
+from growkernels.experiments.scaling.recipe import Batches, build_optimizer, learning_rate
 from growkernels.experiments.scaling.settings import Setting, Variant
-from growkernels.experiments.worker_pool import Report, available_cores, run_parts
+from growkernels.experiments.seeds import seeded
+from growkernels.experiments.study import Result
+from growkernels.growth import insertions, rebuild
+from growkernels.growth.neuron_scaling import forward_flops
+from growkernels.timing import now
+
+# What a generator is for, so that no two draw the same numbers.
+INITIAL_VALUES, TRAINING, DROPPED_PATHS, GROWTH_BATCHES, GROWTH_CHOICE = range(5)
+DEIT_S_WIDTH = 384
 
 
-@dataclass(frozen=True)
-class Job:
-    """One run of one variant, where its state is kept, and how often it is saved there."""
+class ScalingTraining:
+    """A stretch of one variant in one run.
 
-    setting: Setting
-    variant: Variant
-    run: int
-    states: StateStore
-    images: Path
-    device: str
-    save_seconds: float
+    All randomness is a function of (the setting's seed, run, epoch), the same for every variant,
+    so a restored run continues exactly as it would have, and variants differ in nothing but what
+    is compared.
 
-    @property
-    def key(self) -> str:
-        return f"{self.variant.name}-run{self.run}"
-
-    @property
-    def trunk(self) -> str:
-        """The state of the reduced network before the first growth."""
-        return f"trunk-run{self.run}"
-
-    def restore(self) -> ScalingRun:
-        """The run as its last checkpoint left it, or at its beginning."""
-        data = images_on(self.images, self.device)
-        run = ScalingRun(self.setting, self.variant, self.run, data, self.device)
-        state = self.states.load(self.key)
-        if state is None and self.variant.growth is not None:
-            state = self.states.load(self.trunk)
-        if state is not None:
-            run.load_state_dict(state)
-        return run
-
-
-@lru_cache(maxsize=1)
-def images_on(path: Path, device: str) -> ImageData:
-    """The study's images, resident on the device for all runs of a process."""
-    data = stored_images(path)
-    size = data.train_images.nbytes + data.test_images.nbytes
-    if torch.device(device).type == "cuda":
-        free, _ = torch.cuda.mem_get_info(torch.device(device))
-        if size > 0.8 * free:
-            raise RuntimeError(
-                f"The images take {size / 2**30:.1f} GiB and have to lie on the device, which has "
-                f"{free / 2**30:.1f} GiB free; use a GPU with more memory or smaller images."
-            )
-    return data.to(device)
-
-
-def train(job: Job, report: Report) -> None:
-    """Train to the end, or while there is time; the last checkpoint is the result."""
-    if torch.device(job.device).type == "cuda":
-        # A resumed run repeats the same bits; cuBLAS reads the variable before its first product.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-    run = job.restore()
-    saved = time.monotonic()
-    while not run.done:
-        if run.variant.name == "reduced" and run.epoch == job.setting.first_growth:
-            job.states.save(job.trunk, run.state_dict())
-        run.step()
-        # Also finds out whether the parent is gone, before anything is written for it.
-        time_is_up = report(run.epoch)
-        if time.monotonic() - saved > job.save_seconds:
-            job.states.save(job.key, run.state_dict())
-            saved = time.monotonic()
-        if time_is_up:
-            break
-    job.states.save(job.key, run.state_dict())
-
-
-def train_all(
-    setting: Setting,
-    images: Path,
-    states: StateStore,
-    device: str,
-    save_seconds: float,
-    progress: Callable[[Variant, int, int], None],
-    finished: Callable[[Variant, int, History], None],
-) -> dict[str, list[History]]:
-    """Train what is not finished yet; what all runs of every variant measured, by its name.
-
-    ``progress(variant, run, epochs behind)`` and ``finished(variant, run, history)`` are called in
-    this process.
+    Measured are, per epoch, "loss" (the mean over its training batches, of mixed images and
+    smoothed labels where the recipe mixes and smooths), "test_loss", "top1" and "top5" (accuracies
+    in percent; None after an epoch without a test), "parameters" and "seconds" (of training alone);
+    besides, "growth" has every `GrowthStep` and "flops" the last network's forward operations.
     """
-    jobs = [
-        Job(setting, variant, run, states, images, device, save_seconds)
-        for variant in setting.variants
-        for run in range(setting.runs)
-    ]
-    done: dict[str, History] = {}
 
-    def collect(job: Job) -> bool:
-        state = states.load(job.key)
-        if state is None:
-            return False
-        history = History.from_state(state["history"])
-        progress(job.variant, job.run, len(history.epochs))
-        if len(history.epochs) < setting.epochs:
-            return False
-        done[job.key] = history
-        finished(job.variant, job.run, history)
-        return True
+    def __init__(
+        self, setting: Setting, variant: Variant, run: int, data: ImageData, device: str = "cpu"
+    ) -> None:
+        self.setting = setting
+        self.variant = variant
+        self.run = run
+        self.device = torch.device(device)
+        self.batches = Batches(data, setting.recipe, setting.architecture.image_size)
+        self.classes = len(data.classes)
+        self.model = self._new_model()
+        self.optimizer = build_optimizer(setting.recipe, self.model)
+        names = ("loss", "test_loss", "top1", "top5", "parameters", "seconds")
+        self.measured: dict[str, Any] = {
+            "steps": {name: [] for name in names},
+            "growth": [],
+            "flops": self._flops(),
+        }
 
-    # A GPU is one device: its runs follow one another.
-    workers = available_cores() if torch.device(device).type == "cpu" else 1
-    # Networks that grow continue the reduced one, which therefore comes first.
-    for grows in (False, True):
-        waiting = [job for job in jobs if (job.variant.growth is not None) == grows]
-        waiting = [job for job in waiting if not collect(job)]
-        for kind, index, behind in run_parts(train, waiting, workers):
-            if kind == "progress":
-                progress(waiting[index].variant, waiting[index].run, behind)
-            else:
-                collect(waiting[index])
-    return {
-        variant.name: [done[f"{variant.name}-run{run}"] for run in range(setting.runs)]
-        for variant in setting.variants
-    }
+    def advance(self, step: int) -> None:
+        """One epoch: a growth if it is due, then training and test."""
+        due = self.setting.growth_epochs(self.variant)
+        if step in due:
+            grown = self._grow(step, [e for e in due if e >= step])
+            if grown is not None:
+                self.measured["growth"].append(asdict(grown))
+                self.measured["flops"] = self._flops()
+        started = now(self.device)
+        loss = self._train_epoch(step)
+        seconds = now(self.device) - started
+        test_loss = top1 = top5 = None
+        if self.setting.tests_after(step):
+            test = evaluate(self.model, self.batches.test(), self.device, self._autocast)
+            test_loss, top1, top5 = test.loss, test.accuracy, test.accuracy_of_five
+        values = (loss, test_loss, top1, top5, self._parameters(), seconds)
+        for of_steps, value in zip(self.measured["steps"].values(), values, strict=True):
+            of_steps.append(value)
+
+    def _new_model(self) -> DeiT:
+        architecture, recipe = self.setting.architecture, self.setting.recipe
+        attention, hidden = architecture.widths(self.variant.start)
+        model = deit(
+            embed=architecture.embed,
+            depth=architecture.depth,
+            heads=architecture.heads,
+            attention_width=attention,
+            mlp_width=hidden,
+            patch=architecture.patch,
+            image_size=architecture.image_size,
+            classes=self.classes,
+            drop_path=recipe.drop_path,
+            generator=seeded(self.setting.seed, self.run, INITIAL_VALUES),
+        )
+        # DeiT's standard deviation is made for its width of 384; signals keep their size in others.
+        with torch.no_grad():
+            for layer in model.modules():
+                if isinstance(layer, nn.Linear):
+                    layer.weight *= (DEIT_S_WIDTH / architecture.embed) ** 0.5
+        return model.to(self.device)
+
+    def _parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def _flops(self) -> int:
+        """Of one image's forward pass."""
+        side = self.setting.architecture.image_size
+        return forward_flops(self.model, torch.zeros(1, 3, side, side, device=self.device))
+
+    def _seeded(self, purpose: int, epoch: int) -> torch.Generator:
+        return seeded(self.setting.seed, self.run, purpose, epoch)
+
+    def _grow(self, epoch: int, remaining: list[int]) -> GrowthStep | None:
+        """Spends this step's part of the parameters that are still missing.
+
+        As in the authors' code it is proportional to the learning rate of the moment, here scaled
+        such that all steps together reach the final size.
+        """
+        growth, recipe, setting = self.variant.growth, self.setting.recipe, self.setting
+        assert growth is not None
+        rates = [learning_rate(recipe, setting.epochs, e) for e in remaining]
+        missing = target_parameters(setting, growth.share, self.classes) - self._parameters()
+        self._start_training(epoch)
+        batches = self.batches.training(self._seeded(GROWTH_BATCHES, epoch))
+        return grow(
+            self.model,
+            self.optimizer,
+            growth,
+            list(islice(batches, setting.growth_batches)),
+            F.cross_entropy,
+            epoch=epoch,
+            budget=round(missing * rates[0] / sum(rates)),
+            rows=setting.growth_rows,
+            eligible=setting.eligible,
+            generator=self._seeded(GROWTH_CHOICE, epoch),
+        )
+
+    def _start_training(self, epoch: int) -> None:
+        self.model.train()
+        # Dropped paths come from the global generator.
+        torch.manual_seed(self._seeded(DROPPED_PATHS, epoch).initial_seed())
+
+    def _train_epoch(self, epoch: int) -> float:
+        recipe, epochs = self.setting.recipe, self.setting.epochs
+        self._start_training(epoch)
+        count = self.batches.epoch_images() // min(recipe.batch, self.batches.epoch_images())
+        return train_epoch(
+            self.model,
+            self.optimizer,
+            self.batches.training(self._seeded(TRAINING, epoch)),
+            self.device,
+            rate=lambda step: learning_rate(recipe, epochs, epoch + step / count),
+            autocast=self._autocast,
+        )
+
+    @property
+    def _autocast(self) -> bool:
+        return self.device.type == "cuda"
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "insertions": insertions(self.model),
+        }
+
+    def load(self, stored: Result, *, own: bool) -> None:
+        """Go on with a state of this stretch (``own``), or of the one before it."""
+        if own:
+            self.measured = stored.measured
+        self.model = self._new_model()
+        self.optimizer = build_optimizer(self.setting.recipe, self.model)
+        rebuild(self.model, stored.state["insertions"], self.optimizer)
+        self.model.load_state_dict(stored.state["model"])
+        self.optimizer.load_state_dict(stored.state["optimizer"])
+        self.measured["flops"] = self._flops()
+
+
+def target_parameters(setting: Setting, share: float, classes: int) -> int:
+    """Parameters of a network ``share`` of the way from the reduced to the full size."""
+    architecture = setting.architecture
+    with torch.device("meta"):
+        reduced, full = (
+            sum(
+                p.numel()
+                for p in DeiT(
+                    embed=architecture.embed,
+                    depth=architecture.depth,
+                    heads=architecture.heads,
+                    attention_width=widths[0],
+                    mlp_width=widths[1],
+                    patch=architecture.patch,
+                    image_size=architecture.image_size,
+                    channels=3,
+                    classes=classes,
+                    drop_path=0.0,
+                ).parameters()
+            )
+            for widths in (architecture.widths(0.0), architecture.widths(1.0))
+        )
+    return round(reduced + share * (full - reduced))

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from growkernels.experiments.sensli.cnn_study import run_cnn
-from growkernels.experiments.sensli.spirals_study import run_spirals
-
-PRESETS = ("quick", "paper")
 NETS = ("fc", "cnn")
 OPTIMIZERS = ("plain", "momentum")
 
-__all__ = ["NETS", "OPTIMIZERS", "PRESETS", "run"]
+__all__ = ["NETS", "OPTIMIZERS", "run"]
 
 
 def run(
@@ -26,18 +22,18 @@ def run(
     """Train, compare and report; returns the path of ``report.html`` in ``out``.
 
     ``net`` "fc" is the study of fully connected networks (feed-forward and residual) on the
-    spirals, which is small enough to run at the paper's size in both presets; "cnn" that of
-    convolutional networks on the images in ``data``, where ``optimizer`` "plain" is the SGD that
-    the authors' code runs and "momentum" the one that it names.
+    spirals, small enough for the paper's size in every preset, and for more runs in preset desk;
+    "cnn" that of convolutional networks on the images in ``data``, where ``optimizer`` "plain" is
+    the SGD that the authors' code runs and "momentum" the one that it names.
     Raises ValueError for an unknown choice and RunFolderError for a folder that cannot be used.
     """
-    for name, value, choices in (
-        ("preset", preset, PRESETS),
-        ("net", net, NETS),
-        ("optimizer", optimizer, OPTIMIZERS),
-    ):
-        if value not in choices:
-            raise ValueError(f"--{name} is {value!r}; choose one of {', '.join(choices)}.")
+    from growkernels.experiments.reproduce import PRESETS, check_choice
+    from growkernels.experiments.sensli.cnn_study import run_cnn
+    from growkernels.experiments.sensli.spirals_study import run_spirals
+
+    check_choice("preset", preset, PRESETS)
+    check_choice("net", net, NETS)
+    check_choice("optimizer", optimizer, OPTIMIZERS)
     if net == "cnn":
         if data is None:
             raise ValueError(
@@ -50,4 +46,4 @@ def run(
         raise ValueError("--optimizer is for --net cnn; the spirals train with plain SGD alone.")
     if data is not None:
         raise ValueError("--data is given, but the spirals are generated; leave it out.")
-    return run_spirals(preset=preset, device=device, out=out, resume=resume)
+    return run_spirals(preset, device, out, resume)

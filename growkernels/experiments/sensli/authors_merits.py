@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from growkernels.models.batched import RESIDUAL_SCALE
+from growkernels.experiments.models.batched import RESIDUAL_SCALE
 
 
 class _VirtualBlock(nn.Module):

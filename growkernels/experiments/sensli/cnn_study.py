@@ -1,33 +1,172 @@
-"""The study of convolutional networks on images, from the data to the report."""
+"""The study of convolutional networks on images: which trainings it has, and what they are."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar
 
-from rich.console import Console
-
-from growkernels.data.images import ImageData
-from growkernels.experiments.devices import usable_device
-from growkernels.experiments.image_study import describe_images, progress_bar, read_images
-from growkernels.experiments.run_folder import RunFolder, number, refuse_occupied
-from growkernels.experiments.sensli import cnn_report
-from growkernels.experiments.sensli.cnn_claims import cnn_claims
-from growkernels.experiments.sensli.cnn_engine import CnnRun
-from growkernels.experiments.sensli.cnn_results import (
-    final,
-    metrics_records,
-    setting_summary,
+from growkernels.experiments.images.store import ImageSource, Selection
+from growkernels.experiments.run_folder import RunFolder, number
+from growkernels.experiments.sensli.cnn_settings import (
+    NORM,
+    CnnPreset,
+    CnnSetting,
+    CnnVariant,
+    cnn_preset,
 )
-from growkernels.experiments.sensli.cnn_settings import CnnPreset, CnnSetting, Preset, cnn_preset
-from growkernels.experiments.sensli.cnn_training import train_all
-from growkernels.experiments.statistics import Claim, estimate
-from growkernels.info import environment
+from growkernels.experiments.sensli.cnn_training import CnnTraining, Nothing
+from growkernels.experiments.study import (
+    Conclusion,
+    Content,
+    Fork,
+    Forks,
+    Result,
+    Results,
+    Stretch,
+    along,
+    finished,
+    stretches_of,
+)
 
-TIMED = ("cnn_exp5", "cnn_exp9")  # one setting per base network
+FINAL = "final architecture"
+Paths = dict[tuple[str, str, int], list[str]]  # of a setting, variant and run
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a stretch trains."""
+
+    setting: int
+    run: int
+    original: tuple[int, ...] | None = None
+    """Of a final architecture: the layers that its parent began with."""
+
+
+def forks_of(variant: CnnVariant) -> Forks:
+    begin = Fork(0, "-".join(map(str, variant.layers)))
+    return begin, *(Fork(attempt.epoch, attempt.rule) for attempt in variant.attempts)
+
+
+@dataclass(frozen=True)
+class CnnStudy(Content):
+    preset: CnnPreset
+    source: ImageSource
+
+    name: ClassVar[str] = "sensli"
+    claims: ClassVar[Path] = Path(__file__).with_name("cnn_claims.toml")
+    page: ClassVar[str] = "sensli/cnn_page.html"
+
+    @property
+    def device(self) -> str:  # type: ignore[override]
+        return self.source.device
+
+    def config(self) -> dict[str, Any]:
+        settings = [asdict(setting) for setting in self.preset.settings]
+        return {"net": "cnn", "data": self.source.about, "settings": settings}
+
+    def graph(self) -> tuple[list[Stretch], Paths]:
+        """All stretches, and the path of every variant and run of every setting."""
+        graph: list[Stretch] = []
+        paths: Paths = {}
+        for index, setting in enumerate(self.preset.settings):
+            for run in range(setting.runs):
+                variants = {v.name: forks_of(v) for v in setting.variants if v.final_of is None}
+                name, bar = f"{setting.name}-run{run}", f"{setting.name:9} {setting.role}"
+                stretches, of_run = stretches_of(
+                    variants, setting.epochs, name, bar=bar, about=Task(index, run)
+                )
+                for variant in setting.variants:
+                    if variant.final_of is not None:
+                        original = setting.variant(variant.final_of)
+                        key = f"{name}-{variant.name}"
+                        stretches.append(
+                            Stretch(
+                                key, (Fork(0, FINAL),), 0, setting.epochs,
+                                of_run[original.name][-1], bar,
+                                about=Task(index, run, original.layers),
+                            )
+                        )  # fmt: skip
+                        of_run[variant.name] = [key]
+                graph += stretches
+                paths |= {(setting.name, v, run): path for v, path in of_run.items()}
+        return graph, paths
+
+    def stretches(self) -> list[Stretch]:
+        return self.graph()[0]
+
+    def training(
+        self, setting: CnnSetting, run: int, layers: tuple[int, ...], phase: int = 0
+    ) -> CnnTraining:
+        return CnnTraining(setting, run, self.source.images, self.device, layers, phase)
+
+    def begin(self, stretch: Stretch, parent: Result | None) -> CnnTraining | Nothing:
+        task: Task = stretch.about
+        setting = self.preset.settings[task.setting]
+        if task.original is not None:
+            assert parent is not None
+            layers = tuple(parent.measured["layers"])
+            new = layers != task.original
+            return self.training(setting, task.run, layers, phase=1) if new else Nothing()
+        training = self.training(setting, task.run, _layers(stretch))
+        if parent is not None:
+            training.load(parent, own=False)
+            if stretch.forked:
+                training.attempt(stretch.forks[-1].way, stretch.first)
+        return training
+
+    def resume(self, stretch: Stretch, stored: Result) -> CnnTraining | Nothing:
+        if stored.state is None:
+            return Nothing()
+        task: Task = stretch.about
+        layers = _layers(stretch) if task.original is None else tuple(stored.state["layers"])
+        phase = 0 if task.original is None else 1
+        training = self.training(self.preset.settings[task.setting], task.run, layers, phase)
+        training.load(stored, own=True)
+        return training
+
+    def records(self, results: Results) -> list[dict[str, Any]]:
+        """One record per variant and epoch, and one per insertion attempt."""
+        records: list[dict[str, Any]] = []
+        for (setting, variant, run), path in self.graph()[1].items():
+            if not finished(results, path):
+                continue
+            where = {"setting": setting, "run": run, "variant": variant}
+            curves = along(results, path)
+            for epoch in range(len(curves.get("loss", ()))):
+                values = {name: number(of_epochs[epoch]) for name, of_epochs in curves.items()}
+                records.append({**where, "epoch": epoch + 1, **values})
+            for key in path:
+                merit = results[key].measured.get("merit_pass")
+                if merit is not None:
+                    records.append({**where, **_attempt(merit)})
+        return records
+
+    def conclude(self, results: Results, folder: RunFolder) -> Conclusion:
+        from growkernels.experiments.sensli.cnn_conclusion import conclude
+
+        return conclude(self, results)
+
+
+def _layers(stretch: Stretch) -> tuple[int, ...]:
+    return tuple(map(int, stretch.forks[0].way.split("-")))
+
+
+def _attempt(merit: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "attempt_before_epoch": merit["epoch"] + 1,
+        "rule": merit["rule"],
+        "positions": merit["positions"],
+        "merits": {n: list(map(number, v)) for n, v in merit["merits"].items()},
+        "base": {n: number(v) for n, v in merit["base"].items()},
+        "snr": list(map(number, merit["snr"])),
+        "decided_by": NORM,
+        "inserted": merit["inserted"],
+        "reason": merit["reason"],
+        "seconds": merit["seconds"],
+        "flops": merit["flops"],
+    }
 
 
 def run_cnn(
@@ -40,119 +179,15 @@ def run_cnn(
     sizes: CnnPreset | None = None,
     save_seconds: float = 10.0,
 ) -> Path:
-    """Runs the four CNN settings on the images in ``data``; returns the path of ``report.html``.
+    """Runs the CNN settings on the images in ``data``; returns the path of ``report.html``.
 
-    ``sizes`` replaces what the preset stands for (tests), ``save_seconds`` lie between checkpoints.
-    Raises what ``load_images`` raises, ValueError for an unknown choice, RunFolderError for a
-    folder that cannot be used. The data are read before the folder is made.
+    ``sizes`` replaces what the preset stands for (tests). Raises as ``reproduce_on_images``.
     """
-    sizes = sizes or cnn_preset(
-        cast(Preset, preset), cast("Literal['plain', 'momentum']", optimizer)
-    )
-    device = usable_device(device)
-    refuse_occupied(out, resume)
-    console = Console()
-    images = read_images(data, sizes.train_limit, sizes.test_limit, console)
-    config = {
-        "experiment": "sensli",
-        "net": "cnn",
-        "preset": preset,
-        "device": device,
-        "data": describe_images(images),
-        "settings": [asdict(setting) for setting in sizes.settings],
-    }
-    folder = RunFolder(out, config, resume)
-    report = out / "report.html"
-    try:
-        if folder.read_json("summary.json") is None or not report.exists():
-            runs = _train(folder, sizes.settings, images, device, save_seconds, console)
-            _conclude(folder, runs, sizes, console)
-        console.print(f"report: {report}", soft_wrap=True)
-    finally:
-        folder.close()
-    return report
+    from growkernels.experiments.image_content import reproduce_on_images
 
-
-def _train(
-    folder: RunFolder,
-    settings: Sequence[CnnSetting],
-    images: ImageData,
-    device: str,
-    save_seconds: float,
-    console: Console,
-) -> dict[str, list[CnnRun]]:
-    logged: list[str] = (folder.load_checkpoint() or {"logged": []})["logged"]
-    behind: Counter[tuple[str, int]] = Counter()
-    with progress_bar(console, "epochs") as progress:
-        tasks = {
-            s.name: progress.add_task(f"{s.name:9} {s.role}", total=s.runs * s.epochs_to_train)
-            for s in settings
-        }
-
-        def show(setting: CnnSetting, run: int, epochs: int) -> None:
-            behind[setting.name, run] = min(epochs, setting.epochs_to_train)
-            done = sum(behind[setting.name, other] for other in range(setting.runs))
-            progress.update(tasks[setting.name], completed=done)
-
-        def finished(run: CnnRun) -> None:
-            key = f"{run.setting.name}-run{run.run}"
-            if key not in logged:
-                for record in metrics_records(run):
-                    folder.log(**record)
-                logged.append(key)
-                folder.save_checkpoint({"logged": logged})
-
-        return train_all(settings, images, folder.state, device, save_seconds, show, finished)
-
-
-def _conclude(
-    folder: RunFolder,
-    runs: Mapping[str, Sequence[CnnRun]],
-    sizes: CnnPreset,
-    console: Console,
-) -> None:
-    claims = cnn_claims(runs)
-    with console.status("timing the merit pass, drawing the plots"):
-        times = {name: runs[name][0].time_merit_passes() for name in TIMED}
-        plots = cnn_report.draw_plots(runs)
-    summary: dict[str, Any] = {
-        "experiment": "sensli",
-        "net": "cnn",
-        "preset": folder.config["preset"],
-        "data": folder.config["data"],
-        "optimizer": asdict(sizes.settings[0].optimizer),
-        "reduced": sizes.reduced,
-        "overview": _overview(claims, runs, sizes),
-        "settings": {name: setting_summary(setting_runs) for name, setting_runs in runs.items()},
-        "merit_pass_milliseconds_per_batch": {
-            name: {key: number(value) for key, value in asdict(time).items()}
-            for name, time in times.items()
-        },
-        "claims": [claim.as_json() for claim in claims],
-        "environment": environment(),
-    }
-    for name, plot in plots.items():
-        folder.write_bytes(f"plots/{name}.png", plot.png)
-    folder.write_bytes("report.html", cnn_report.render(runs, claims, plots, summary).encode())
-    folder.write_json("summary.json", summary)
-    console.print(summary["overview"])
-    for claim in claims:
-        console.print(f"  {claim.verdict:15} {claim.statement}", highlight=False)
-
-
-def _overview(
-    claims: Sequence[Claim], runs: Mapping[str, Sequence[CnnRun]], sizes: CnnPreset
-) -> str:
-    """A few sentences on what came out, for the top of the report."""
-    counts = Counter(claim.verdict for claim in claims)
-    summary = setting_summary(runs["cnn_exp5"])
-    losses = {name: value["loss_mean"] for name, value in summary.items()}
-    gap = estimate(final(runs["cnn_exp5"], "max") - final(runs["cnn_exp5"], "small"))
-    return (
-        f"On {runs['cnn_exp5'][0].data.name}, one inserted convolution changed the final training "
-        f"loss by {gap.mean:+.3f} ± {gap.sem:.3f} against the small net (cnn_exp5: "
-        f"{', '.join(f'{name} {loss:.3f}' for name, loss in losses.items() if loss is not None)}). "
-        f"Of the paper's {len(claims)} claims on CNNs, {counts['holds']} hold, "
-        f"{counts['does not hold']} do not hold, and {counts['cannot be told']} cannot be told "
-        f"from these runs{' (at reduced sizes, see below)' if sizes.reduced else ''}."
-    )
+    chosen = sizes or cnn_preset(preset, optimizer)
+    return reproduce_on_images(
+        lambda source: CnnStudy(chosen, source),
+        preset, data, Selection(chosen.train_limit, chosen.test_limit),
+        device, out, resume, save_seconds,
+    )  # fmt: skip

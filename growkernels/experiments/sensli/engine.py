@@ -1,7 +1,9 @@
 """Trains every variant and initialisation of one setting at once.
 
 Variants that have the same past share it: the small net is the first phase of max, min and random,
-and one insertion is the second phase of three. Such a shared stretch is a *lineage*. All lineages
+and one insertion is the second phase of three. A beginning of a variant's forks is a *lineage*,
+with one network per initialisation; that of the start has its number of hidden layers for a way,
+the others an insertion. All lineages
 of equal depth that are alive form one batched network (a *cohort*), so an epoch is a handful of
 batched matrix products whatever the number of variants, and after an insertion a lineage moves to
 the cohort one layer deeper.
@@ -10,49 +12,36 @@ the cohort one layer deeper.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from growkernels.data.spirals import Split, spirals, split
-from growkernels.experiments.seeds import seeded
-from growkernels.experiments.sensli.merits import position_merits
-from growkernels.experiments.sensli.settings import Insertion, Setting, Variant
-from growkernels.models.batched import (
+from growkernels.experiments.images.spirals import Split, spirals, split
+from growkernels.experiments.models.batched import (
     BatchedNetwork,
     concatenate,
     cross_entropy,
     from_parameters,
     initialise,
 )
+from growkernels.experiments.seeds import seeded
+from growkernels.experiments.sensli.merits import position_merits
+from growkernels.experiments.sensli.settings import Insertion, Setting, Variant
+from growkernels.experiments.study import Fork, Forks
 
 
-@dataclass(frozen=True)
-class Lineage:
-    """Networks of one start depth after these insertions, one per initialisation."""
-
-    start_hidden: int
-    insertions: tuple[Insertion, ...]
-
-    @property
-    def begin(self) -> int:
-        return self.insertions[-1].epoch if self.insertions else 0
-
-    @property
-    def hidden(self) -> int:
-        return self.start_hidden + len(self.insertions)
-
-    @property
-    def parent(self) -> Lineage:
-        return replace(self, insertions=self.insertions[:-1])
-
-
-def lineages_of(variant: Variant) -> list[Lineage]:
+def lineages_of(variant: Variant) -> list[Forks]:
     """The lineages a variant goes through, in order."""
-    count = len(variant.insertions)
-    return [Lineage(variant.start_hidden, variant.insertions[:n]) for n in range(count + 1)]
+    begin = Fork(0, variant.start_hidden)
+    forks = (begin, *(Fork(insertion.epoch, insertion) for insertion in variant.insertions))
+    return [forks[:count] for count in range(1, len(forks) + 1)]
+
+
+def hidden_layers(lineage: Forks) -> int:
+    """Of its networks: those of the start, and one per insertion."""
+    layers: int = lineage[0].way
+    return layers + len(lineage) - 1
 
 
 def setting_data(setting: Setting, dtype: torch.dtype = torch.float32) -> Split:
@@ -101,12 +90,12 @@ class SettingRun:
         self.test_labels = labels[len(data.train_labels) :].bool()
         self.train_count = len(data.train_labels)
 
-    def _end_of(self, lineage: Lineage, paths: list[list[Lineage]]) -> int:
+    def _end_of(self, lineage: Forks, paths: list[list[Forks]]) -> int:
         ends = []
         for path in paths:
             if lineage in path:
                 at = path.index(lineage)
-                ends.append(path[at + 1].begin if at + 1 < len(path) else self.setting.epochs)
+                ends.append(path[at + 1][-1].step if at + 1 < len(path) else self.setting.epochs)
         return max(ends)
 
     @property
@@ -118,9 +107,14 @@ class SettingRun:
 
     def network(self, lineage: int) -> BatchedNetwork:
         """The current networks of one lineage that is alive (a copy)."""
-        members, network = self.cohorts[self.lineages[lineage].hidden]
+        members, network = self.cohorts[hidden_layers(self.lineages[lineage])]
         start = members.index(lineage) * self.setting.runs
         return network.select(torch.arange(start, start + self.setting.runs, device=self.device))
+
+    def advance(self, step: int) -> None:
+        """The epoch of this number, which is the next one."""
+        assert step == self.epoch
+        self.step()
 
     def step(self) -> None:
         """One epoch: due insertions, then evaluation and update of every cohort.
@@ -137,7 +131,7 @@ class SettingRun:
         self.epoch += 1
 
     def _insert_and_regroup(self) -> None:
-        born = [i for i, n in enumerate(self.lineages) if n.begin == self.epoch]
+        born = [i for i, n in enumerate(self.lineages) if n[-1].step == self.epoch]
         old = [i for members, _ in self.cohorts.values() for i in members]
         ended = [i for i in old if self.ends[i] == self.epoch < self.setting.epochs]
         if not born and not ended:
@@ -147,25 +141,27 @@ class SettingRun:
         for i in ended:
             del networks[i]
         self.cohorts = {}
-        for hidden in sorted({self.lineages[i].hidden for i in networks}):
-            members = sorted(i for i in networks if self.lineages[i].hidden == hidden)
+        for hidden in sorted({hidden_layers(self.lineages[i]) for i in networks}):
+            members = sorted(i for i in networks if hidden_layers(self.lineages[i]) == hidden)
             self.cohorts[hidden] = (members, concatenate([networks[i] for i in members]))
 
     def _create(self, index: int) -> BatchedNetwork:
         lineage, setting = self.lineages[index], self.setting
-        if not lineage.insertions:
+        if len(lineage) == 1:
+            hidden = hidden_layers(lineage)
             return initialise(
-                setting.family, setting.runs, 2, setting.width, lineage.start_hidden, 2,
-                seeded(setting.seed, lineage.start_hidden), self.dtype, self.device,
+                setting.family, setting.runs, 2, setting.width, hidden, 2,
+                seeded(setting.seed, hidden), self.dtype, self.device,
             )  # fmt: skip
-        parent = self.lineages.index(lineage.parent)
+        insertion: Insertion = lineage[-1].way
+        parent = self.lineages.index(lineage[:-1])
         network = self.network(parent)
         train = slice(self.train_count)
         merits = position_merits(network, self.points[..., train], self.one_hot[..., train])
-        positions = self._choose(merits, lineage.insertions[-1], index)
+        positions = self._choose(merits, insertion, index)
         self.insertions[index] = (merits, positions, network)
         rows, parent_rows = self.rows(index), self.rows(parent)
-        self.rate[rows] = self.rate[parent_rows] * lineage.insertions[-1].rate_factor
+        self.rate[rows] = self.rate[parent_rows] * insertion.rate_factor
         self.active[rows] = self.active[parent_rows]
         return network.with_insertion(positions)
 
@@ -211,8 +207,12 @@ class SettingRun:
             _, dlogits = cross_entropy(activations.logits, one_hot[..., part])
             network.descend(network.backward(activations, dlogits)[0], rate)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything :meth:`load_state_dict` needs; loads with ``weights_only=True``."""
+    def state(self) -> None:
+        """What is measured is also all that is needed to go on."""
+
+    @property
+    def measured(self) -> dict[str, Any]:
+        """Everything :meth:`load` needs; loads with ``weights_only=True``."""
         return {
             "epoch": self.epoch,
             "loss": self.loss[: self.epoch].clone(),
@@ -230,7 +230,7 @@ class SettingRun:
             },
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load(self, state: dict[str, Any]) -> None:
         self.epoch = state["epoch"]
         self.loss[: self.epoch] = state["loss"]
         self.error[: self.epoch] = state["error"]
@@ -252,5 +252,5 @@ class SettingRun:
         }
 
 
-def _by_begin(lineage: Lineage) -> int:
-    return lineage.begin
+def _by_begin(lineage: Forks) -> int:
+    return lineage[-1].step

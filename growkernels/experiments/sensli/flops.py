@@ -5,8 +5,8 @@ Matrix products only, two operations per multiply-add, as torch.utils.flop_count
 
 from __future__ import annotations
 
+from growkernels.experiments.models.batched import Family
 from growkernels.experiments.sensli.settings import Setting, Variant
-from growkernels.models.batched import Family
 
 FEATURES, CLASSES = 2, 2
 

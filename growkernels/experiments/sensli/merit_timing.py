@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from growkernels.experiments.models.batched import RESIDUAL_SCALE, initialise
+from growkernels.experiments.models.networks import single_network
 from growkernels.experiments.seeds import seeded
 from growkernels.experiments.sensli.authors_merits import ExtendedNetwork
 from growkernels.experiments.sensli.engine import setting_data
 from growkernels.experiments.sensli.merits import position_merits
 from growkernels.experiments.sensli.settings import Setting
 from growkernels.growth import LayerInsertion
-from growkernels.models.batched import RESIDUAL_SCALE, initialise
-from growkernels.models.networks import single_network
 from growkernels.timing import interleaved_seconds
 
 KIND_OF_FAMILY = {"feedforward": "linear_relu", "residual": "residual"}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import growkernels as gk
-from growkernels.models.batched import RESIDUAL_SCALE, BatchedNetwork, cross_entropy
+from growkernels.experiments.models.batched import RESIDUAL_SCALE, BatchedNetwork, cross_entropy
 
 
 def position_merits(network: BatchedNetwork, points: Tensor, one_hot: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from growkernels.models.batched import Family
+from growkernels.experiments.models.batched import Family
 
 Rule = Literal["max", "min", "random", "only"]
 
@@ -176,3 +176,13 @@ SETTINGS: tuple[Setting, ...] = (
         script="first version: Exp12",
     ),
 )  # fmt: skip
+
+
+DESK_RUNS = 300  # initialisations in every setting, which train as one batched network
+
+
+def preset_settings(preset: str) -> tuple[Setting, ...]:
+    """The settings are the paper's in every preset; desk has more runs."""
+    if preset != "desk":
+        return SETTINGS
+    return tuple(replace(setting, runs=DESK_RUNS) for setting in SETTINGS)

@@ -1,28 +1,127 @@
-"""The study of fully connected networks on the spirals, from training to the report."""
+"""The study of fully connected networks on the spirals: a batched training per setting."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from torch import Tensor
 
-from growkernels.experiments.devices import usable_device
-from growkernels.experiments.progress import LoggedProgress
-from growkernels.experiments.run_folder import RunFolder
-from growkernels.experiments.sensli import merit_timing
-from growkernels.experiments.sensli.claims import all_claims, overview
-from growkernels.experiments.sensli.engine import SettingRun
-from growkernels.experiments.sensli.results import metrics_records, setting_summary
-from growkernels.experiments.sensli.settings import SETTINGS, Setting
-from growkernels.experiments.sensli.spirals_report import draw_plots, write_report
-from growkernels.experiments.sensli.training import train_all
-from growkernels.info import environment
+from growkernels.experiments.run_folder import RunFolder, number
+from growkernels.experiments.sensli.engine import SettingRun, lineages_of
+from growkernels.experiments.sensli.settings import Setting, preset_settings
+from growkernels.experiments.study import Conclusion, Content, Fork, Result, Results, Stretch
 
 METRICS_EVERY = 25  # epochs
+
+
+@dataclass(frozen=True)
+class SpiralsStudy(Content):
+    given: tuple[Setting, ...]
+    device: str
+
+    name: ClassVar[str] = "sensli"
+    claims: ClassVar[Path] = Path(__file__).with_name("spirals_claims.toml")
+    page: ClassVar[str] = "sensli/spirals_page.html"
+
+    def config(self) -> dict[str, Any]:
+        return {"net": "fc", "settings": [asdict(setting) for setting in self.given]}
+
+    def stretches(self) -> list[Stretch]:
+        """One per setting, whose variants share their pasts within its batched training.
+
+        The curves describe the networks after so many updates, none among them.
+        """
+        return [
+            Stretch(
+                setting.name,
+                (Fork(0, setting.name),),
+                0,
+                setting.epochs + 1,
+                bar=f"{setting.name:6} {setting.family}",
+                cost=_cost(setting),
+                about=setting,
+            )
+            for setting in self.given
+        ]
+
+    def begin(self, stretch: Stretch, parent: Result | None) -> SettingRun:
+        return SettingRun(stretch.about, self.device)
+
+    def resume(self, stretch: Stretch, stored: Result) -> SettingRun:
+        run = SettingRun(stretch.about, self.device)
+        run.load(stored.measured)
+        return run
+
+    def runs(self, results: Results) -> dict[str, SettingRun]:
+        """What is finished, by the settings' names."""
+        return {
+            stretch.key: self.resume(stretch, results[stretch.key])
+            for stretch in self.stretches()
+            if stretch.key in results
+        }
+
+    def records(self, results: Results) -> list[dict[str, Any]]:
+        """One record per variant and METRICS_EVERY epochs, and one per insertion."""
+        from growkernels.experiments.statistics import estimate
+
+        records: list[dict[str, Any]] = []
+        for name, run in self.runs(results).items():
+            for variant in run.setting.variants:
+                loss, error = curve(run, variant.name), curve(run, variant.name, "error")
+                for epoch in range(0, run.setting.epochs + 1, METRICS_EVERY):
+                    mean = estimate(loss[epoch])
+                    records.append(
+                        {
+                            "setting": name,
+                            "variant": variant.name,
+                            "epoch": epoch,
+                            "loss_mean": number(mean.mean),
+                            "loss_sem": number(mean.sem),
+                            "error_mean": number(estimate(error[epoch]).mean),
+                        }
+                    )
+            for index, (merits, positions, _) in sorted(run.insertions.items()):
+                fork = run.lineages[index][-1]
+                records.append(
+                    {
+                        "setting": name,
+                        "insertion": fork.way.rule,
+                        "epoch": fork.step,
+                        "merits": merits.tolist() if bool(merits.isfinite().all()) else None,
+                        "positions": positions.tolist(),
+                    }
+                )
+        return records
+
+    def conclude(self, results: Results, folder: RunFolder) -> Conclusion:
+        from growkernels.experiments.sensli.spirals_conclusion import conclude
+
+        return conclude(self, self.runs(results))
+
+
+def _cost(setting: Setting) -> float:
+    """Of an epoch: layer evaluations, where small batches cost a fixed overhead more."""
+    run = SettingRun(setting)
+    layers = sum(
+        (end - lineage[-1].step) * (lineage[0].way + len(lineage))
+        for lineage, end in zip(run.lineages, run.ends, strict=True)
+    )
+    weight = 2.0 if setting.family == "residual" else 1.0
+    whole = layers * setting.runs * setting.width * weight * (1.0 if setting.full_batch else 3.0)
+    return float(whole) / (setting.epochs + 1)
+
+
+def curve(run: SettingRun, variant: str, quantity: str = "loss") -> Tensor:
+    """[epochs + 1, runs] on the CPU; ``quantity`` is "loss" (training) or "error" (test, %)."""
+    values: Tensor = getattr(run, quantity)
+    path = lineages_of(run.setting.variant(variant))
+    result = values[:, run.rows(run.lineages.index(path[0]))].clone()
+    for lineage in path[1:]:
+        begin = lineage[-1].step
+        result[begin:] = values[begin:, run.rows(run.lineages.index(lineage))]
+    return result.cpu()
 
 
 def run_spirals(
@@ -30,87 +129,17 @@ def run_spirals(
     device: str,
     out: Path,
     resume: bool,
-    settings: Sequence[Setting] = SETTINGS,
+    settings: tuple[Setting, ...] | None = None,
     save_seconds: float = 5.0,
 ) -> Path:
-    """Runs ``settings`` and returns the report's path; ``save_seconds`` between checkpoints."""
-    config = {
-        "experiment": "sensli",
-        "net": "fc",
-        "preset": preset,
-        "device": usable_device(device),
-        "settings": [asdict(setting) for setting in settings],
-    }
-    folder = RunFolder(out, config, resume)
-    report = out / "report.html"
-    console = Console()
-    try:
-        if folder.read_json("summary.json") is None or not report.exists():
-            runs = _train(folder, settings, device, save_seconds, console)
-            _conclude(folder, runs, device, console)
-        console.print(f"report: {report}", soft_wrap=True)
-    finally:
-        folder.close()
-    return report
+    """Runs the preset's settings, or these; returns the path of ``report.html``.
 
+    Raises ValueError for a device that is not there, and what ``reproduce`` raises.
+    """
+    from rich.console import Console
 
-def _train(
-    folder: RunFolder,
-    settings: Sequence[Setting],
-    device: str,
-    save_seconds: float,
-    console: Console,
-) -> list[SettingRun]:
-    logged: list[str] = (folder.load_checkpoint() or {"logged": []})["logged"]
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TextColumn("epoch {task.completed:.0f} of {task.total:.0f}"),
-        TimeElapsedColumn(),
-    )
-    with LoggedProgress(*columns, console=console) as progress:
-        tasks = {
-            s.name: progress.add_task(f"{s.name:6} {s.family}", total=s.epochs) for s in settings
-        }
+    from growkernels.experiments.devices import usable_device
+    from growkernels.experiments.reproduce import reproduce
 
-        def show(setting: Setting, epoch: int) -> None:
-            progress.update(tasks[setting.name], completed=min(epoch, setting.epochs))
-
-        def finished(run: SettingRun) -> None:
-            name = run.setting.name
-            if name not in logged:
-                for record in metrics_records(run, METRICS_EVERY):
-                    folder.log(**record)
-                logged.append(name)
-                folder.save_checkpoint({"logged": logged})
-
-        return train_all(settings, folder.state, device, save_seconds, show, finished)
-
-
-def _conclude(folder: RunFolder, runs: Sequence[SettingRun], device: str, console: Console) -> None:
-    claims = all_claims(runs)
-    with console.status("timing the merit pass, drawing the plots"):
-        timing = {
-            run.setting.name: merit_timing.measure(run.setting, device)
-            for run in runs
-            if run.setting.role == "one or three insertions"
-        }
-        plots = draw_plots(runs)
-    summary: dict[str, Any] = {
-        "experiment": "sensli",
-        "net": "fc",
-        "preset": folder.config["preset"],
-        "overview": overview(claims, runs),
-        "settings": {run.setting.name: setting_summary(run) for run in runs},
-        "training_seconds": {run.setting.name: round(run.seconds.sum().item(), 2) for run in runs},
-        "merit_pass_milliseconds": timing,
-        "claims": [claim.as_json() for claim in claims],
-        "environment": environment(),
-    }
-    for name, plot in plots.items():
-        folder.write_bytes(f"plots/{name}.png", plot.png)
-    write_report(folder, runs, claims, plots, summary)
-    folder.write_json("summary.json", summary)
-    console.print(summary["overview"])
-    for claim in claims:
-        console.print(f"  {claim.verdict:15} {claim.statement}", highlight=False)
+    content = SpiralsStudy(settings or preset_settings(preset), usable_device(device))
+    return reproduce(content, preset, out, resume, Console(), save_seconds)

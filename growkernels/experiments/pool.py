@@ -1,0 +1,149 @@
+"""Parts of an experiment in a few worker processes, one torch thread each.
+
+Small networks do not profit from more than one thread, so the cores are shared out among parts.
+Workers end by themselves when the parent is gone, also after ``kill -9``: their pipe breaks, which
+they notice in the middle of a part. That, reports of progress, a limit of time, and a caller's
+program without an ``if __name__ == "__main__"`` are what the pools of joblib and of the standard
+library do not have together.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection, Pipe, wait
+from typing import Any, Literal
+
+import torch
+
+from growkernels.experiments.time_limit import Laps, TimeLimitError, end_of_time
+
+Report = Callable[[int], bool]
+Event = tuple[Literal["progress", "done"], int, Any]
+
+
+def workers_on(device: str) -> int:
+    """As many as there are cores; a GPU is one device, whose trainings follow one another."""
+    return len(os.sched_getaffinity(0)) if torch.device(device).type == "cpu" else 1
+
+
+def run_parts(
+    work: Callable[[Any, Report], Any],
+    parts: Sequence[Any],
+    workers: int,
+    after: Sequence[int | None] | None = None,
+) -> Iterator[Event]:
+    """Calls ``work(part, report)`` for every part, ``workers`` at a time.
+
+    Parts begin in order, each after the part with the index that ``after`` has for it, if any.
+    ``work``, the parts and what ``work`` returns travel by pickle; ``work`` calls ``report(n)``
+    often, n being how far it is; where that returns True, the time is up: ``work`` then saves what
+    it has and returns. Yields ("progress", index of the part, n) and ("done", index, what
+    work returned) as they come.
+    Raises RuntimeError with the worker's own message if a part fails, or if a worker dies, and
+    TimeLimitError after all workers have stopped at a time limit.
+    """
+    waiting = list(range(len(parts)))
+    done: set[int] = set()
+    idle: list[Connection] = []
+    processes: dict[Connection, subprocess.Popen[bytes]] = {}
+    stopped = False
+
+    def next_part() -> int | None:
+        for place, index in enumerate(waiting):
+            if after is None or after[index] is None or after[index] in done:
+                return waiting.pop(place)
+        return None
+
+    def occupy() -> None:
+        while not stopped and (idle or len(processes) < workers):
+            index = next_part()
+            if index is None:
+                return
+            if not idle:
+                here, process = _start_worker()
+                processes[here] = process
+                here.send((work, end_of_time()))
+                idle.append(here)
+            idle.pop().send((index, parts[index]))
+
+    try:
+        occupy()
+        while len(idle) < len(processes):
+            for connection in wait([c for c in processes if c not in idle]):
+                assert isinstance(connection, Connection)
+                try:
+                    kind, index, value = connection.recv()
+                except (EOFError, ConnectionError):
+                    raise RuntimeError(
+                        "A worker process ended unexpectedly (killed, or out of memory); "
+                        "continue with --resume."
+                    ) from None
+                if kind == "error":
+                    raise RuntimeError(value)
+                stopped |= kind == "stopped"
+                if kind != "progress":
+                    idle.append(connection)
+                if kind == "done":
+                    done.add(index)
+                if kind != "stopped":
+                    yield kind, index, value
+            occupy()
+        if stopped or waiting:
+            raise TimeLimitError
+        for connection, process in processes.items():
+            connection.send(None)
+            process.wait()
+    finally:
+        for connection, process in processes.items():
+            process.terminate()
+            process.wait()
+            connection.close()
+
+
+def _start_worker() -> tuple[Connection, subprocess.Popen[bytes]]:
+    # Not multiprocessing.Process: its children run the caller's main program a second time, which
+    # a script without an `if __name__ == "__main__"` does not survive.
+    here, there = Pipe()
+    with there:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _WORKER, str(there.fileno())],
+            pass_fds=(there.fileno(),),
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        )
+    return here, process
+
+
+_WORKER = "import sys; from growkernels.experiments import pool; pool.serve(sys.argv[1])"
+
+
+def serve(descriptor: str) -> None:
+    """A worker's life: parts come in through the pipe with this descriptor, reports go out."""
+    connection = Connection(int(descriptor))
+    torch.set_num_threads(1)
+    try:
+        work, end = connection.recv()
+        laps = Laps(end)
+        for index, part in iter(connection.recv, None):
+
+            def report(value: int, index: int = index) -> bool:
+                connection.send(("progress", index, value))
+                return laps.time_is_up()
+
+            if laps.time_is_up():
+                connection.send(("stopped", index, None))
+                continue
+            try:
+                result = work(part, report)
+            except (ConnectionError, KeyboardInterrupt):
+                return
+            except Exception as error:
+                sentence = str(error) if isinstance(error, RuntimeError) else repr(error)
+                connection.send(("error", index, sentence))
+                return
+            connection.send(("stopped" if laps.over else "done", index, result))
+    except (EOFError, ConnectionError, KeyboardInterrupt):
+        return  # the parent is gone

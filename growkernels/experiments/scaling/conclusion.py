@@ -1,0 +1,184 @@
+"""What the finished study of non-uniform scaling says: evidence, summary and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from growkernels.experiments.claims import Evidence, Value
+from growkernels.experiments.plots import Plot
+from growkernels.experiments.run_folder import number
+from growkernels.experiments.scaling import plots
+from growkernels.experiments.scaling.settings import FINAL_EPOCHS, Setting, preset_setting
+from growkernels.experiments.scaling.study import ScalingStudy, growth
+from growkernels.experiments.statistics import Floats, effect, estimate
+from growkernels.experiments.study import Conclusion, Results
+from growkernels.experiments.table import Table, differences, values
+
+PARTS = ("collect", "score", "surgery")
+USUAL = "splitting"
+
+
+@dataclass(frozen=True)
+class ScalingEvidence(Evidence):
+    """The study's table and growth steps, as claims, plots and the summary ask them.
+
+    ``growth`` and ``flops`` have a list, by variant, of what every run had.
+    """
+
+    setting: Setting
+    table: Table
+    growth: Mapping[str, list[list[dict[str, Any]]]]
+    flops: Mapping[str, list[int]]
+
+    def words(self) -> dict[str, object]:
+        usual = self.setting.variant(USUAL).growth
+        assert usual is not None
+        return {"interval": usual.interval}
+
+    def settings(self, names: Sequence[str]) -> Sequence[str]:
+        if list(names) == ["every other interval"]:
+            return [v.name for v in self.setting.variants if v.name.startswith("interval_")]
+        return names
+
+    def runs(self, setting: str, variant: str, quantity: str) -> dict[int, float]:
+        name = setting if variant == "of the setting" else variant
+        return self.table.final(name, quantity, epochs=FINAL_EPOCHS)
+
+    def obstacle(self, setting: str, first: str, second: str) -> str | None:
+        missing = {setting if v == "of the setting" else v for v in (first, second)} - set(
+            self.flops
+        )
+        return f"{' and '.join(sorted(missing))} not in this preset: no test" if missing else None
+
+    def value(self, name: str, setting: str) -> Value:
+        if name == "every growth":
+            steps = [s for runs in self.growth.values() for run in runs for s in run]
+            worst = max(step["change"] for step in steps)
+            measured = f"largest change {worst:.1e} of the largest output, in {len(steps)} growths"
+            return Value(measured, worst, worst)
+        kind, _, variant = name.partition(" ")
+        if variant not in self.flops:
+            return Value(f"{variant} not in this preset: no test", 0.0, 0.0, tests=False)
+        if kind == "flops":
+            full = self.flops["homogeneous"][0]
+            shares = [100 * (1 - flops / full) for flops in self.flops[variant]]
+            measured = f"{estimate(shares).text(1)} % fewer per image than the full network"
+            return Value(f"{variant}: {measured}", min(shares), max(shares))
+        share, recipe = estimate(self.growth_shares(variant)), self.setting.recipe
+        measured = (
+            f"{variant}: {share.text(1)} % of the time for {len(self.growth[variant][0])} growths "
+            f"in {self.setting.epochs} epochs"
+        )
+        if recipe.epoch_images is not None:
+            steps_of = recipe.epoch_images // recipe.batch
+            measured += f" of only {steps_of} steps each: no test"
+        return Value(measured, share.mean, share.mean, tests=recipe.epoch_images is None)
+
+    def parameters(self, variant: str) -> Floats:
+        """At the end, [runs]."""
+        return values(self.table.final(variant, "parameters"))
+
+    def growth_seconds(self, variant: str, part: str) -> float:
+        """Of all runs, in one of PARTS."""
+        return float(sum(s[f"{part}_seconds"] for run in self.growth[variant] for s in run))
+
+    def growth_shares(self, variant: str) -> list[float]:
+        """Seconds of growth per 100 seconds of training and growth, [runs]."""
+        training = self.table.curve(variant, "seconds").sum().to_numpy()
+        shares = []
+        for steps, seconds in zip(self.growth[variant], training, strict=True):
+            grown = sum(step[f"{part}_seconds"] for step in steps for part in PARTS)
+            shares.append(100 * grown / (grown + float(seconds)))
+        return shares
+
+
+def conclude(
+    study: ScalingStudy,
+    results: Results,
+    paths: Mapping[tuple[str, int], list[str]],
+    records: Sequence[Mapping[str, Any]],
+) -> Conclusion:
+    setting = study.setting
+    steps: dict[str, list[list[dict[str, Any]]]] = {}
+    flops: dict[str, list[int]] = {}
+    for (variant, _), path in paths.items():
+        steps.setdefault(variant, []).append(growth(results, path))
+        flops.setdefault(variant, []).append(results[path[-1]].measured["flops"])
+    evidence = ScalingEvidence(setting, Table.of(records), steps, flops)
+    compared = ("reduced", "splitting", "splitting_large", "homogeneous")
+    found = ", ".join(
+        f"{name} {estimate(values(evidence.runs('', name, 'top1'))).text(2)} % at "
+        f"{_short(float(evidence.parameters(name).mean()))} parameters"
+        for name in compared
+        if name in flops
+    )
+    return Conclusion(
+        evidence,
+        _plots(evidence),
+        {"variants": {v.name: _summary(evidence, v.name) for v in setting.variants}},
+        f"Top-1 accuracy on {study.source.about['name']}: {found}.",
+        {"setting": setting, "paper": preset_setting("paper", 256)},
+    )
+
+
+def _short(count: float) -> str:
+    return f"{count / 1e6:.2f} M" if count >= 1e6 else f"{count / 1e3:.0f} k"
+
+
+def _summary(evidence: ScalingEvidence, variant: str) -> dict[str, Any]:
+    """Final values of a variant, as plain JSON values."""
+    accuracies = evidence.runs("", variant, "top1")
+    full = evidence.runs("", "homogeneous", "top1")
+    summary: dict[str, Any] = {"runs": len(accuracies)}
+    for quantity in ("top1", "top5", "loss", "test_loss"):
+        value = estimate(values(evidence.runs("", variant, quantity)))
+        summary[f"{quantity}_mean"] = number(value.mean)
+        summary[f"{quantity}_sem"] = number(value.sem)
+    summary["top1_against_homogeneous"] = effect(differences(accuracies, full)).as_json()
+    summary["parameters"] = [int(count) for count in evidence.parameters(variant)]
+    summary["flops_per_image"] = evidence.flops[variant]
+    seconds = evidence.table.curve(variant, "seconds")
+    summary["seconds"] = round(float(seconds.sum().sum()), 3)
+    last = values(evidence.runs("", variant, "seconds"))
+    summary["last_epoch_seconds"] = round(float(last.mean()), 4)
+    steps = [step for run in evidence.growth[variant] for step in run]
+    if steps:
+        summary["growth_seconds"] = {
+            part: round(evidence.growth_seconds(variant, part), 3) for part in PARTS
+        }
+        summary["growth_share_of_time"] = number(estimate(evidence.growth_shares(variant)).mean)
+        summary["growth_steps"] = len(evidence.growth[variant][0])
+        summary["largest_output_change"] = max(step["change"] for step in steps)
+    return summary
+
+
+def _plots(evidence: ScalingEvidence) -> dict[str, Plot]:
+    return {
+        "accuracy_by_parameters": Plot(
+            plots.accuracy_by_parameters(evidence),
+            "Final accuracy against size. Squares keep their size, discs grow during training. "
+            "Variants of about one size stand side by side.",
+        ),
+        "accuracy": Plot(
+            plots.training_curves(evidence, "top1"),
+            "Accuracy after each epoch; bands show one standard error over the runs, dashed lines "
+            "the growth steps of the usual interval.",
+        ),
+        "training_loss": Plot(
+            plots.training_curves(evidence, "loss"), "Training loss, drawn in the same way."
+        ),
+        "where_grown": Plot(
+            plots.where_grown(evidence),
+            "Where neurons were added: block and layer against time, mean over the runs. A "
+            "branch's neurons count for the layer that it belongs to.",
+        ),
+        "spectra": Plot(
+            plots.spectra(evidence),
+            "Smallest eigenvalue of every neuron's splitting matrix at each growth step (variant "
+            "splitting, first run): median and 5 to 95 % of a layer's neurons. Below zero there is "
+            "a direction of descent that the neuron lacks.",
+        ),
+        "growth_cost": Plot(plots.growth_cost(evidence), "What growth adds to the training time."),
+    }
