@@ -24,7 +24,7 @@ LEVEL = 0.025
 MINIMUM_RUNS = 6
 FLIPS = 9_999  # at most; exact where there are fewer
 CONFIDENCE = 0.95
-_AT_A_TIME = 4_000_000  # numbers in memory
+_ROWS = 500  # of differences whose sign patterns are in memory together
 
 Floats = NDArray[numpy.float64]
 
@@ -116,18 +116,26 @@ def _student(values: Floats) -> Floats:
 
 
 def _sign_flips(values: Floats) -> Floats:
-    result = stats.permutation_test(
-        (values,),
-        numpy.mean,
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=FLIPS,
-        batch=max(1, _AT_A_TIME // values.size),
-        alternative="less",
-        axis=-1,
-        rng=0,
-    )
-    return numpy.asarray(result.pvalue, dtype=numpy.float64)
+    """The share of the sign patterns whose mean is as low: of all, or of FLIPS random ones.
+
+    `scipy.stats.permutation_test` in one matrix product, hundreds of times as fast.
+    """
+    runs = values.shape[-1]
+    exact = 2**runs <= FLIPS + 1
+    if exact:
+        bits = numpy.arange(2**runs)[:, None] >> numpy.arange(runs)
+        signs = 1.0 - 2.0 * (bits & 1)
+    else:
+        signs = numpy.random.default_rng(0).choice((-1.0, 1.0), (FLIPS, runs))
+    flat = values.reshape(-1, runs)
+    # Sums that differ in rounding alone count as equal.
+    bounds = flat.sum(axis=1) + 1e-12 * numpy.abs(flat).sum(axis=1)
+    shares = numpy.empty(len(flat))
+    for begin in range(0, len(flat), _ROWS):
+        part = slice(begin, begin + _ROWS)
+        hits = (flat[part] @ signs.T <= bounds[part, None]).sum(axis=1)
+        shares[part] = hits / len(signs) if exact else (hits + 1) / (len(signs) + 1)
+    return shares.reshape(values.shape[:-1])
 
 
 def within_margin(differences: ArrayLike, margin: float) -> tuple[float, float]:

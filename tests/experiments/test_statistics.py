@@ -62,6 +62,15 @@ def test_the_larger_of_two_p_values_counts() -> None:
     assert above > 0.9
 
 
+def test_many_runs_are_flipped_at_random() -> None:
+    values = numpy.random.default_rng(4).normal(-0.3, 1.0, 30)
+    theirs = stats.permutation_test(
+        (values,), numpy.mean, permutation_type="samples", alternative="less", rng=1
+    ).pvalue
+    student = stats.ttest_1samp(values, 0, alternative="less").pvalue
+    assert p_values(values)[0] == pytest.approx(max(theirs, student), abs=0.01)
+
+
 def test_equal_runs_decide_and_zeros_do_not() -> None:
     assert p_values(numpy.zeros(8))[0] == p_values(numpy.zeros(8))[1] == 1
     assert p_values(numpy.full(8, -1.0))[0] == pytest.approx(1 / 256)
