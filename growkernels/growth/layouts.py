@@ -18,11 +18,18 @@ from growkernels.nn import (
     LinearReLU,
     ResidualBlock,
 )
+from growkernels.nn.grown_layers import GrownConv2dReLU, GrownLinearReLU
 
 Kinds = tuple[type[nn.Module], ...]
 
-FEATURES: Kinds = (nn.Linear, GrownLinear, LinearReLU, ResidualBlock, Attention)
-IMAGES: Kinds = (nn.Conv2d, GrownConv2d, Conv2dReLU, BasisConv2d, nn.ConvTranspose2d)
+FEATURES: Kinds = (
+    *(nn.Linear, GrownLinear, LinearReLU, GrownLinearReLU),
+    *(ResidualBlock, Attention),
+)
+IMAGES: Kinds = (
+    *(nn.Conv2d, GrownConv2d, Conv2dReLU, GrownConv2dReLU),
+    *(BasisConv2d, nn.ConvTranspose2d),
+)
 
 # What acts on each element by itself, so that a new element cannot disturb the others.
 ELEMENTWISE: Kinds = (

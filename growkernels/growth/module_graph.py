@@ -8,7 +8,7 @@ from torch import nn
 
 from growkernels.growth.layouts import ELEMENTWISE, runs_as
 from growkernels.nn import ResidualBlock
-from growkernels.nn.grown_layers import Branch
+from growkernels.nn.grown_layers import ENDING_IN_RELU, Branch
 from growkernels.nn.weights import weight_names
 
 Chain = list[tuple[str, nn.Module]]
@@ -72,7 +72,7 @@ def followers(model: nn.Module) -> Iterator[tuple[str, str]]:
         for index, (name, module) in enumerate(run):
             if not isinstance(module, nn.Linear | nn.Conv2d):
                 continue
-            first_activation = True
+            first_activation = not isinstance(module, ENDING_IN_RELU)
             for follower, next_module in run[index + 1 :]:
                 if isinstance(next_module, nn.Linear | nn.Conv2d):
                     yield name, follower

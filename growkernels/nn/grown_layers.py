@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from growkernels.nn.hooks import hooks_of
+from growkernels.nn.identity_layers import Conv2dReLU, LinearReLU
 
 FORMS = ("pair", "single", "gated")
 
@@ -160,31 +161,56 @@ class GrownConv2d(nn.Conv2d):
         return _with_branches(self, super().forward(input), input, dim=-3)
 
 
+class GrownLinearReLU(GrownLinear):
+    """relu(O') of a GrownLinear, made from a LinearReLU; branches are added before the ReLU."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.relu(super().forward(input))
+
+
+class GrownConv2dReLU(GrownConv2d):
+    """relu(O') of a GrownConv2d, made from a Conv2dReLU."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.relu(super().forward(input))
+
+
+ENDING_IN_RELU = (LinearReLU, Conv2dReLU, GrownLinearReLU, GrownConv2dReLU)
+GROWN: dict[type[nn.Module], type[GrownLinear | GrownConv2d]] = {
+    nn.Linear: GrownLinear,
+    nn.Conv2d: GrownConv2d,
+    LinearReLU: GrownLinearReLU,
+    Conv2dReLU: GrownConv2dReLU,
+}
+
+
+def can_have_branches(layer: nn.Module) -> bool:
+    """Whether what a layer's forward does with its weights is known, by its exact type."""
+    return type(layer) in GROWN or type(layer) in GROWN.values()
+
+
 def with_branches(layer: nn.Linear | nn.Conv2d) -> GrownLinear | GrownConv2d:
     """Make the layer one that can have branches.
 
     It stays the same object, so whoever holds or watches it goes on doing so.
 
     Raises:
-        TypeError: not exactly an nn.Linear or nn.Conv2d, or a grown one (which is returned as is).
+        TypeError: not exactly an nn.Linear, nn.Conv2d, LinearReLU or Conv2dReLU, nor a grown one
+            (which is returned as is).
         ValueError: a convolution with groups, or with padding other than zeros.
     """
     if isinstance(layer, GrownLinear | GrownConv2d):
         return layer
-    kind: type[GrownLinear | GrownConv2d]
-    if type(layer) is nn.Linear:
-        kind = GrownLinear
-    elif type(layer) is nn.Conv2d:
-        if layer.groups != 1 or layer.padding_mode != "zeros":
-            raise ValueError(
-                f"A convolution with groups={layer.groups} and padding_mode="
-                f"{layer.padding_mode!r} cannot be grown; groups=1 with zero padding can."
-            )
-        kind = GrownConv2d
-    else:
+    kind = GROWN.get(type(layer))
+    if kind is None:
         raise TypeError(
             f"A {type(layer).__name__} cannot be grown, because what its forward does with its "
             "weights is not known; nn.Linear and nn.Conv2d can."
+        )
+    if isinstance(layer, nn.Conv2d) and (layer.groups != 1 or layer.padding_mode != "zeros"):
+        raise ValueError(
+            f"A convolution with groups={layer.groups} and padding_mode="
+            f"{layer.padding_mode!r} cannot be grown; groups=1 with zero padding can."
         )
     layer.branches = nn.ModuleList().train(layer.training)
     layer.__class__ = kind

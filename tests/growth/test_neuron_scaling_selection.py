@@ -22,7 +22,7 @@ from training import record
 from growkernels.growth import NeuronScaling
 from growkernels.growth.neuron_scaling import Scores, Selection, forward_flops
 from growkernels.models.deit import DeiT
-from growkernels.nn import Attention, LinearReLU
+from growkernels.nn import Attention
 from growkernels.nn.grown_layers import Branch
 
 
@@ -123,7 +123,7 @@ def test_models_that_cannot_be_grown() -> None:
     with pytest.raises(ValueError, match="'0' shares a parameter"):
         NeuronScaling(nn.Sequential(layer, layer, nn.Linear(3, 3)))
     with pytest.raises(ValueError, match="has no layer to grow"):
-        NeuronScaling(nn.Sequential(LinearReLU(3, 3)))
+        NeuronScaling(nn.Sequential(nn.Bilinear(3, 3, 3)))
     with pytest.raises(ValueError, match="has no layer to grow"):
         NeuronScaling(nn.Linear(3, 3))
     with pytest.raises(TypeError, match=r"wrapped in DataParallel: pass model\.module"):

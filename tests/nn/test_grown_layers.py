@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.optim import SGD, AdamW, Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 
-from growkernels.nn import GrownConv2d, GrownLinear, LinearReLU
+from growkernels.nn import GrownConv2d, GrownLinear
 from growkernels.nn.grown_layers import FORMS, Branch, with_branches
 
 OUTPUTS = [4, 1, 2]
@@ -195,9 +195,14 @@ def test_a_layer_becomes_grown_with_its_parameters_hooks_and_mode() -> None:
     ]
 
 
+class Negated(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return -super().forward(input)
+
+
 def test_what_cannot_be_grown() -> None:
-    with pytest.raises(TypeError, match="LinearReLU cannot be grown"):
-        with_branches(LinearReLU(2, 2))
+    with pytest.raises(TypeError, match="Negated cannot be grown"):
+        with_branches(Negated(2, 2))
     with pytest.raises(ValueError, match="groups=2"):
         with_branches(nn.Conv2d(4, 4, 3, groups=2))
     with pytest.raises(ValueError, match="Unknown form 'triple'"):

@@ -12,7 +12,8 @@ from torch import nn
 
 from growkernels.growth.layouts import layout_behind, runs_as
 from growkernels.growth.module_graph import chains, is_plain_sequential, weight_layers
-from growkernels.nn import Conv2dReLU, LinearReLU, ResidualBlock
+from growkernels.nn import ResidualBlock
+from growkernels.nn.grown_layers import ENDING_IN_RELU
 from growkernels.nn.weights import weight_names
 
 KINDS = ("linear_relu", "residual", "conv2d_relu")
@@ -95,7 +96,7 @@ def named_positions(model: nn.Module, names: Sequence[str] | Mapping[str, str]) 
 def _kind_behind(module: nn.Module, layout: str | None, follower: nn.Module | None) -> str | None:
     if isinstance(module, ResidualBlock) or isinstance(follower, ResidualBlock):
         return "residual"
-    if runs_as(module, (nn.ReLU, LinearReLU, Conv2dReLU)) and layout is not None:
+    if runs_as(module, (nn.ReLU, *ENDING_IN_RELU)) and layout is not None:
         return KIND_BEHIND_RELU[layout]
     return None
 

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from growkernels.growth.module_graph import activations, followers
-from growkernels.nn import Attention, BasisConv2d, Conv2dReLU, LinearReLU
-from growkernels.nn.grown_layers import Branch, GrownConv2d, GrownLinear
+from growkernels.nn import Attention, BasisConv2d
+from growkernels.nn.grown_layers import Branch, GrownConv2d, GrownLinear, can_have_branches
 from growkernels.nn.weights import why_computed
 
 LAYER_TYPES = ("linear", "conv2d")
@@ -164,9 +164,7 @@ def _why_not(model: nn.Module, name: str, module: nn.Module, kinds: Collection[s
         return "it is lazy and has no weights yet"
     if "parametrizations" in module._modules:
         return f"{why_computed(module)}, which the grown layer would not have"
-    if isinstance(module, LinearReLU | Conv2dReLU):
-        return "it has a ReLU of its own, in front of which nothing can be added from outside"
-    if type(module) not in (nn.Linear, nn.Conv2d, GrownLinear, GrownConv2d):
+    if not can_have_branches(module):
         return f"what the forward of a {type(module).__name__} does with its weights is not known"
     if not module.weight.is_floating_point():
         return f"its weight is {module.weight.dtype}, and neurons are grown in real numbers alone"
@@ -237,6 +235,6 @@ def _why_not_widened(model: nn.Module, *names: str) -> str | None:
         layer = model.get_submodule(name)
         if reason := why_computed(layer):
             return f"of {name!r} {reason}"
-        if type(layer) not in (nn.Linear, GrownLinear):
+        if not (can_have_branches(layer) and isinstance(layer, nn.Linear)):
             return f"{name!r} is a {type(layer).__name__}"
     return None

@@ -15,7 +15,7 @@ from growkernels.growth.neuron_scaling.selection import Selection
 from growkernels.growth.records import append_record, repeats
 from growkernels.growth.surgery import groups_for_new_layer, join_groups
 from growkernels.nn.exchange import check_follows, exchange_with_state, state_obstacle
-from growkernels.nn.grown_layers import Branch, GrownConv2d, GrownLinear, with_branches
+from growkernels.nn.grown_layers import Branch, GrownLinear, can_have_branches, with_branches
 from growkernels.nn.weights import why_computed, why_watched
 
 RECORD_KIND = "neurons"  # of this growth's records
@@ -238,7 +238,7 @@ def _layer(model: nn.Module, name: str) -> nn.Linear | nn.Conv2d:
         layer = model.get_submodule(name)
     except AttributeError:
         layer = None
-    if type(layer) not in (nn.Linear, nn.Conv2d, GrownLinear, GrownConv2d):
+    if layer is None or not can_have_branches(layer):
         raise ValueError(f"There is no linear layer or convolution to grow at {name!r}.")
     assert isinstance(layer, nn.Linear | nn.Conv2d)
     return layer

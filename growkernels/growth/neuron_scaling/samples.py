@@ -23,6 +23,7 @@ from torch.utils.hooks import RemovableHandle
 
 from growkernels.growth.neuron_scaling.candidates import Candidate
 from growkernels.growth.taps import BackwardPasses, ForwardPass, remove, sum_dtype, watch
+from growkernels.nn.grown_layers import ENDING_IN_RELU
 
 
 @dataclass
@@ -73,11 +74,15 @@ class LayerSample:
 
 @dataclass
 class Input:
-    """x of a layer that waits for its gradient, with the version it had; O where it is recorded."""
+    """x of a layer that waits for its gradient, with the version it had; O where it is recorded.
+
+    ``passes``: of a layer that ends in a ReLU of its own, where this lets gradients through.
+    """
 
     x: Tensor
     version: int
     preact: Tensor | None = None
+    passes: Tensor | None = None
 
 
 @dataclass
@@ -202,7 +207,8 @@ class SampleRecorder:
         if not isinstance(output, Tensor) or not output.requires_grad or not args:
             return
         if module in self._names:
-            taken = Input(args[0].detach(), args[0]._version)
+            passes = output.detach() > 0 if isinstance(module, ENDING_IN_RELU) else None
+            taken = Input(args[0].detach(), args[0]._version, passes=passes)
             if self._activations:
                 self._inputs[module] = taken
             else:
@@ -231,6 +237,7 @@ class SampleRecorder:
             self._rounding[name] = 4 * torch.finfo(torch.bfloat16).eps
         # Under autocast the sums would be rounded to 16 bits.
         with torch.no_grad(), torch.autocast(grad.device.type, enabled=False):
+            grad = grad if taken.passes is None else grad * taken.passes
             sample = self._sample(layer, taken.x, taken.preact, grad)
         old = self._batch.get(name)  # a layer that runs several times is one layer with more rows
         if old is None:
