@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from basis_conv_shape import BEYOND_32_BITS, CHOSEN, FORMATS, Shape
+from op_samples.basis_conv import BEYOND_32_BITS, CHOSEN, FORMATS, Shape
 from torch import Tensor
 
 import growkernels as gk
@@ -44,15 +44,7 @@ def make(
     shape: Shape, dtype: torch.dtype, include_basis: bool = True, name: str = "channels_last"
 ) -> list[Tensor]:
     """x, basis, coeff, bias."""
-    outputs = shape.mixed + (shape.filters if include_basis else 0)
-    taps = math.prod(shape.kernel) * shape.x[1]
-    tensors = [
-        torch.randn(shape.x),
-        torch.randn(shape.filters, shape.x[1], *shape.kernel) * taps**-0.5,
-        torch.randn(shape.mixed, shape.filters) * shape.filters**-0.5,
-        torch.randn(outputs),
-    ]
-    x, *parameters = (t.to(DEVICE, dtype) for t in tensors)
+    x, *parameters = shape.sample(include_basis, unit=True).tensors(dtype, DEVICE)
     return [x.contiguous(memory_format=FORMATS[name]), *parameters]
 
 

@@ -9,7 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
+from op_samples import DTYPES, Sample
+from op_samples.numbers import relative
+from op_samples.splitting import (
+    ACTIVATIONS,
+    convolution,
+    plain_convolution,
+    plain_product,
+    product,
+)
+from op_samples.splitting import CONVOLUTIONS as SMALL_CONVOLUTIONS
 from torch import Tensor
 
 import growkernels as gk
@@ -18,66 +27,28 @@ from growkernels.ops.splitting.triton_tiles import FUSED
 
 pytestmark = pytest.mark.gpu
 
-DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-ACTIVATIONS: list[tuple[str, float | None]] = [
-    ("gelu", None), ("gelu_tanh", None), ("silu", None), ("tanh", None), ("sigmoid", None),
-    ("softplus", 0.7), ("relu", 3.0),
-]  # fmt: skip
-# (M, n, k, d): every tile of the fused kernel, full and ragged, and rows that are too wide for it.
-SHAPES = [
-    (1, 1, 1, 1),
-    (300, 70, 2, 33),
-    (1000, 200, 1, 64),
-    *((777, 131, 1, width) for width in sorted({t.width for ts in FUSED.values() for t in ts})),
-    (1500, 130, 3, 100),
-    (530, 101, 1, 380),
-    (900, 140, 2, 500),
-    (6304, 1536, 1, 384),
+WIDTHS = sorted({tile.width for tiles in FUSED.values() for tile in tiles})
+# Every tile of the fused kernel, full and ragged, and rows that are too wide for it.
+PRODUCTS = [
+    product(1, 1, 1, 1),
+    product(300, 70, 2, 33),
+    product(1000, 200, 1, 64),
+    *(product(777, 131, 1, width) for width in WIDTHS),
+    product(1500, 130, 3, 100),
+    product(530, 101, 1, 380),
+    product(900, 140, 2, 500),
+    product(6304, 1536, 1, 384),
 ]
-# (N, C, H, W), (n, k, kh, kw), stride, padding, dilation
-CONVOLUTIONS: list[tuple[tuple[int, ...], tuple[int, ...], Any, Any, Any]] = [
-    ((2, 3, 5, 6), (4, 1, 3, 3), 1, 1, 1),
-    ((3, 8, 9, 7), (5, 2, 3, 2), (2, 1), (0, 2), (1, 2)),
-    ((2, 4, 4, 4), (3, 1, 1, 1), 1, 0, 1),
-    ((2, 4, 5, 4), (3, 1, 1, 1), 2, 1, 1),
-    ((32, 16, 12, 12), (33, 1, 3, 3), 1, 1, 1),
-    ((16, 64, 16, 16), (64, 1, 3, 3), 1, 1, 1),
-    ((8, 96, 8, 8), (70, 2, 3, 3), 1, 1, 1),
+CONVOLUTIONS = [
+    *SMALL_CONVOLUTIONS[:4],
+    convolution((32, 16, 12, 12), (33, 1, 3, 3), 1, 1, 1),
+    convolution((16, 64, 16, 16), (64, 1, 3, 3), 1, 1, 1),
+    convolution((8, 96, 8, 8), (70, 2, 3, 3), 1, 1, 1),
 ]
 
 
 def randn(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(shape, device="cuda").to(dtype)
-
-
-def make(shape: tuple[int, int, int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    rows, n, k, width = shape
-    v = randn(n, k, width, dtype=dtype)
-    return randn(rows, width, dtype=dtype), randn(rows, n, dtype=dtype), v if k > 1 else v[:, 0]
-
-
-def make_conv(case: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, tuple[Any, ...]]:
-    shape, (n, k, kh, kw), *sliding = case
-    x, v = randn(*shape, dtype=dtype), randn(n, k, shape[1], kh, kw, dtype=dtype)
-    size = F.conv2d(x.float(), v[:, 0].float(), None, *sliding).shape
-    return x, randn(*size, dtype=dtype), v if k > 1 else v[:, 0], tuple(sliding)
-
-
-def plain_torch(x: Tensor, w: Tensor, v: Tensor) -> Tensor:
-    vectors = v.reshape(-1, v.shape[-1])
-    k = v.shape[1] if v.dim() == 3 else 1
-    return (((x @ vectors.T) * w.repeat_interleave(k, 1)).T @ x).view(v.shape)
-
-
-def plain_conv(x: Tensor, w: Tensor, v: Tensor, sliding: tuple[Any, ...]) -> Tensor:
-    filters = v.reshape(-1, *v.shape[-3:])
-    products = F.conv2d(x, filters, None, *sliding)
-    products *= w.repeat_interleave(len(filters) // w.shape[1], 1)
-    return torch.nn.grad.conv2d_weight(x, list(filters.shape), products, *sliding).view(v.shape)
-
-
-def relative(actual: Tensor, exact: Tensor) -> float:
-    return ((actual.double() - exact).norm() / exact.norm()).item()
 
 
 # Of roundings, beside an error of plain torch that may be next to nothing.
@@ -109,39 +80,40 @@ def set_tf32() -> Iterator[Callable[[bool], None]]:
 @pytest.mark.parametrize(
     ("dtype", "tf32"), [*((dtype, False) for dtype in DTYPES), (torch.float32, True)], ids=str
 )
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("sample", PRODUCTS, ids=str)
 def test_error_is_at_most_twice_plain_torch(
-    shape: tuple[int, int, int, int],
+    sample: Sample,
     dtype: torch.dtype,
     tf32: bool,
     set_tf32: Callable[[bool], None],
 ) -> None:
     set_tf32(tf32)
-    x, w, v = make(shape, dtype)
+    x, w, v = sample.tensors(dtype, "cuda")
     actual = gk.splitting_hvp(x, w, v)
     assert actual.dtype == dtype
     assert actual.is_contiguous()
     exact = reference.splitting_hvp(x.double(), w.double(), v.double())
-    check(actual, exact, plain_torch(x, w, v), tf32)
+    check(actual, exact, plain_product(x, w, v), tf32)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
+@pytest.mark.parametrize("sample", CONVOLUTIONS, ids=str)
 def test_conv_error_is_at_most_twice_plain_torch(
-    case: Any, dtype: torch.dtype, memory_format: torch.memory_format
+    sample: Sample, dtype: torch.dtype, memory_format: torch.memory_format
 ) -> None:
-    x, w, v, sliding = make_conv(case, dtype)
+    x, w, v = sample.tensors(dtype, "cuda")
     x, w = (t.contiguous(memory_format=memory_format) for t in (x, w))
-    actual = gk.splitting_hvp_conv2d(x, w, v, *sliding)
+    actual = gk.splitting_hvp_conv2d(x, w, v, **sample.arguments)
     assert actual.is_contiguous()
-    exact = reference.splitting_hvp_conv2d(x.double(), w.double(), v.double(), *sliding)
-    check(actual, exact, plain_conv(x, w, v, sliding))
+    exact = reference.splitting_hvp_conv2d(x.double(), w.double(), v.double(), **sample.arguments)
+    check(actual, exact, plain_convolution(x, w, v, **sample.arguments))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("activation", "beta"), ACTIVATIONS)
-def test_weight(activation: str, beta: float | None, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_weight(name: str, dtype: torch.dtype) -> None:
+    activation, beta, _ = ACTIVATIONS[name]
     z = 3 * randn(5, 8, 17, 9, dtype=dtype).contiguous(memory_format=torch.channels_last)
     for grad in (randn(5, 8, 17, 9, dtype=dtype), randn(5, 8, 9, 17, dtype=dtype).mT):
         actual = gk.splitting_weight(grad, z, activation, beta=beta)
@@ -152,7 +124,7 @@ def test_weight(activation: str, beta: float | None, dtype: torch.dtype) -> None
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_strides_do_not_matter(dtype: torch.dtype) -> None:
-    x, w, v = make((300, 70, 2, 33), dtype)
+    x, w, v = product(300, 70, 2, 33).tensors(dtype, "cuda")
     expected = gk.splitting_hvp(x, w, v)
     tolerance = 8 * torch.finfo(dtype).eps
     turned = [t.transpose(0, -1).contiguous().transpose(0, -1) for t in (x, w, v)]
@@ -172,13 +144,13 @@ def test_zero_sizes(sizes: tuple[int, int, int], dtype: torch.dtype) -> None:
 
 
 def calls(dtype: torch.dtype) -> dict[str, Callable[[], Tensor]]:
-    x, w, v = make((6304, 200, 2, 96), dtype)
-    wide = make((3000, 200, 1, 500), dtype)
-    *images, sliding = make_conv(CONVOLUTIONS[-1], dtype)
+    x, w, v = product(6304, 200, 2, 96).tensors(dtype, "cuda")
+    wide = product(3000, 200, 1, 500).tensors(dtype, "cuda")
+    images, sliding = CONVOLUTIONS[-1].tensors(dtype, "cuda"), CONVOLUTIONS[-1].arguments
     return {
         "fused": lambda: gk.splitting_hvp(x, w, v),
         "projected": lambda: gk.splitting_hvp(*wide),
-        "convolution": lambda: gk.splitting_hvp_conv2d(*images, *sliding),
+        "convolution": lambda: gk.splitting_hvp_conv2d(*images, **sliding),
         "weight": lambda: gk.splitting_weight(w, w),
     }
 
@@ -201,7 +173,7 @@ def test_same_bits_without_waiting_and_in_a_graph(
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_nan_and_infinity_come_through(bad: float) -> None:
-    x, w, v = make((500, 40, 1, 48), torch.bfloat16)
+    x, w, v = product(500, 40, 1, 48).tensors(torch.bfloat16, "cuda")
     w[123, 7] = bad
     y = gk.splitting_hvp(x, w, v)
     assert not y[7].isfinite().any()
@@ -210,9 +182,10 @@ def test_nan_and_infinity_come_through(bad: float) -> None:
 
 
 def test_gradients() -> None:
-    arguments = [t.requires_grad_() for t in make((9, 3, 2, 5), torch.float64)]
+    arguments = [t.requires_grad_() for t in product(9, 3, 2, 5).tensors(torch.float64, "cuda")]
     assert torch.autograd.gradcheck(gk.splitting_hvp, arguments)
-    x, w, v = (t.detach().requires_grad_() for t in make((400, 30, 1, 64), torch.bfloat16))
+    tensors = product(400, 30, 1, 64).tensors(torch.bfloat16, "cuda")
+    x, w, v = (t.requires_grad_() for t in tensors)
     gk.splitting_hvp(x, w, v).float().square().sum().backward()
     assert all(t.grad is not None and t.grad.isfinite().all() for t in (x, w, v))
 

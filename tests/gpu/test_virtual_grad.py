@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from op_samples import DTYPES
+from op_samples.numbers import relative
+from op_samples.virtual_grad import positions
 from torch import Tensor
 
 import growkernels as gk
@@ -16,7 +19,6 @@ from growkernels.ops.virtual_grad import reference
 
 pytestmark = pytest.mark.gpu
 
-DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 ERRORS = {torch.float64: 1e-13, torch.float32: 6e-6, torch.bfloat16: 4e-3, torch.float16: 1e-3}
 KINDS = [
     ("linear_relu", "tanh", 1.0),
@@ -50,20 +52,13 @@ def full_precision() -> Iterator[None]:
 
 
 def draw(shapes: list[tuple[int, ...]], dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
-    inputs, grads = (
-        [torch.randn(shape, device="cuda").to(dtype) for shape in shapes] for _ in range(2)
-    )
-    return inputs, grads
+    tensors = positions(shapes).tensors(dtype, "cuda", seed=int(torch.randint(2**31, ())))
+    return tensors[: len(shapes)], tensors[len(shapes) :]
 
 
 def exact(inputs: list[Tensor], grads: list[Tensor], layer: str, **params: Any) -> list[Tensor]:
     hs, gs = [h.double() for h in inputs], [g.double() for g in grads]
     return reference.virtual_grads(hs, gs, layer, **params)
-
-
-def relative(actual: Tensor, expected: Tensor) -> float:
-    difference = (actual.double() - expected).norm().item()
-    return difference / expected.norm().item() if difference else 0.0
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -18,7 +18,7 @@ from torch import Tensor
 if torch.cuda.is_available():
     pytest.skip("a GPU is visible: tests/gpu runs these kernels on it", allow_module_level=True)
 
-from basis_conv_shape import BEYOND_32_BITS, CHOSEN, FORMATS, Shape
+from op_samples.basis_conv import BEYOND_32_BITS, CHOSEN, FORMATS, Shape
 from triton_interpreter import rounded_to_tf32
 
 from growkernels.ops.basis_conv import gpu, reference

@@ -1,4 +1,4 @@
-"""Convolution positions by Winograd's algorithm, against the oracle in float64."""
+"""Convolution positions by Winograd's algorithm; test_contract_numbers.py has the oracle."""
 
 from __future__ import annotations
 
@@ -6,23 +6,16 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from op_samples.numbers import largest, threads
+from op_samples.virtual_grad import WINOGRAD
 from torch import Tensor
 
 import growkernels as gk
 from growkernels.ops.virtual_grad import reference
 
 CHANNELS_LAST = torch.channels_last
-FORMATS = [torch.contiguous_format, CHANNELS_LAST]
 # Of the largest value of the gradient.
 ERROR = 1e-5
-SHAPES = [
-    (1, 1, 1, 1),
-    (2, 3, 5, 6),
-    (3, 17, 9, 7),
-    (5, 20, 4, 13),
-    (40, 32, 11, 10),  # several parts
-    (9, 200, 8, 8),  # the threads share every group of tiles
-]
 
 
 @pytest.fixture(autouse=True)
@@ -42,26 +35,6 @@ def oracle(h: Tensor, g: Tensor) -> Tensor:
     return reference.virtual_grads([h.double()], [g.double()], "conv2d_relu")[0]
 
 
-def error(actual: Tensor, expected: Tensor) -> float:
-    return ((actual - expected).abs().max() / expected.abs().max().clamp_min(1e-30)).item()
-
-
-@pytest.mark.parametrize("grad_format", FORMATS, ids=str)
-@pytest.mark.parametrize("input_format", FORMATS, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_against_the_oracle(
-    shape: tuple[int, ...], input_format: torch.memory_format, grad_format: torch.memory_format
-) -> None:
-    h, g = make(shape)
-    expected = oracle(h, g)
-    h, g = h.contiguous(memory_format=input_format), g.contiguous(memory_format=grad_format)
-    gradient = gk.virtual_grads([h], [g], "conv2d_relu")[0]
-    assert gradient.is_contiguous()
-    assert error(gradient, expected) <= ERROR
-    norm = gk.virtual_grad_norms([h], [g], "conv2d_relu")[0].item()
-    assert norm == pytest.approx(expected.square().sum().item(), rel=ERROR)
-
-
 def test_sums_over_batches_and_second_moments() -> None:
     shapes = [(4, 16, 8, 8), (2, 24, 5, 9)]
     batches = [[make(shape) for shape in shapes] for _ in range(2)]
@@ -73,7 +46,7 @@ def test_sums_over_batches_and_second_moments() -> None:
         norms = gk.virtual_grad_norms(hs, gs, "conv2d_relu", sums, second_moments=moments)
     for position, (first, second) in enumerate(zip(*batches, strict=True)):
         expected = [oracle(*first), oracle(*second)]
-        assert error(sums[position], expected[0] + expected[1]) <= ERROR
+        assert largest(sums[position], expected[0] + expected[1]) <= ERROR
         squares = [gradient.square().sum().item() for gradient in expected]
         assert moments[position].item() == pytest.approx(sum(squares), rel=ERROR)
         total = (expected[0] + expected[1]).square().sum().item()
@@ -85,7 +58,7 @@ def test_slices_of_channels_are_read_in_place() -> None:
     expected = oracle(h[:, 3:19], g[:, 5:21])
     h, g = h.contiguous(memory_format=CHANNELS_LAST), g.contiguous(memory_format=CHANNELS_LAST)
     gradient = gk.virtual_grads([h[:, 3:19]], [g[:, 5:21]], "conv2d_relu")[0]
-    assert error(gradient, expected) <= ERROR
+    assert largest(gradient, expected) <= ERROR
 
 
 def test_what_the_mask_hides_may_be_anything() -> None:
@@ -106,15 +79,11 @@ def test_large_positions_take_it_unasked_and_float64_never() -> None:
     assert torch.equal(double, gk.virtual_grads([h.double()], [g.double()], "conv2d_relu")[0])
 
 
-@pytest.mark.parametrize("shape", SHAPES[-2:], ids=str)
+@pytest.mark.parametrize("shape", WINOGRAD[-2:], ids=str)
 def test_same_bits_whatever_the_threads(shape: tuple[int, ...]) -> None:
     h, g = make(shape)
-    threads = torch.get_num_threads()
     results = []
-    try:
-        for count in (1, 1, 2, 5):
-            torch.set_num_threads(count)
+    for count in (1, 1, 2, 5):
+        with threads(count):
             results.append(gk.virtual_grads([h], [g], "conv2d_relu")[0])
-    finally:
-        torch.set_num_threads(threads)
     assert all(torch.equal(results[0], result) for result in results)

@@ -1,0 +1,241 @@
+"""What every op promises about its numbers, over all samples of all ops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import hypothesis
+import pytest
+import torch
+from hypothesis import strategies as st
+from op_samples import DTYPES, OPS, Op, Sample
+from op_samples.numbers import LAYOUTS, doubled, largest, relative, threads
+from torch import Tensor
+
+import growkernels as gk
+
+LOW = [torch.float32, torch.bfloat16, torch.float16]
+CHANNELS_LAST = LAYOUTS["channels_last"]
+
+
+@pytest.fixture(autouse=True)
+def algorithm() -> Iterator[Callable[[str], None]]:
+    """Sets the algorithm of convolutions for one test."""
+    before = gk.conv_algorithm()
+    yield gk.set_conv_algorithm
+    gk.set_conv_algorithm(before)
+
+
+def over(part: str) -> pytest.MarkDecorator:
+    """Parametrizes a test over one of the lists of samples of every op."""
+    return pytest.mark.parametrize(
+        ("op", "sample"),
+        [
+            pytest.param(op, sample, id=f"{op} {sample}")
+            for op in OPS.values()
+            for sample in getattr(op, part)
+        ],
+    )
+
+
+def tolerance(op: Op, dtype: torch.dtype) -> float:
+    """Of the largest value of a result, whatever the algorithm."""
+    default = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 0.03, torch.float16: 4e-3}
+    return op.tolerance.get(dtype, default[dtype])
+
+
+def assert_oracle(
+    op: Op,
+    tensors: list[Tensor],
+    sample: Sample,
+    arrange: Callable[[Tensor], Tensor] = Tensor.contiguous,
+) -> None:
+    """Results and gradients are those of the oracle, within the tolerance.
+
+    Where the definition itself cancels, plain torch errs by more, and so may the op.
+    """
+    tensors = [arrange(t) for t in tensors]
+    actual = op.with_gradients(op.function, tensors, sample, arrange)
+    expected = op.with_gradients(op.oracle, doubled(tensors), sample, arrange)
+    for index, (mine, exact) in enumerate(zip(actual, expected, strict=True)):
+        assert mine.shape == exact.shape
+        error = largest(mine, exact)
+        if not error <= tolerance(op, tensors[0].dtype):
+            plain = op.with_gradients(op.plain, tensors, sample, arrange)[index]
+            assert error <= 2 * largest(plain, exact), f"error {error:.1e} of number {index}"
+
+
+def assert_at_most_twice_plain_torch(
+    op: Op, tensors: list[Tensor], sample: Sample, arrange: Callable[[Tensor], Tensor]
+) -> None:
+    dtype = tensors[0].dtype
+    expected = op.with_gradients(op.oracle, doubled(tensors), sample)
+    theirs = op.with_gradients(op.plain, tensors, sample)
+    actual = op.with_gradients(op.function, [arrange(t) for t in tensors], sample, arrange)
+    results = len(expected) - len(tensors)
+    for i, (mine, plain, exact) in enumerate(zip(actual, theirs, expected, strict=True)):
+        assert mine.shape == exact.shape
+        assert mine.dtype == (op.dtype(dtype) if i < results else dtype)
+        assert op.keeps_layout or i >= results or mine.is_contiguous()
+        # float64 has no finer oracle: both sides carry rounding errors of this size.
+        roundings = 64 if dtype == torch.float64 else 1.0
+        roundings *= op.slack if i < results else op.gradient_slack
+        slack = roundings * torch.finfo(mine.dtype).eps
+        if exact.numel() < 10:  # of so few values one may be a small difference
+            slack += torch.finfo(dtype).eps / 2
+        assert relative(mine, exact) <= 2 * relative(plain, exact) + slack, i
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@over("samples")
+def test_error_is_at_most_twice_plain_torch(
+    op: Op, sample: Sample, dtype: torch.dtype, algorithm: Callable[[str], None]
+) -> None:
+    """The results and every gradient, of contiguous tensors and of images in channels_last."""
+    algorithm("direct")
+    tensors = sample.tensors(dtype)
+    assert_at_most_twice_plain_torch(op, tensors, sample, Tensor.contiguous)
+    if any(len(shape) == 4 for shape in sample.shapes):
+        assert_at_most_twice_plain_torch(op, tensors, sample, CHANNELS_LAST)
+
+
+@pytest.mark.parametrize("name", ["auto", "winograd"])
+@over("convolved")
+def test_error_of_other_algorithms(
+    op: Op, sample: Sample, name: str, algorithm: Callable[[str], None]
+) -> None:
+    algorithm(name)
+    for arrange in (Tensor.contiguous, CHANNELS_LAST):
+        assert_oracle(op, sample.tensors(torch.float32), sample, arrange)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ["auto", "winograd"])
+@over("few")
+def test_error_of_other_algorithms_in_16_bit(
+    op: Op, sample: Sample, name: str, dtype: torch.dtype, algorithm: Callable[[str], None]
+) -> None:
+    algorithm(name)
+    assert_oracle(op, sample.tensors(dtype), sample)
+
+
+@pytest.mark.parametrize("name", ["auto", "winograd"])
+@over("few")
+def test_float64_is_never_winograd(
+    op: Op, sample: Sample, name: str, algorithm: Callable[[str], None]
+) -> None:
+    tensors = sample.tensors(torch.float64)
+    algorithm("direct")
+    expected = op.with_gradients(op.function, tensors, sample)
+    algorithm(name)
+    assert all(map(torch.equal, op.with_gradients(op.function, tensors, sample), expected))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@over("few")
+def test_strides_do_not_matter(op: Op, sample: Sample, layout: str) -> None:
+    """Of no tensor, nor of the gradients of the results."""
+    for dtype in LOW:
+        assert_oracle(op, sample.tensors(dtype), sample, LAYOUTS[layout])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@over("empty")
+def test_zero_sizes(op: Op, sample: Sample, dtype: torch.dtype) -> None:
+    assert_oracle(op, sample.tensors(dtype), sample)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@over("without_gradients")
+def test_zero_sizes_without_gradients(op: Op, sample: Sample, dtype: torch.dtype) -> None:
+    tensors = sample.tensors(dtype)
+    (y,) = op.results(op.function, tensors, sample)
+    assert y.shape == tensors[-1].shape
+    assert y.eq(0).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@over("large")
+def test_same_bits_every_time_and_threads_only_regroup_the_sums(
+    op: Op, sample: Sample, dtype: torch.dtype, algorithm: Callable[[str], None]
+) -> None:
+    tensors = sample.tensors(dtype)
+    expected = op.with_gradients(op.oracle, doubled(tensors), sample)
+    for name in ("direct", "winograd") if tensors[0].dim() == 4 else ("auto",):
+        algorithm(name)
+        for count in (1, 2, 5):
+            with threads(count):
+                first = op.with_gradients(op.function, tensors, sample)
+                again = op.with_gradients(op.function, tensors, sample)
+                assert all(map(torch.equal, first, again))
+                for _ in range(3):
+                    assert all(map(torch.equal, first, op.results(op.function, tensors, sample)))
+            for mine, exact in zip(first, expected, strict=True):
+                assert largest(mine, exact) <= tolerance(op, dtype)
+
+
+@pytest.mark.parametrize("name", ["direct", "winograd"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@over("few")
+def test_nan_and_inf_propagate(
+    op: Op, sample: Sample, value: float, name: str, algorithm: Callable[[str], None]
+) -> None:
+    """Wherever plain torch gives no finite value; Winograd may spread it over a tile."""
+    algorithm(name)
+    for poisoned in range(len(sample.shapes)):
+        tensors = sample.tensors(torch.float32)
+        if op.takes_lists:  # what a ReLU hides may be anything
+            tensors = [t.abs() for t in tensors]
+        tensors[poisoned].view(-1)[3 % tensors[poisoned].numel()] = value
+        actual = op.results(op.function, tensors, sample)
+        expected = op.results(op.plain, tensors, sample)
+        finite = [y.isfinite() for y in expected]
+        assert value == torch.inf or not all(bool(f.all()) for f in finite)
+        for mine, right in zip(actual, finite, strict=True):
+            assert not mine[~right].isfinite().any()
+            if name == "direct" and poisoned not in op.spreads:
+                assert torch.equal(mine.isfinite(), right)
+
+
+@pytest.mark.parametrize("name", ["direct", "winograd"])
+@over("few")
+def test_nan_in_a_gradient_propagates(
+    op: Op, sample: Sample, name: str, algorithm: Callable[[str], None]
+) -> None:
+    algorithm(name)
+
+    def poison(weights: Tensor) -> Tensor:
+        weights = weights.clone()
+        weights.view(-1)[weights.numel() // 2] = torch.nan
+        return weights
+
+    tensors = sample.tensors(torch.float32)
+    actual = op.with_gradients(op.function, tensors, sample, poison)
+    expected = op.with_gradients(op.plain, tensors, sample, poison)
+    assert not all(bool(y.isfinite().all()) for y in expected)
+    for mine, plain in zip(actual, expected, strict=True):
+        assert not mine[~plain.isfinite()].isfinite().any()
+
+
+@pytest.mark.parametrize("op", OPS.values(), ids=str)
+@hypothesis.given(data=st.data())
+def test_any_shapes(op: Op, data: st.DataObject) -> None:
+    sample = data.draw(op.drawn)
+    dtype = data.draw(st.sampled_from(DTYPES))
+    gk.set_conv_algorithm(data.draw(st.sampled_from(["auto", "direct", "winograd"])))
+    tensors = sample.tensors(dtype)
+    assert_oracle(op, tensors, sample, CHANNELS_LAST if data.draw(st.booleans()) else Tensor.clone)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@over("samples")
+def test_composed_form_for_other_devices(op: Op, sample: Sample, dtype: torch.dtype) -> None:
+    """What runs on devices without kernels of their own, called in place of the CPU's kernels."""
+    composed = torch._C.DispatchKeySet(torch._C.DispatchKey.CompositeExplicitAutograd)
+    registered = getattr(torch.ops.growkernels, op.name).default
+    tensors = sample.tensors(dtype)
+    found = registered.redispatch(composed, *op.registered(tensors, sample.arguments))
+    actual = [found] if isinstance(found, Tensor) else found
+    expected = op.results(op.oracle, doubled(tensors), sample)
+    for mine, exact in zip(actual, expected, strict=True):
+        assert largest(mine, exact) <= tolerance(op, dtype)
