@@ -26,7 +26,7 @@ TORCH_VERSION_FILE = $(wildcard $(VENV)/lib/python*/site-packages/torch/version.
 
 .SECONDEXPANSION:
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-cuda test test-cpu test-cuda-build reproduce \
+.PHONY: help setup setup-cuda download-cuda test test-cpu test-cuda-build reproduce \
   bench readme-tables gpu-kernels gpu-suite gpu-reproduce lint format clean
 
 help:  ## list the targets
@@ -52,8 +52,11 @@ $(PACKAGE_STAMP): $(TOOLS_STAMP) $(SOURCES) $$(TORCH_VERSION_FILE)
 	$(PIP) --no-build-isolation --editable ".[experiments]"
 	@touch $@
 
+# Empty where test-cuda-build can be made, else what stands in the way.
+CUDA_OBSTACLE = $(BIN)/python tools/toolchain.py '$(TORCH_CUDA)' '$(CUDA_OF_TORCH)'
+
 test: setup  ## run the tests, and test-cuda-build where a CUDA toolkit is found
-	@obstacle="$$($(BIN)/python tools/toolchain.py '$(TORCH_CUDA)' '$(CUDA_OF_TORCH)')"; cuda=0; \
+	@obstacle="$$($(CUDA_OBSTACLE))"; cuda=0; \
 	if [ -z "$$obstacle" ]; then $(MAKE) --no-print-directory test-cuda-build || cuda=$$?; \
 	else echo "make test-cuda-build is left out: $$obstacle"; fi; \
 	$(MAKE) --no-print-directory test-cpu && exit $$cuda
@@ -61,6 +64,10 @@ test: setup  ## run the tests, and test-cuda-build where a CUDA toolkit is found
 # Tests wait for compilers and for Python more than for arithmetic: two at a time take half as long.
 test-cpu: setup
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests
+
+# Of what test-cuda-build needs, the part that waits for the network, to be run beside other work.
+download-cuda: setup
+	@[ -n "$$($(CUDA_OBSTACLE))" ] || $(MAKE) --no-print-directory $(TOOLS_CUDA_STAMP)
 
 setup-cuda: $(PACKAGE_CUDA_STAMP)  ## make .venv-cuda: growkernels with its CUDA sources, timm, torchvision
 	@$(BIN_CUDA)/python -I -c "from growkernels import _build_info as b; \

@@ -147,23 +147,27 @@ def test_stopped_search_goes_on_with_the_same_result(tmp_path: Path) -> None:
     assert len(more.kinds) == 3, "results of the first three seeds hold"
 
 
-SLOW_SEARCH = """
+SEARCH_THAT_STANDS_STILL = """
 import sys, time
+from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_basis_search_train import searched, train_briefly
 
-def slow(model, generator):
-    time.sleep(0.05)
+results = Path(sys.argv[1])
+
+def train(model, generator):
+    if results.exists() and results.read_bytes().count(b"\\n") >= 3:
+        time.sleep(600)  # until it is killed
     return train_briefly(model, generator)
 
-searched(slow, results=sys.argv[1])
+searched(train, results=results)
 """
 
 
 def test_killed_search_goes_on_with_the_same_result(tmp_path: Path) -> None:
     file = tmp_path / "results.jsonl"
     here = str(Path(__file__).parent)
-    process = subprocess.Popen([sys.executable, "-c", SLOW_SEARCH, str(file), here])
+    process = subprocess.Popen([sys.executable, "-c", SEARCH_THAT_STANDS_STILL, str(file), here])
     while not file.exists() or file.read_bytes().count(b"\n") < 3:
         assert process.poll() is None
         time.sleep(0.005)

@@ -215,6 +215,7 @@ OPS = [
             # A few roundings of the result, whatever the algorithm.
             **{dtype: 2 * torch.finfo(dtype).eps for dtype in (torch.bfloat16, torch.float16)},
         },
+        poisoned=[SHAPES[1].sample(), SHAPES[10].sample()],
         spreads=frozenset({1}),
         keeps_layout=True,
     )

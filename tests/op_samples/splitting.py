@@ -243,6 +243,7 @@ OPS = [
         resized=lambda size: [product(size, 2, 2, size + 1)],
         drawn=st.builds(product, sizes(0, 70), sizes(0, 40), sizes(1, 3), sizes(1, 50)),
         bad=BAD_PRODUCTS,
+        poisoned=[product(30, 19, 1, 21)],
         flops=[(product(10, 3, 2, 4), 4 * 10 * 3 * 2 * 4, 0)],
     ),
     Op(

@@ -80,7 +80,7 @@ class Op:
     samples: Sequence[Sample]
     """Every form and odd size: results and gradients in all dtypes."""
     few: Sequence[Sample]
-    """Of these every layout, and what NaN does."""
+    """Of these every layout."""
     small: Sequence[Sample]
     """Few elements, for second derivatives, torch.func and torch.compile."""
     large: Sequence[Sample]
@@ -107,6 +107,8 @@ class Op:
     """Of the largest value of a result, for any algorithm and layout."""
     promotes: bool = False
     """Whether autocast takes the widest of the dtypes given, rather than its own."""
+    poisoned: Sequence[Sample] = ()
+    """Of these what NaN and infinity do."""
     spreads: frozenset[int] = frozenset()
     """Tensors in which a number that is not finite may spread further than in plain torch."""
     without_gradients: Sequence[Sample] = ()
@@ -142,7 +144,8 @@ class Op:
         results = self.results(function, leaves, sample)
         generator = torch.Generator().manual_seed(7)
         weights = [
-            arrange(torch.randn(y.shape, generator=generator).to(leaves[0].dtype).to(y))
+            # Eighths, which every dtype has.
+            arrange((torch.randn(y.shape, generator=generator).mul(8).round() / 8).to(y))
             for y in results
         ]
         gradients = torch.autograd.grad(results, leaves, weights, materialize_grads=True)

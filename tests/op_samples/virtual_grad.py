@@ -174,6 +174,8 @@ SHARED: dict[str, Any] = {
         positions([(0, 4, 6, 6)], "conv2d_relu"),
     ],
     "drawn": drawn,
+    "poisoned": of_kinds(LAYERS, LINEAR[-1:], IMAGES[-1:]),
+    "spreads": frozenset({0, 1}),
     "takes_lists": True,
     "sums": True,
     "convolved": [positions([shape], "conv2d_relu") for shape in WINOGRAD],

@@ -168,15 +168,16 @@ def test_same_bits_every_time_and_threads_only_regroup_the_sums(
                 first = op.with_gradients(op.function, tensors, sample)
                 again = op.with_gradients(op.function, tensors, sample)
                 assert all(map(torch.equal, first, again))
+                alone = op.results(op.function, tensors, sample)
                 for _ in range(3):
-                    assert all(map(torch.equal, first, op.results(op.function, tensors, sample)))
+                    assert all(map(torch.equal, alone, op.results(op.function, tensors, sample)))
             for mine, exact in zip(first, expected, strict=True):
                 assert largest(mine, exact) <= tolerance(op, dtype)
 
 
 @pytest.mark.parametrize("name", ["direct", "winograd"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@over("few")
+@over("poisoned")
 def test_nan_and_inf_propagate(
     op: Op, sample: Sample, value: float, name: str, algorithm: Callable[[str], None]
 ) -> None:
@@ -198,10 +199,12 @@ def test_nan_and_inf_propagate(
 
 
 @pytest.mark.parametrize("name", ["direct", "winograd"])
-@over("few")
+@over("poisoned")
 def test_nan_in_a_gradient_propagates(
     op: Op, sample: Sample, name: str, algorithm: Callable[[str], None]
 ) -> None:
+    if op.takes_lists:
+        pytest.skip("what a ReLU hides of it may be anything")
     algorithm(name)
 
     def poison(weights: Tensor) -> Tensor:
