@@ -197,6 +197,12 @@ def _check_layer(layer: nn.Module, value: int | float, places: Places) -> int:
     assert isinstance(layer, Layer)
     if reason := obstacle(layer, places, kept=[layer.bias]):
         raise ValueError(f"{reason[0].upper()}{reason[1:]}.")
+    more = {*layer._parameters, *layer._buffers, *layer._modules} - {*_weights(layer), "bias"}
+    if more:
+        raise ValueError(
+            f"It has members of its own ({', '.join(sorted(more))}), which the new layer would not "
+            "have; keep them in another module."
+        )
     if isinstance(value, int) and not isinstance(value, bool):
         filters = value
     elif isinstance(value, float) and 0 < value <= 1:

@@ -75,10 +75,11 @@ class Branch(nn.Module):
         self.set_outputs(self.outputs, self.index.device)
         return self
 
-    def index_on(self, device: torch.device) -> Tensor:
-        """``index`` on a device; the branch itself may have been left on another, for instance
+    def index_beside_weights(self) -> Tensor:
+        """``index`` on the device of the branch's parameters; it may have been left on another
         where ``load_state_dict(assign=True)`` gave values to a model on the meta device.
         """
+        device = next(self.parameters()).device  # known in a symbolic trace, unlike that of y
         if self.index.device != device:
             self.set_outputs(self.outputs, device)
         return self.index
@@ -252,7 +253,7 @@ def _add(y: Tensor, out: Tensor, branches: Sequence[Branch], dim: int) -> Tensor
     if branches[0].form == "gated":
         gate = torch.cat([branch.gate for branch in branches])
         out = out * gate.to(out.dtype).view(-1, *(1,) * (-1 - dim))
-    index = torch.cat([branch.index_on(y.device) for branch in branches])
+    index = torch.cat([branch.index_beside_weights() for branch in branches])
     return y.index_add(dim, index, out.to(y.dtype))
 
 

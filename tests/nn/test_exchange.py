@@ -163,6 +163,16 @@ def test_hooks_on_what_stays_stay() -> None:
         convert(model, {"0": 1.0})
 
 
+def test_convert_refuses_to_lose_other_members() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 6, 3))
+    model[0].register_buffer("mask", torch.ones(6))
+    model[0].add_module("adapter", nn.Linear(2, 2))
+    conv = model[0]
+    with pytest.raises(ValueError, match=r"members of its own \(adapter, mask\)"):
+        convert(model, {"0": 2})
+    assert model[0] is conv
+
+
 class Attending(nn.Module):
     def __init__(self) -> None:
         super().__init__()
