@@ -123,6 +123,18 @@ def test_a_living_driver_is_named_where_it_is_in_the_way(
     convert(model, {"0": 1})
 
 
+@every_driver
+def test_a_closed_driver_puts_no_hook_on_a_changed_model(
+    build: Callable[[nn.Module], Driver],
+) -> None:
+    model = network()
+    driver = build(model)
+    driver.close()
+    model.insert(2, nn.Identity())
+    assert (driver.positions if isinstance(driver, LayerInsertion) else driver.layers) is not None
+    assert count(model) == 0
+
+
 def test_hooks_of_the_user_still_count() -> None:
     model = network()
     driver = LayerInsertion(model)

@@ -270,7 +270,7 @@ class LayerInsertion:
 
     def close(self) -> None:
         """Take the hooks off the model."""
-        self._recorder.remove()
+        self._recorder.close()
 
     def _watch(self, positions: Sequence[Position]) -> Recorder:
         _refuse_none(positions)

@@ -64,6 +64,7 @@ class Recorder:
         self._base: BaseWeights
         self._handles_of_batch: list[RemovableHandle] = []
         self.remove: Callable[[], object] = lambda: None  # takes all hooks off the model
+        self._closed = False
         self.watch(model, positions)
 
     def watch(self, model: nn.Module, positions: Sequence[Position]) -> None:
@@ -78,9 +79,10 @@ class Recorder:
                 )
             names[module] = position.name
         base = BaseWeights(model, {p.kind for p in positions}, self._base_grad_arrived)
-        remove_new = watch(self, dict.fromkeys([*names, *base.watched]))
-        self.remove()
-        self.remove = remove_new
+        if not self._closed:
+            remove_new = watch(self, dict.fromkeys([*names, *base.watched]))
+            self.remove()
+            self.remove = remove_new
         self.positions, self._names = list(positions), names
         self._base = base
         self.sums, self._base_buffers = GradientSums(), {}
@@ -90,6 +92,11 @@ class Recorder:
         positions = [Position(paths[p.name], p.kind) for p in self.positions]
         names = {module: paths[name] for module, name in self._names.items()}
         self.positions, self._names, self.sums = positions, names, self.sums.renamed(paths)
+
+    def close(self) -> None:
+        """Take all hooks off the model, for good."""
+        self._closed = True
+        self.remove()
 
     def reset(self) -> None:
         """Forget the recorded batches."""

@@ -337,7 +337,7 @@ class NeuronScaling:
         afterwards, which is faster and may differ in the last bits. So a resumed run repeats the
         bits of a first one if both have such a driver on the model, or neither.
         """
-        self._recorder.remove()
+        self._recorder.close()
 
     def _find(self) -> tuple[list[Candidate], dict[str, str]]:
         """The candidates of the model as it is, and why other layers are none."""

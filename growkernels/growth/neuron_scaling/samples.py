@@ -127,6 +127,7 @@ class SampleRecorder:
         self._problems: list[str] = []
         self._handles_of_batch: list[RemovableHandle] = []
         self.remove: Callable[[], object] = lambda: None  # takes all hooks off the model
+        self._closed = False
         self.watch(model, candidates)
 
     def watch(self, model: nn.Module, candidates: Sequence[Candidate]) -> None:
@@ -138,9 +139,10 @@ class SampleRecorder:
                 if candidate.activation is not None:
                     activation = model.get_submodule(candidate.activation)
                     activations[activation] = model.get_submodule(candidate.name)
-        remove_new = watch(self, [*names, *activations])
-        self.remove()
-        self.remove = remove_new
+        if not self._closed:
+            remove_new = watch(self, [*names, *activations])
+            self.remove()
+            self.remove = remove_new
         self._names, self._activations = names, activations
         self.kept = Recording()
 
@@ -149,6 +151,11 @@ class SampleRecorder:
         names = {layer: paths[name] for layer, name in self._names.items()}
         layers = {paths[name]: sample for name, sample in self.kept.layers.items()}
         self._names, self.kept = names, Recording(layers, self.kept.batches)
+
+    def close(self) -> None:
+        """Take all hooks off the model, for good."""
+        self._closed = True
+        self.remove()
 
     def reset(self) -> None:
         """Forget the recorded batches."""
