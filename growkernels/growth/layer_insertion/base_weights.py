@@ -72,14 +72,16 @@ class BaseWeights:
         self.watched = dict.fromkeys([*self._convolutions, *self._makers])
         self.feature_maps: dict[str | int, tuple[int, int]] = {}
 
-    def watch_parameters(self) -> list[RemovableHandle]:
-        """Hooks on the weights that are parameters, those that the layers have now."""
-        parameters = {n: layer._parameters.get("weight") for n, layer in self._holders.items()}
-        return [
-            parameter.register_hook(partial(_tell, self._arrived, number))
-            for number, parameter in parameters.items()
-            if parameter is not None and parameter.requires_grad
-        ]
+    def watch_parameters(self, handles: list[RemovableHandle]) -> None:
+        """Put hooks on the weights that are parameters, those that the layers have now.
+
+        Each handle is in the list as soon as there is its hook, so that an interrupt loses none.
+        """
+        for number, layer in self._holders.items():
+            parameter = layer._parameters.get("weight")
+            if parameter is not None and parameter.requires_grad:
+                hook = partial(_tell, self._arrived, number)
+                handles.append(parameter.register_hook(hook))
 
     def forward_ran(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """A forward pass of a module in ``watched`` has run."""

@@ -109,7 +109,7 @@ class Recorder:
         self.end()  # whatever an interrupt left
         self._problems = []
         self._passes = BackwardPasses()
-        self._handles_of_batch = self._base.watch_parameters()
+        self._base.watch_parameters(self._handles_of_batch)
         self.recording = True
 
     def end(self) -> None:
