@@ -9,8 +9,9 @@ A file holds a list ``claim``; each has a ``statement``, a ``test`` and what the
 ``rank``: two ``vectors`` that the study names have a positive rank correlation;
 ``value``: a number that the study names lies within ``at_least`` and ``at_most``.
 
-``settings`` lists where a claim is tested; a study may know names for groups of them. ``ours``
-marks questions that the paper leaves open.
+``settings`` lists where a claim is tested; a study may know names for groups of them. A variant
+"of the setting" is the one of the setting's own name. ``ours`` marks questions that the paper
+leaves open.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ from growkernels.experiments.statistics import (
 from growkernels.experiments.table import differences, values
 
 Verdict = Literal["holds", "does not hold", "cannot be told", "not enough runs"]
+
+OF_SETTING = "of the setting"
 
 RULE = (
     "Runs of one number share their seeds, so variants are compared by the paired differences of "
@@ -280,7 +283,8 @@ def _gap(
     gap = gap[numpy.isfinite(gap)]
     found = effect(gap)
     a, b = (estimate(values(of)) for of in runs)
-    measured = f"{first} {a.mean:.3f}, {second} {b.mean:.3f}; difference {found.text()}"
+    names = [setting if variant == OF_SETTING else variant for variant in (first, second)]
+    measured = f"{names[0]} {a.mean:.3f}, {names[1]} {b.mean:.3f}; difference {found.text()}"
     return gap, measured, found
 
 

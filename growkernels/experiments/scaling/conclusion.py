@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from growkernels.experiments.claims import Evidence, Value
+from growkernels.experiments.claims import OF_SETTING, Evidence, Value
 from growkernels.experiments.plots import Plot
 from growkernels.experiments.run_folder import number
 from growkernels.experiments.scaling import plots
@@ -43,13 +43,11 @@ class ScalingEvidence(Evidence):
         return names
 
     def runs(self, setting: str, variant: str, quantity: str) -> dict[int, float]:
-        name = setting if variant == "of the setting" else variant
+        name = setting if variant == OF_SETTING else variant
         return self.table.final(name, quantity, epochs=FINAL_EPOCHS)
 
     def obstacle(self, setting: str, first: str, second: str) -> str | None:
-        missing = {setting if v == "of the setting" else v for v in (first, second)} - set(
-            self.flops
-        )
+        missing = {setting if v == OF_SETTING else v for v in (first, second)} - set(self.flops)
         return f"{' and '.join(sorted(missing))} not in this preset: no test" if missing else None
 
     def value(self, name: str, setting: str) -> Value:
