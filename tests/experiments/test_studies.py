@@ -146,7 +146,7 @@ def _states(out: Path) -> Iterator[tuple[str, int]]:
 def without_clock(value: Any) -> Any:
     """Everything that does not depend on the clock, or on where it ran."""
     if isinstance(value, dict):
-        timed = ("second", "environment", "overview", "time")  # milliseconds too
+        timed = ("second", "environment", "overview", "registration", "time")  # milliseconds too
         kept = {k: without_clock(v) for k, v in value.items() if not any(t in k for t in timed)}
         return {k: v for k, v in kept.items() if k != "claims"} | {
             "claims": [c for c in kept.get("claims", ()) if not _is_timed(c["claim"])]
