@@ -26,7 +26,7 @@ _CUDA_GEMM_SIZE = 8192
 def ceiling_probe(kind: Ceiling, dtype: torch.dtype, device: torch.device) -> Callable[[], float]:
     """A function that measures the ceiling once: FLOP/s for "gemm", bytes/s for "copy".
 
-    On the CPU "gemm" is the op library's loop over independent cache-resident brgemm tiles on all
+    On the CPU "gemm" is the op library's loop over independent cache-resident tiles on all
     threads; on a GPU it is `torch.mm` of two normal matrices of 8192 rows and columns (of zeros it
     would be faster), for float32 in TF32 where torch is set to use that. "copy" counts bytes read
     plus bytes written.

@@ -70,8 +70,9 @@ TORCH_LIBRARY(growkernels, m) {
       "splitting_hvp_conv2d_plan(Tensor x, Tensor w, Tensor v, int[2] stride, int[2] padding, int[2] dilation, "
       "Device device) -> (str, Dict(str, str))");
 
-  // What the CPU kernels stand on: whether oneDNN's tiles can be used, and how fast they go here.
-  m.def("brgemm_available(ScalarType dtype) -> bool");
+  // What the CPU kernels stand on: the instructions that multiply bfloat16 tiles ("amx", "avx512" or "none"), and
+  // how fast tiles are multiplied here.
+  m.def("bfloat16_tiles() -> str");
   m.def("gemm_ceiling(ScalarType dtype, float milliseconds) -> float");
   // The kernels that have run since the last call of this, by their names in the plans.
   m.def("kernels_ran() -> str[]");

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <string>
 #include <vector>
 
 namespace growkernels {
@@ -37,7 +38,7 @@ double tile_rate(double seconds) {
         products += products_per_check;
       } while (seconds_since(start) < seconds);
       rates[thread] = 2.0 * m * n * k * static_cast<double>(products) / seconds_since(start) / 1e9;
-      release_tiles();
+      release_bfloat16_tiles();
     }
   });
   double total = 0;
@@ -56,16 +57,28 @@ double gemm_ceiling(at::ScalarType dtype, double milliseconds) {
     case at::kDouble:
       return tile_rate<double>(seconds);
     case at::kBFloat16:
-      return brgemm_available(at::kBFloat16) ? tile_rate<at::BFloat16>(seconds) : tile_rate<float>(seconds);
+      return bfloat16_unit() == Bfloat16Unit::None ? tile_rate<float>(seconds) : tile_rate<at::BFloat16>(seconds);
     default:
       TORCH_CHECK_TYPE(false, "gemm_ceiling: dtype must be float32, float64 or bfloat16, got ", dtype);
   }
 }
 
+std::string bfloat16_tiles() {
+  switch (bfloat16_unit()) {
+    case Bfloat16Unit::Amx:
+      return "amx";
+    case Bfloat16Unit::Avx512:
+      return "avx512";
+    case Bfloat16Unit::None:
+      return "none";
+  }
+  TORCH_INTERNAL_ASSERT(false);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(growkernels, CatchAll, m) {
-  m.impl("brgemm_available", &brgemm_available);
+  m.impl("bfloat16_tiles", &bfloat16_tiles);
   m.impl("gemm_ceiling", &gemm_ceiling);
 }
 

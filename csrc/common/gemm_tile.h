@@ -2,10 +2,12 @@
 // Products of cache-sized tiles, the inner loop of every CPU kernel here:
 //   C[m, n] (+)= A[m, k] B[k, n],  all row-major, single-threaded, called from inside at::parallel_for.
 //
-// Two backends. "brgemm": oneDNN's run-time generated micro-kernels, which ATen exports and which run
-// at the machine's peak as long as the operands stay in cache. "portable": plain register-blocked loops
-// of our own (portable_tile.h), for float64, other CPUs and other builds of torch.
-// GROWKERNELS_BRGEMM=0 in the environment forces the second.
+// Their code is in this library for all sizes and strides. Kernels that are generated for the sizes of a
+// call, as oneDNN's are, are kept for ever, and a network that grows has new sizes at every step.
+
+#include "common/bfloat16_tile.h"
+#include "common/kernels_ran.h"
+#include "common/portable_tile.h"
 
 #include <ATen/core/Tensor.h>
 
@@ -17,29 +19,40 @@ namespace growkernels {
 template <typename T>
 using accumulate_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-// Whether the brgemm backend can multiply tiles of this type on this machine in this process.
-// Only float32 and bfloat16 can: oneDNN has no float64 kernels, and float16 tiles are widened to
-// float32 while they are packed. The first call per type runs one small product and checks it.
-bool brgemm_available(at::ScalarType dtype);
+// `depth` with the rows and columns of zeros behind it that tiles of this type need (bfloat16_tile.h).
+template <typename Operand>
+int64_t padded_depth(int64_t depth) {
+  if constexpr (std::is_same_v<Operand, at::BFloat16>) {
+    const int64_t step = bfloat16_step();
+    return (depth + step - 1) / step * step;
+  } else {
+    return depth;
+  }
+}
 
 // The type that values of a dtype are multiplied in: bfloat16 is widened to float32 where it has no tiles.
-at::ScalarType tile_dtype(at::ScalarType dtype);
+inline at::ScalarType tile_dtype(at::ScalarType dtype) {
+  const bool tiles = dtype == at::kBFloat16 && bfloat16_tiles_obstacle(dtype) == nullptr;
+  return dtype == at::kHalf || (dtype == at::kBFloat16 && !tiles) ? at::kFloat : dtype;
+}
 
-// Why tiles of a dtype's values are not multiplied by brgemm; null where they are.
-const char* brgemm_obstacle(at::ScalarType dtype);
+inline void multiply_tile(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb,
+                          float* c, int64_t ldc, bool accumulate) {
+  note(Ran::Portable);
+  portable_tile(m, n, k, a, lda, b, ldb, c, ldc, accumulate);
+}
 
-// float32 and float64 tiles, on brgemm where it is available and on the portable loops elsewhere.
-void multiply_tile(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
-                   int64_t ldc, bool accumulate);
-void multiply_tile(int64_t m, int64_t n, int64_t k, const double* a, int64_t lda, const double* b, int64_t ldb,
-                   double* c, int64_t ldc, bool accumulate);
+inline void multiply_tile(int64_t m, int64_t n, int64_t k, const double* a, int64_t lda, const double* b, int64_t ldb,
+                          double* c, int64_t ldc, bool accumulate) {
+  note(Ran::Portable);
+  portable_tile(m, n, k, a, lda, b, ldb, c, ldc, accumulate);
+}
 
-// bfloat16 tiles: k is even and B holds pairs of rows interleaved, element (i, j) at
-// b[(i / 2) * 2 * ldb + 2 * j + i % 2]. Only where brgemm_available(at::kBFloat16).
-void multiply_tile(int64_t m, int64_t n, int64_t k, const at::BFloat16* a, int64_t lda, const at::BFloat16* b,
-                   int64_t ldb, float* c, int64_t ldc, bool accumulate);
-
-// Ends a thread's series of products: gives back the tile registers that some CPUs reserve (AMX).
-void release_tiles();
+// B holds pairs of rows interleaved. Only where bfloat16_unit() is not None.
+inline void multiply_tile(int64_t m, int64_t n, int64_t k, const at::BFloat16* a, int64_t lda, const at::BFloat16* b,
+                          int64_t ldb, float* c, int64_t ldc, bool accumulate) {
+  note(Ran::Bfloat16Tiles);
+  bfloat16_tile(m, n, k, a, lda, b, ldb, c, ldc, accumulate);
+}
 
 }  // namespace growkernels

@@ -15,7 +15,7 @@ enum class Ran : uint32_t {
   Reconstruct,
   Cuda,
   // Tile products (gemm_tile.h) and loops of our own, also inside of the former.
-  Brgemm,
+  Bfloat16Tiles,
   Portable,
 };
 

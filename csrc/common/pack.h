@@ -91,6 +91,7 @@ struct Transpose {
   template <int bytes>
   [[gnu::always_inline]] static inline void run(Source source, int64_t depth, int64_t padded_depth, int64_t width,
                                                 Out* out) {
+    using Anywhere [[gnu::vector_size(bytes), gnu::aligned(alignof(Out)), gnu::may_alias]] = Lane;
     constexpr int64_t block = bytes / sizeof(Lane), block_depth = block * lane_depth;
     const int64_t full_depth = depth / block_depth * block_depth, full_width = width / block * block;
     for (int64_t m = 0; m < full_depth; m += block_depth) {
@@ -109,7 +110,7 @@ struct Transpose {
         for (int64_t q = 0; q < block; ++q) {
           Out* target = out + (i + q) * padded_depth + m;
           if constexpr (paired) {
-            *reinterpret_cast<Vector<Lane, bytes>*>(target) = rows[q];
+            *reinterpret_cast<Anywhere*>(target) = rows[q];
           } else {
             for (int64_t r = 0; r < block; ++r) {
               target[r] = Source::out(rows[q][r]);
@@ -160,13 +161,13 @@ struct Widen {
   }
 };
 
-// The layout that bfloat16 tiles want: rows in pairs, interleaved (gemm_tile.h); an odd last row is
-// paired with zeros. float32 is rounded to nearest even.
+// The layout that bfloat16 tiles want: rows in pairs, interleaved (bfloat16_tile.h), and zeros for those from
+// depth to padded_depth, which is even. float32 is rounded to nearest even.
 template <typename In>
 struct InterleaveRows {
   template <int bytes>
-  [[gnu::always_inline]] static inline void run(const In* x, int64_t stride, int64_t depth, int64_t width,
-                                                at::BFloat16* out) {
+  [[gnu::always_inline]] static inline void run(const In* x, int64_t stride, int64_t depth, int64_t padded_depth,
+                                                int64_t width, at::BFloat16* out) {
     for (int64_t m = 0; m < depth; m += 2) {
       const In* even = x + m * stride;
       using Pair [[gnu::may_alias]] = uint32_t;
@@ -182,6 +183,8 @@ struct InterleaveRows {
         }
       }
     }
+    const int64_t done = (depth + 1) / 2 * 2 * width;
+    std::fill(out + done, out + padded_depth * width, at::BFloat16(0));
   }
 };
 

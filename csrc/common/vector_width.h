@@ -14,21 +14,35 @@ template <typename T, int bytes>
 using Vector [[gnu::vector_size(bytes), gnu::aligned(alignof(T)), gnu::may_alias]] = T;
 
 template <typename Loop, typename... Arguments>
-void run_in_16_bytes(Arguments... arguments) {
+[[gnu::noinline]] void run_in_16_bytes(Arguments... arguments) {
   Loop::template run<16>(arguments...);
 }
 
 #ifdef __x86_64__
 template <typename Loop, typename... Arguments>
-[[gnu::target("avx2,fma,f16c")]] void run_in_32_bytes(Arguments... arguments) {
+[[gnu::noinline, gnu::target("avx2,fma,f16c")]] void run_in_32_bytes(Arguments... arguments) {
   Loop::template run<32>(arguments...);
 }
 
 template <typename Loop, typename... Arguments>
-[[gnu::target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]] void run_in_64_bytes(Arguments... arguments) {
+[[gnu::noinline, gnu::target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]] void run_in_64_bytes(
+    Arguments... arguments) {
   Loop::template run<64>(arguments...);
 }
 #endif
+
+// A loop within a loop, compiled apart from it so that it has all the registers for itself.
+template <int bytes, typename Loop, typename... Arguments>
+[[gnu::always_inline]] inline void apart(Arguments... arguments) {
+#ifdef __x86_64__
+  if constexpr (bytes == 64) {
+    return run_in_64_bytes<Loop>(arguments...);
+  } else if constexpr (bytes == 32) {
+    return run_in_32_bytes<Loop>(arguments...);
+  }
+#endif
+  return run_in_16_bytes<Loop>(arguments...);
+}
 
 template <typename Loop, typename... Arguments>
 void widest(Arguments... arguments) {

@@ -10,7 +10,6 @@
 // Threads take items (neurons, range of rows) from one queue.
 
 #include "common/gemm_tile.h"
-#include "common/portable_tile.h"
 #include "common/work_queue.h"
 #include "splitting/cpu_load.h"
 
@@ -78,7 +77,7 @@ class Kernel {
     explicit Worker(const Problem& problem) : loader(problem) {}
     ~Worker() {
       if constexpr (interleaved) {
-        release_tiles();
+        release_bfloat16_tiles();
       }
     }
     Loader<In, Operand> loader;
@@ -120,11 +119,12 @@ class Kernel {
     const Operand* vectors = pack_vectors(range, worker);
     for (int64_t m = item.begin; m < item.end; m += plan_.rows_per_block) {
       const int64_t count = std::min(plan_.rows_per_block, item.end - m);
-      const Rows<Operand> x = worker.loader.rows(m, count, interleaved);
+      const Rows<Operand> x = worker.loader.rows(m, count, depth_);
       Rows<Operand> right = x;  // operand of the second product
       if constexpr (interleaved) {
-        Operand* pairs = worker.interleaved_rows.at_least((count + 1) / 2 * 2 * width_);
-        widest<InterleaveRows<Operand>>(x.data, x.stride, count, width_, pairs);
+        const int64_t depth = padded_depth<Operand>(count);
+        Operand* pairs = worker.interleaved_rows.at_least(depth * width_);
+        widest<InterleaveRows<Operand>>(x.data, x.stride, count, depth, width_, pairs);
         right = {pairs, width_};
       }
       for (int64_t i = range.begin; i < range.end; i += plan_.neurons_per_tile) {
@@ -149,7 +149,7 @@ class Kernel {
     for (int64_t q = 0; q < k_; ++q) {
       Acc* const part = products + q * neurons;
       if constexpr (interleaved) {
-        const int64_t depth = (count + 1) / 2 * 2;
+        const int64_t depth = padded_depth<Operand>(count);
         Operand* weighted = worker.weighted.at_least(neurons * depth);
         using Source = Weighted<In>;
         widest<Transpose<Source>>(Source{part, columns, weights}, count, depth, neurons, weighted);
@@ -174,7 +174,7 @@ class Kernel {
       if constexpr (interleaved) {
         Acc* transposed = worker.transposed.at_least(columns * width_);
         load_block(v, 1, width_, width_, columns, transposed, columns);
-        widest<InterleaveRows<Acc>>(static_cast<const Acc*>(transposed), columns, width_, columns, target);
+        widest<InterleaveRows<Acc>>(static_cast<const Acc*>(transposed), columns, width_, depth_, columns, target);
       } else {
         load_block(v, 1, width_, width_, columns, target, columns);
       }
@@ -199,7 +199,7 @@ class Kernel {
 
   const Problem& problem_;
   const int64_t k_, width_;
-  const int64_t depth_ = interleaved ? (width_ + 1) / 2 * 2 : width_;  // of the first product
+  const int64_t depth_ = padded_depth<Operand>(width_);  // of the first product
   In* const y_;
   const Plan plan_;
   OrderedSums<Acc> sums_;  // one for every range

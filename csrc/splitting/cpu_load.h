@@ -58,12 +58,10 @@ class Loader {
         channels_(problem.x.size(1)),
         pixels_(problem.pixels()) {}
 
-  // Rows [begin, begin + count) of x. With `even`, each has an even number of elements, the last of
-  // which is 0 if need be.
-  Rows<Operand> rows(int64_t begin, int64_t count, bool even) {
-    const int64_t width = problem_.width(), padded = even ? (width + 1) / 2 * 2 : width;
+  // Rows [begin, begin + count) of x, each with zeros behind it up to a length of `padded`.
+  Rows<Operand> rows(int64_t begin, int64_t count, int64_t padded) {
     const at::Tensor& x = problem_.x;
-    const bool in_place = problem_.one_tap() && x.stride(1) == 1 && padded == width;
+    const bool in_place = problem_.one_tap() && x.stride(1) == 1 && padded == problem_.width();
     if constexpr (std::is_same_v<In, Operand>) {
       if (in_place && begin / pixels_ == (begin + count - 1) / pixels_) {
         return {x_ + begin / pixels_ * x.stride(0) + begin % pixels_ * x.stride(3), x.stride(3)};

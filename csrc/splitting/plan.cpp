@@ -11,7 +11,7 @@ namespace growkernels::splitting {
 namespace {
 
 Choice with_tiles(at::ScalarType dtype, Refused refused) {
-  return {takes("brgemm", brgemm_obstacle(dtype), &refused) ? "brgemm" : "portable", refused};
+  return {takes("bfloat16 tiles", bfloat16_tiles_obstacle(dtype), &refused) ? "bfloat16 tiles" : "portable", refused};
 }
 
 Choice splitting_hvp_plan(const at::Tensor& x, const at::Tensor& w, const at::Tensor& v, at::Device device) {

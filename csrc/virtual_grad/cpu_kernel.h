@@ -6,8 +6,7 @@
 // Work is cut into items (tile of G, range of samples) of all positions together, which threads take
 // from one queue.
 
-#include "common/kernels_ran.h"
-#include "common/portable_tile.h"
+#include "common/gemm_tile.h"
 #include "common/scratch.h"
 #include "common/work_queue.h"
 #include "virtual_grad/cpu_pack.h"
@@ -67,7 +66,7 @@ class Kernel {
 
     ~Buffers() {
       if constexpr (interleaved) {
-        release_tiles();
+        release_bfloat16_tiles();
       }
     }
   };
@@ -90,7 +89,7 @@ class Kernel {
     const In* mask = p.h.const_data_ptr<In>() + tile.row;
     const In* h = p.h.const_data_ptr<In>() + tile.column;
     const bool masked = kind_.layer == Layer::LinearRelu;
-    Operand* a = buffers.a.at_least(tile.rows * (std::min(chunk, item.end - item.begin) + 1));
+    Operand* a = buffers.a.at_least(tile.rows * padded_depth<Operand>(std::min(chunk, item.end - item.begin)));
     if (item.begin == item.end) {
       std::fill_n(sums, tile.rows * tile.columns, Acc(0));
     }
@@ -107,16 +106,16 @@ class Kernel {
           continue;
         }
       }
-      const int64_t padded_depth = interleaved ? (depth + 1) / 2 * 2 : depth;
+      const int64_t padded = padded_depth<Operand>(depth);
       const auto pack = [&](auto gradient) {
-        widest<Transpose<decltype(gradient)>>(gradient, depth, padded_depth, tile.rows, a);
+        widest<Transpose<decltype(gradient)>>(gradient, depth, padded, tile.rows, a);
       };
       if (masked) {
         pack(Gradient<In, Operand, true>{g + m * g_stride, g_stride, mask + m * h_stride, h_stride});
       } else {
         pack(Gradient<In, Operand, false>{g + m * g_stride, g_stride, nullptr, 0});
       }
-      multiply_tile(tile.rows, tile.columns, padded_depth, a, padded_depth, b, ldb, sums, tile.columns, m > item.begin);
+      multiply_tile(tile.rows, tile.columns, padded, a, padded, b, ldb, sums, tile.columns, m > item.begin);
     }
   }
 
@@ -141,16 +140,18 @@ class Kernel {
       widest<Widen<In, Acc>>(h, stride, depth, columns, static_cast<Acc>(kind_.scale), activated);
       activate_in_place(activated, depth * columns, kind_.activation);
       if constexpr (interleaved) {
-        Operand* b = buffers.b.at_least((depth + 1) * columns);
-        widest<InterleaveRows<Acc>>(activated, columns, depth, columns, b);
+        const int64_t padded = padded_depth<Operand>(depth);
+        Operand* b = buffers.b.at_least(padded * columns);
+        widest<InterleaveRows<Acc>>(activated, columns, depth, padded, columns, b);
         return {b, columns};
       } else {
         return {activated, columns};
       }
     }
     if constexpr (interleaved) {
-      Operand* b = buffers.b.at_least((depth + 1) * columns);
-      widest<InterleaveRows<In>>(h, stride, depth, columns, b);
+      const int64_t padded = padded_depth<Operand>(depth);
+      Operand* b = buffers.b.at_least(padded * columns);
+      widest<InterleaveRows<In>>(h, stride, depth, padded, columns, b);
       return {b, columns};
     } else if constexpr (std::is_same_v<In, Operand>) {
       return {h, stride};

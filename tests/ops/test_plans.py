@@ -45,7 +45,7 @@ def ran(op: Callable[..., object], *arguments: object) -> set[str]:
     ops.kernels_ran()
     op(*arguments)
     names = set(ops.kernels_ran())
-    return names - {"brgemm", "portable"} or names
+    return names - {"bfloat16 tiles", "portable"} or names
 
 
 def backends(chosen: Plan) -> set[str]:
@@ -382,12 +382,12 @@ def test_info_on_a_gpu() -> None:
             assert [name for name, _ in chosen.refused] == before
 
 
-def test_without_brgemm_the_portable_loops_run() -> None:
+def test_without_bfloat16_tiles_the_portable_loops_run() -> None:
     """In a process of its own: the switch is read once."""
     program = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
     finished = subprocess.run(
         [*program, "-k", "linear_positions or splitting_products"],
-        env={**os.environ, "GROWKERNELS_BRGEMM": "0"},
+        env={**os.environ, "GROWKERNELS_BFLOAT16_TILES": "none"},
         capture_output=True,
         text=True,
     )

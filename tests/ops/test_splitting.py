@@ -142,7 +142,7 @@ import torch
 import growkernels as gk
 from growkernels.ops.backends import choose_backend
 from growkernels.ops.splitting import reference
-assert choose_backend("splitting_hvp", "cpu", torch.bfloat16).backend == "portable"
+assert choose_backend("splitting_hvp", "cpu", torch.bfloat16).backend != "bfloat16 tiles" or torch.ops.growkernels.bfloat16_tiles() == "avx512"
 generator = torch.Generator().manual_seed(0)
 def randn(*shape):
     return torch.randn(shape, generator=generator)
@@ -159,8 +159,9 @@ for dtype, tolerance in ((torch.float32, 2e-6), (torch.bfloat16, 1e-2), (torch.f
 """
 
 
-def test_portable_backend() -> None:
-    environment = {**os.environ, "GROWKERNELS_BRGEMM": "0"}
+@pytest.mark.parametrize("tiles", ["none", "avx512"])
+def test_lesser_tiles(tiles: str) -> None:
+    environment = {**os.environ, "GROWKERNELS_BFLOAT16_TILES": tiles}
     subprocess.run([sys.executable, "-c", BACKEND_PROGRAM], env=environment, check=True)
 
 

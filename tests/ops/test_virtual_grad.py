@@ -194,8 +194,9 @@ for dtype, tolerance in ((torch.float32, 1e-6), (torch.bfloat16, 5e-3), (torch.f
 """
 
 
-def test_portable_backend() -> None:
-    environment = {**os.environ, "GROWKERNELS_BRGEMM": "0"}
+@pytest.mark.parametrize("tiles", ["none", "avx512"])
+def test_lesser_tiles(tiles: str) -> None:
+    environment = {**os.environ, "GROWKERNELS_BFLOAT16_TILES": tiles}
     subprocess.run([sys.executable, "-c", BACKEND_PROGRAM], env=environment, check=True)
 
 

@@ -26,17 +26,17 @@ def test_cpu_always_has_a_backend(op: str, dtype: torch.dtype) -> None:
         assert dict(choice.refused)["portable"] == "it takes float32 and float64"
         return
     else:
-        expected = ("winograd", "brgemm", "portable")
+        expected = ("winograd", "bfloat16 tiles", "portable")
     assert choice.backend in expected
     on_a_gpu = ("cuda", "triton", "fused", "projected")
     reasons = {reason for name, reason in choice.refused if name in on_a_gpu}
     assert reasons == {"the tensors are on cpu"}
 
 
-def test_float64_has_no_onednn_tiles() -> None:
+def test_float64_has_no_tiles_of_bfloat16() -> None:
     choice = backends.choose_backend("virtual_grads", "cpu", torch.float64)
     assert choice.backend == "portable"
-    assert ("brgemm", "oneDNN has no float64 tiles") in choice.refused
+    assert ("bfloat16 tiles", "they are for bfloat16") in choice.refused
 
 
 def test_basis_convolutions_tell_why_winograd_is_not_used() -> None:
@@ -59,23 +59,23 @@ def test_basis_convolutions_tell_why_winograd_is_not_used() -> None:
 def test_switch_forces_the_portable_backend() -> None:
     program = (
         "import torch; from growkernels.ops.backends import choose_backend; "
-        "print(choose_backend('virtual_grads', 'cpu', torch.float32))"
+        "print(choose_backend('virtual_grads', 'cpu', torch.bfloat16))"
     )
     printed = subprocess.run(
         [sys.executable, "-c", program],
-        env={"GROWKERNELS_BRGEMM": "0", "PATH": "/usr/bin:/bin"},
+        env={"GROWKERNELS_BFLOAT16_TILES": "none", "PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,
         check=True,
     ).stdout
     assert "backend='portable'" in printed
-    assert "('brgemm', 'GROWKERNELS_BRGEMM=0')" in printed
+    assert "('bfloat16 tiles', 'GROWKERNELS_BFLOAT16_TILES=none')" in printed
 
 
 def test_other_devices_use_composed_torch_ops() -> None:
     choice = backends.choose_backend("virtual_grad_norms", "meta", torch.float32)
     assert choice.backend == "aten"
-    assert [name for name, _ in choice.refused] == ["cuda", "brgemm", "portable"]
+    assert [name for name, _ in choice.refused] == ["cuda", "bfloat16 tiles", "portable"]
 
 
 def test_unknown_op_is_refused() -> None:

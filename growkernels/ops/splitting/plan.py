@@ -201,7 +201,7 @@ def _residual_layer(kernel: int, device: torch.device, dtype: torch.dtype) -> Pl
 
 
 _TRITON = {"fused": ("cuda",), "projected": ("cuda",)}
-_TILES = {"brgemm": ("cpu",), "portable": ("cpu",), "aten": ()}
+_TILES = {"bfloat16 tiles": ("cpu",), "portable": ("cpu",), "aten": ()}
 _CONVOLUTION = {**_TRITON, "winograd": ("cpu",), **_TILES}
 EXAMPLES = {
     "splitting_weight": Example({"triton": ("cuda",), "portable": ("cpu",), "aten": ()}, _weights),
