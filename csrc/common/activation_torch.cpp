@@ -36,7 +36,8 @@ struct Tanh {
 
 struct Relu {
   static at::Tensor value(const at::Tensor& z) { return at::relu(z); }
-  static at::Tensor first(const at::Tensor& z) { return (z > 0).to(z.scalar_type()); }
+  // As torch takes it: 0 where z <= 0, else 1, also for NaN.
+  static at::Tensor first(const at::Tensor& z) { return (~(z <= 0)).to(z.scalar_type()); }
 };
 
 struct Gelu {

@@ -9,6 +9,7 @@
 #include <ATen/ops/mm.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/threshold_backward.h>
+#include <ATen/ops/zeros.h>
 
 namespace growkernels::virtual_grad {
 
@@ -16,6 +17,9 @@ at::Tensor aten_gradient(const at::Tensor& h, const at::Tensor& g, const Kind& k
   note(Ran::Aten);
   const at::ScalarType dtype = gradient_dtype(h.scalar_type());
   if (kind.layer == Layer::Conv2dRelu) {
+    if (h.numel() == 0) {  // convolutions refuse images without pixels
+      return at::zeros({h.size(1), h.size(1), 3, 3}, h.options().dtype(dtype));
+    }
     const at::Tensor weight = at::empty({h.size(1), h.size(1), 3, 3}, h.options(), h.suggest_memory_format());
     const at::Tensor masked = at::threshold_backward(g, h, 0);
     const auto [input_grad, weight_grad, bias_grad] = at::convolution_backward(

@@ -13,6 +13,7 @@
 #include <ATen/ops/conv2d.h>
 #include <ATen/ops/conv_transpose2d.h>
 #include <ATen/ops/matmul.h>
+#include <ATen/ops/zeros_like.h>
 
 namespace growkernels::virtual_grad {
 namespace {
@@ -30,7 +31,10 @@ PositionGradients backward_at(const at::Tensor& h, const at::Tensor& g, const at
     const at::Tensor slope = kind.scale * first_derivative(h * kind.scale, kind.activation);
     return {slope * at::matmul(g, dG), at::matmul(activate(h, kind), dG.t())};
   }
-  const at::Tensor mask = (h > 0).to(h.scalar_type());
+  if (h.sym_numel() == 0) {  // convolutions refuse it
+    return {at::zeros_like(h), at::zeros_like(g)};
+  }
+  const at::Tensor mask = first_derivative(h, Activation::Relu);
   if (kind.layer == Layer::LinearRelu) {
     return {at::matmul(mask * g, dG), mask * at::matmul(h, dG.t())};
   }

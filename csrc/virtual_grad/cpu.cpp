@@ -72,7 +72,6 @@ at::Tensor accumulate(const Accumulation& call, const Kind& kind) {
   if (kind.layer == Layer::Conv2dRelu) {
     return accumulate_one_by_one(call, kind, convolution_gradient);
   }
-  check_separate(call.sums);
   std::vector<Position> positions = positions_of(call);
   for (size_t l = 0; l < positions.size(); ++l) {
     positions[l].gradient = call.sums[l].data_ptr();

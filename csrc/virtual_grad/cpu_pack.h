@@ -16,8 +16,8 @@
 
 namespace growkernels::virtual_grad {
 
-// g[m, i], or 0 where masked and h[m, i] is not positive (the derivative of ReLU as torch takes it: 0 at 0):
-// what Transpose makes the first operand of.
+// g[m, i], or 0 where masked and h[m, i] <= 0 (the derivative of ReLU as torch takes it: 0 at 0, and NaN lets
+// through): what Transpose makes the first operand of.
 template <typename In, typename Operand, bool masked>
 struct Gradient {
   using Element = accumulate_t<In>;
@@ -33,7 +33,7 @@ struct Gradient {
   [[gnu::always_inline]] inline Element operator()(int64_t m, int64_t i) const {
     const Element value = cast<Element>(g[m * g_stride + i]);
     if constexpr (masked) {
-      const Integer keep = -static_cast<Integer>(cast<Element>(h[m * h_stride + i]) > Element(0));
+      const Integer keep = static_cast<Integer>(cast<Element>(h[m * h_stride + i]) <= Element(0)) - 1;
       return __builtin_bit_cast(Element, __builtin_bit_cast(Integer, value) & keep);
     } else {
       return value;

@@ -15,7 +15,7 @@ using namespace convolution;
 
 namespace {
 
-// The gradient at 16 pixels, where h > 0, as frequencies.
+// The gradient at 16 pixels, unless h <= 0, as frequencies.
 struct MaskTile {
   template <int bytes>
   [[gnu::always_inline]] static inline void run(const float* const* h, const float* const* g, float* out,
@@ -26,7 +26,7 @@ struct MaskTile {
           [&](int p, V& value) __attribute__((always_inline)) {
             const V activation = *reinterpret_cast<const V*>(h[p] + c),
                     gradient = *reinterpret_cast<const V*>(g[p] + c);
-            value = activation > V{} ? gradient : V{};
+            value = activation <= V{} ? V{} : gradient;
           },
           [&](int f, const V& value)
               __attribute__((always_inline)) { *reinterpret_cast<V*>(out + f * frequency_stride + c) = value; });

@@ -126,7 +126,6 @@ at::Tensor accumulate(const Accumulation& call, const Kind& kind) {
   if (cuda_obstacle(call.inputs[0].scalar_type(), kind) != nullptr) {
     return aten_accumulate(call, kind);
   }
-  check_separate(call.sums);
   const at::Tensor norms = empty_norms(call.inputs);
   run(call, kind, Store::Accumulate, call.sums, norms, call.second_moments.value_or(at::Tensor()));
   return norms;

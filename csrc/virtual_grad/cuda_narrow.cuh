@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(narrow_threads) sum_narrow_products(const __gr
     for (int u = 0; u < unrolled; ++u) {
       float input = inputs[u], grad = grads[u];
       if (table.layer == Layer::LinearRelu) {
-        grad = input > 0.0f ? grad : 0.0f;
+        grad = input <= 0.0f ? 0.0f : grad;
       } else {
         with_activation(table.activation, [&]<Activation activation>() {
           input = growkernels::cuda::widen(

@@ -122,10 +122,10 @@ struct Product {
       Element* g = rows + place;
       const uint4 h = read_chunk(mask + place_of<Tile, mask_width>(sample, c + first_chunk));
       uint4 kept = read_chunk(g);
-      kept.x = growkernels::cuda::keep_positive<Element>(kept.x, h.x);
-      kept.y = growkernels::cuda::keep_positive<Element>(kept.y, h.y);
-      kept.z = growkernels::cuda::keep_positive<Element>(kept.z, h.z);
-      kept.w = growkernels::cuda::keep_positive<Element>(kept.w, h.w);
+      kept.x = growkernels::cuda::keep_active<Element>(kept.x, h.x);
+      kept.y = growkernels::cuda::keep_active<Element>(kept.y, h.y);
+      kept.z = growkernels::cuda::keep_active<Element>(kept.z, h.z);
+      kept.w = growkernels::cuda::keep_active<Element>(kept.w, h.w);
       write_chunk(g, kept);
     });
   }

@@ -3,9 +3,12 @@
 #include "common/activation_torch.h"
 
 #include <ATen/TensorOperators.h>
+#include <c10/core/InferenceMode.h>
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -60,6 +63,68 @@ void check_positions(const char* op, const Positions& positions, const Kind& kin
   }
 }
 
+namespace {
+
+void check_writable(const at::Tensor& buffer, const std::string& name) {
+  TORCH_CHECK_VALUE(!buffer.is_inference() || c10::InferenceMode::is_enabled(), "virtual_grads: ", name,
+                    " was made in inference mode and cannot be changed outside it; pass a clone");
+}
+
+// The bytes from the first to the last element.
+struct Span {
+  uintptr_t begin, end;
+  bool operator<(const Span& other) const { return begin < other.begin; }
+};
+
+std::optional<Span> span_of(const at::Tensor& tensor) {
+  if (tensor.is_meta() || tensor.numel() == 0) {
+    return std::nullopt;
+  }
+  int64_t last = 0;
+  for (int64_t dim = 0; dim < tensor.dim(); ++dim) {
+    last += (tensor.size(dim) - 1) * tensor.stride(dim);
+  }
+  const auto begin = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
+  return Span{begin, begin + static_cast<uintptr_t>((last + 1) * tensor.element_size())};
+}
+
+// Throws one sentence when a buffer shares memory with another one or with an argument that is read.
+void check_separate(const Accumulation& call) {
+  std::vector<Span> written;
+  const auto add = [&](const at::Tensor& tensor) {
+    if (const std::optional<Span> span = span_of(tensor)) {
+      written.push_back(*span);
+    }
+  };
+  std::for_each(call.sums.begin(), call.sums.end(), add);
+  if (call.second_moments.has_value()) {
+    add(*call.second_moments);
+  }
+  std::sort(written.begin(), written.end());
+  for (size_t i = 1; i < written.size(); ++i) {
+    TORCH_CHECK_VALUE(written[i - 1].end <= written[i].begin,
+                      "virtual_grads: two of the buffers to accumulate into share memory; pass one of its own "
+                      "for every position, and for the second moments, and add those of tied layers afterwards");
+  }
+  const auto check = [&](const char* name, at::TensorList read) {
+    for (size_t l = 0; l < read.size(); ++l) {
+      const std::optional<Span> span = span_of(read[l]);
+      if (!span.has_value()) {
+        continue;
+      }
+      const auto after = std::upper_bound(written.begin(), written.end(), *span);
+      const bool apart = (after == written.end() || span->end <= after->begin) &&
+                         (after == written.begin() || (after - 1)->end <= span->begin);
+      TORCH_CHECK_VALUE(apart, "virtual_grads: a buffer to accumulate into shares memory with ", name, "[", l,
+                        "]; pass a buffer of its own");
+    }
+  };
+  check("inputs", call.inputs);
+  check("grads", call.grads);
+}
+
+}  // namespace
+
 void check_sums(const Accumulation& call, const Kind& kind) {
   const at::TensorList inputs = call.inputs, sums = call.sums;
   const std::optional<at::Tensor>& second_moments = call.second_moments;
@@ -77,6 +142,7 @@ void check_sums(const Accumulation& call, const Kind& kind) {
     TORCH_CHECK_VALUE(sum.device() == inputs[0].device(), op, ": buffer ", l, " is on ", sum.device(),
                       " but the inputs are on ", inputs[0].device(), "; move it there");
     TORCH_CHECK_VALUE(sum.is_contiguous(), op, ": buffer ", l, " is not contiguous; pass a contiguous one");
+    check_writable(sum, "buffer " + std::to_string(l));
     TORCH_CHECK_VALUE(!sum.requires_grad(), op, ": buffer ", l,
                       " requires grad; accumulation is not differentiable, pass a plain buffer");
   }
@@ -88,21 +154,13 @@ void check_sums(const Accumulation& call, const Kind& kind) {
                      second_moments->scalar_type(), "; it needs ", dtype);
     TORCH_CHECK_VALUE(second_moments->device() == inputs[0].device(), op, ": second_moments is on ",
                       second_moments->device(), " but the inputs are on ", inputs[0].device(), "; move it there");
+    check_writable(*second_moments, "second_moments");
+    TORCH_CHECK_VALUE(inputs.size() == 1 || second_moments->sym_stride(0) != 0, op,
+                      ": second_moments is an expanded tensor, whose entries share memory; pass one that is not");
+    TORCH_CHECK_VALUE(!second_moments->requires_grad(), op,
+                      ": second_moments requires grad; accumulation is not differentiable, pass a plain buffer");
   }
-}
-
-void check_separate(at::TensorList sums) {
-  std::vector<std::pair<const char*, const char*>> ranges;
-  for (const at::Tensor& sum : sums) {
-    const char* begin = static_cast<const char*>(sum.const_data_ptr());
-    ranges.emplace_back(begin, begin + sum.nbytes());
-  }
-  std::sort(ranges.begin(), ranges.end());
-  for (size_t i = 1; i < ranges.size(); ++i) {
-    TORCH_CHECK_VALUE(ranges[i - 1].second <= ranges[i].first,
-                      "virtual_grads: two of the buffers to accumulate into share memory; pass one of its own "
-                      "for every position and add those of tied layers afterwards");
-  }
+  check_separate(call);
 }
 
 at::Tensor as_rows(const at::Tensor& x) {

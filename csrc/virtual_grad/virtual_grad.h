@@ -41,7 +41,7 @@ struct Accumulation : Positions {
 
 // Throw one sentence when lists, shapes, dtypes or devices do not fit. Work on symbolic shapes too.
 void check_positions(const char* op, const Positions& positions, const Kind& kind);
-void check_sums(const Accumulation& call, const Kind& kind);
+void check_sums(const Accumulation& call, const Kind& kind);  // before anything is written
 
 // The kernel's result for a call that has been checked.
 template <Gradients (*kernel)(const Positions&, const Kind&)>
@@ -71,9 +71,6 @@ void implement(torch::Library& m) {
   m.impl("virtual_grad_norms", &Unpacked<Positions, Positions::Signature<at::Tensor>>::run<norms>);
   m.impl("accumulate_virtual_grads", &Unpacked<Accumulation>::run<accumulate>);
 }
-
-// Throws one sentence when two of the buffers share memory: positions are added up side by side.
-void check_separate(at::TensorList sums);
 
 // [samples, width] with contiguous rows: a view where the strides allow it.
 at::Tensor as_rows(const at::Tensor& x);

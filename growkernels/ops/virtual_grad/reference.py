@@ -37,7 +37,7 @@ def virtual_grad_norms(
 
 
 def _gradient(h: Tensor, g: Tensor, layer: str, activation: str, scale: float) -> Tensor:
-    masked = torch.where(h > 0, g, 0)
+    masked = torch.where(h <= 0, 0, g)
     if layer == "conv2d_relu":
         # Each tap of the kernel sees the zero-padded image shifted by one pixel.
         height, width = h.shape[-2:]
