@@ -44,7 +44,10 @@ at::Tensor bias_gradient(const at::Tensor& grad, bool wanted) { return wanted ? 
 
 }  // namespace
 
-at::Tensor mix(const at::Tensor& coeff, const at::Tensor& maps) { return at::conv2d(maps, as_kernel(coeff)); }
+// oneDNN reads what lies between the rows of a kernel in bfloat16.
+at::Tensor mix(const at::Tensor& coeff, const at::Tensor& maps) {
+  return at::conv2d(maps, as_kernel(coeff.contiguous()));
+}
 
 at::Tensor channel_products(const at::Tensor& a, const at::Tensor& b) {
   const c10::SymInt rows = a.sym_size(1), columns = b.sym_size(1);

@@ -11,6 +11,7 @@
 #include "convolution/winograd.h"
 
 #include <ATen/Parallel.h>
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/conv2d.h>
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/empty.h>
@@ -268,7 +269,30 @@ Gradients own_backward(Algorithm algorithm, const Backward& arguments) {
   return {dx, dbasis, dcoeff, dbias};
 }
 
+// oneDNN's convolutions of 16-bit images crash for some images that are smaller than the kernel reaches, or padded
+// by more than that, and are wrong for some that are 1 or 2 pixels wide with a stride. These are computed in float32.
+bool beyond_16_bit_convolutions(const at::Tensor& x, const at::Tensor& basis, const Form& form) {
+  const auto beyond = [&](int64_t axis) {
+    const c10::SymInt size = x.sym_size(axis + 2), reach = form.dilation[axis] * (basis.sym_size(axis + 2) - 1);
+    return size <= reach || form.padding[axis] > reach || (size <= 2 && form.stride[axis] > 1);
+  };
+  return x.element_size() == 2 && (beyond(0) || beyond(1));
+}
+
+at::Tensor as_float(const at::Tensor& tensor) { return tensor.to(at::kFloat); }
+
+OptionalTensor as_float(const OptionalTensor& tensor) {
+  return tensor.has_value() ? OptionalTensor(tensor->to(at::kFloat)) : std::nullopt;
+}
+
 WithMaps compute(const Forward& call, bool maps_wanted) {
+  if (beyond_16_bit_convolutions(call.x, call.basis, call.form)) {
+    const at::Tensor x = as_float(call.x), basis = as_float(call.basis), coeff = as_float(call.coeff);
+    const OptionalTensor bias = as_float(call.bias);
+    const auto [y, z] = compute({x, basis, coeff, bias, call.form}, maps_wanted);
+    const at::ScalarType dtype = call.x.scalar_type();
+    return {y.to(dtype), z.defined() ? z.to(dtype) : z};
+  }
   const Algorithm algorithm = choose_algorithm(at::kCPU, call.x, call.basis, call.coeff, call.form);
   if (algorithm == Algorithm::TwoConvolutions || algorithm == Algorithm::Reconstruct) {
     if (maps_wanted) {
@@ -294,7 +318,24 @@ WithMaps with_maps(const Forward& call) {
   return {arranged(y, format), arranged(z, format)};
 }
 
-Gradients backward(const Backward& call) {
+// Whether z = y - z_bias has lost digits to a bias that is larger than the maps themselves, judged by some of
+// their pixels. To about these ratios the rounding of y adds no more than torch's own errors.
+bool bias_cost_digits(const at::Tensor& z, const at::Tensor& z_bias) {
+  constexpr int64_t images = 4, rows = 16, columns = 16;  // at most twice as many are looked at
+  const double ratio = z.element_size() == 2 ? 1.5 : 8;
+  if (z.numel() == 0) {
+    return false;
+  }
+  const auto some = [](const at::Tensor& t, int64_t dim, int64_t count) {
+    return t.slice(dim, 0, t.size(dim), std::max<int64_t>(1, t.size(dim) / count));
+  };
+  const at::Tensor bias = z_bias.to(at::kDouble);
+  const at::Tensor maps = some(some(some(z, 0, images), 2, rows), 3, columns).to(at::kDouble);
+  const at::Tensor squares = (maps - bias.unsqueeze(-1).unsqueeze(-1)).square().mean({0, 2, 3});
+  return !(bias.square() <= ratio * ratio * squares).all().item<bool>();  // NaN: yes
+}
+
+Gradients compute(const Backward& call) {
   const Algorithm algorithm = choose_algorithm(at::kCPU, call.x, call.basis, call.coeff, call.form);
   switch (algorithm) {
     case Algorithm::Winograd:
@@ -307,6 +348,27 @@ Gradients backward(const Backward& call) {
       return laid_out(backward_by_reconstruction(call), call.x, call.basis);
   }
   return {};
+}
+
+Gradients backward(const Backward& call) {
+  const Form& form = call.form;
+  const bool maps_used =
+      call.wanted[2] && choose_algorithm(at::kCPU, call.x, call.basis, call.coeff, form) != Algorithm::Reconstruct;
+  const bool again = maps_used && call.z_bias.has_value() && bias_cost_digits(call.z, *call.z_bias);
+  const auto maps_of = [&](const at::Tensor& x, const at::Tensor& basis) {
+    return at::conv2d_symint(x, basis, std::nullopt, form.stride, form.padding, form.dilation);
+  };
+  const OptionalTensor z_bias = again ? std::nullopt : call.z_bias;
+  if (!beyond_16_bit_convolutions(call.x, call.basis, form)) {
+    const at::Tensor z = again ? maps_of(call.x, call.basis) : call.z;
+    return compute({call.grad, call.x, call.basis, call.coeff, z, z_bias, form, call.wanted});
+  }
+  const at::Tensor grad = as_float(call.grad), x = as_float(call.x), basis = as_float(call.basis);
+  const at::Tensor coeff = as_float(call.coeff), z = again ? maps_of(x, basis) : as_float(call.z);
+  const OptionalTensor wide_bias = as_float(z_bias);
+  const auto [dx, dbasis, dcoeff, dbias] = compute({grad, x, basis, coeff, z, wide_bias, form, call.wanted});
+  const auto narrow = [&](const at::Tensor& t) { return t.defined() ? t.to(call.x.scalar_type()) : t; };
+  return {narrow(dx), narrow(dbasis), narrow(dcoeff), narrow(dbias)};
 }
 
 }  // namespace
