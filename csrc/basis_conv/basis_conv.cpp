@@ -5,6 +5,12 @@
 namespace growkernels::basis_conv {
 namespace {
 
+// Of an image, a kernel and their distances, so that no sum of products of two overflows.
+constexpr int64_t largest_size = (int64_t{1} << 31) - 1;
+
+// Sizes that are traced stay as they are: a limit would become a guard.
+bool at_most_largest(const c10::SymInt& size) { return size.maybe_as_int().value_or(0) <= largest_size; }
+
 constexpr const char* backward_op = "basis_conv2d_backward";
 
 void check_tensor(const char* op, const char* name, const at::Tensor& tensor, const at::Tensor& x) {
@@ -18,7 +24,8 @@ void check_pair(const char* op, const char* name, c10::SymIntArrayRef values, in
   TORCH_CHECK_VALUE(values.size() == 2, op, ": ", name, " has ", values.size(),
                     " entries; pass an int or one entry for each of height and width");
   for (const c10::SymInt& value : values) {
-    TORCH_CHECK_VALUE(value >= smallest, op, ": ", name, " is ", values, "; it must be at least ", smallest);
+    TORCH_CHECK_VALUE(value >= smallest && value <= largest_size, op, ": ", name, " is ", values,
+                      "; it must be at least ", smallest, " and at most ", largest_size);
   }
 }
 
@@ -50,6 +57,11 @@ void check_forward(const char* op, const Forward& call) {
                     "; only the batch may be empty");
   TORCH_CHECK_VALUE(basis.sym_size(2) >= 1 && basis.sym_size(3) >= 1, op, ": basis has shape ", basis.sym_sizes(),
                     "; the kernel's height and width must be at least 1");
+  for (const auto axis : {2, 3}) {
+    TORCH_CHECK_VALUE(at_most_largest(x.sym_size(axis)) && at_most_largest(basis.sym_size(axis)), op, ": x has shape ",
+                      x.sym_sizes(), " and basis ", basis.sym_sizes(), "; a side may have at most ", largest_size,
+                      " pixels");
+  }
   TORCH_CHECK_VALUE(coeff.dim() == 2 && coeff.sym_size(1) == basis.sym_size(0), op, ": coeff has shape ",
                     coeff.sym_sizes(), " but the basis has ", basis.sym_size(0), " filters; it needs ",
                     form.include_basis ? "[Cout - R, R]" : "[Cout, R]", " with R = ", basis.sym_size(0));

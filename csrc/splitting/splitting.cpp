@@ -23,12 +23,18 @@ void check_like(const char* op, const char* first_name, const at::Tensor& first,
                     " is on ", first.device(), "; move them to one device");
 }
 
+// Of an image, a filter and their distances, so that no sum of products of two overflows.
+constexpr int64_t largest_size = (int64_t{1} << 31) - 1;
+
+// Sizes that are traced stay as they are: a limit would become a guard.
+bool at_most_largest(const c10::SymInt& size) { return size.maybe_as_int().value_or(0) <= largest_size; }
+
 std::array<int64_t, 2> pair_of(const char* name, at::IntArrayRef values, int64_t smallest) {
   TORCH_CHECK_VALUE(values.size() == 2, "splitting_hvp_conv2d: ", name, " has ", values.size(),
                     " numbers; pass one, or (vertical, horizontal)");
   for (const int64_t value : values) {
-    TORCH_CHECK_VALUE(value >= smallest, "splitting_hvp_conv2d: ", name, " must be at least ", smallest, ", got ",
-                      value);
+    TORCH_CHECK_VALUE(value >= smallest && value <= largest_size, "splitting_hvp_conv2d: ", name, " must be from ",
+                      smallest, " to ", largest_size, ", got ", value);
   }
   return {values[0], values[1]};
 }
@@ -103,6 +109,8 @@ void check_hvp_conv2d(const HvpConv2d& call, const Sliding& sliding) {
   for (const auto axis : c10::irange(2)) {
     const c10::SymInt taps = v.sym_size(axis - 2), size = x.sym_size(axis + 2);
     TORCH_CHECK_VALUE(taps >= 1, op, ": v has shape ", v.sym_sizes(), "; a filter needs at least one tap each way");
+    TORCH_CHECK_VALUE(at_most_largest(taps) && at_most_largest(size), op, ": images of ", size, " and filters of ",
+                      taps, " pixels a side; both may have at most ", largest_size);
     const c10::SymInt room = size + 2 * sliding.padding[axis] - sliding.dilation[axis] * (taps - 1);
     TORCH_CHECK_VALUE(room >= 1, op, ": a filter of ", taps, " taps, dilation ", sliding.dilation[axis],
                       ", does not fit into a padded image of size ", size + 2 * sliding.padding[axis]);

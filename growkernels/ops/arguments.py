@@ -8,13 +8,27 @@ import torch
 from torch import Tensor
 
 _INTEGER = (int, torch.SymInt)
+_NUMBER = (int, float, torch.SymInt, torch.SymFloat)
 
 
 def check_tensors(op: str, **arguments: object) -> None:
-    """Raises TypeError for the first of the arguments, by name, that does not pass for a tensor."""
+    """Raises TypeError for the first of the arguments, by name, that is no dense tensor.
+
+    What torch.fx traces with passes for one.
+    """
     for name, value in arguments.items():
         if not _passes_for_tensor(value):
             raise TypeError(f"{op}: {name} is a {type(value).__name__}; pass a torch.Tensor")
+        if isinstance(value, Tensor) and not _is_dense(value):
+            kind = "nested" if value.is_nested else f"of layout {value.layout}"
+            raise TypeError(f"{op}: {name} is {kind}; pass a dense tensor, of layout torch.strided")
+
+
+def check_optional_tensors(op: str, **arguments: object) -> None:
+    """`check_tensors` for those that are not None."""
+    for name, value in arguments.items():
+        if value is not None:
+            check_tensors(op, **{name: value})
 
 
 def check_tensor_lists(op: str, **arguments: object) -> None:
@@ -23,13 +37,34 @@ def check_tensor_lists(op: str, **arguments: object) -> None:
         if isinstance(value, (list, tuple)):
             # Small networks feel every microsecond: nothing is made where nothing is wrong.
             for index, entry in enumerate(value):
-                if not _passes_for_tensor(entry):
+                if not (isinstance(entry, Tensor) and _is_dense(entry)):
                     check_tensors(op, **{f"{name}[{index}]": entry})
         elif isinstance(value, Tensor) or not _passes_for_tensor(value):
             raise TypeError(
                 f"{op}: {name} is a {type(value).__name__}; pass a list of tensors, one for every "
                 "position"
             )
+
+
+def check_names(op: str, **arguments: object) -> None:
+    """Raises TypeError for the first of the arguments, by name, that is no string."""
+    for name, value in arguments.items():
+        if not isinstance(value, str):
+            raise TypeError(f"{op}: {name} is {value!r}; pass a string")
+
+
+def check_numbers(op: str, **arguments: object) -> None:
+    """Raises TypeError for the first of the arguments, by name, that is no number."""
+    for name, value in arguments.items():
+        if not isinstance(value, _NUMBER):
+            raise TypeError(f"{op}: {name} is {value!r}; pass a number")
+
+
+def check_integers(op: str, **arguments: object) -> None:
+    """Raises TypeError for the first of the arguments, by name, that is no integer."""
+    for name, value in arguments.items():
+        if not isinstance(value, _INTEGER):
+            raise TypeError(f"{op}: {name} is {value!r}; pass an integer")
 
 
 def pair(name: str, value: int | Sequence[int], least: int | None = None) -> tuple[int, int]:
@@ -51,3 +86,7 @@ def pair(name: str, value: int | Sequence[int], least: int | None = None) -> tup
 def _passes_for_tensor(value: object) -> bool:
     # The stand-ins that torch.fx traces with are no tensors.
     return isinstance(value, Tensor) or hasattr(type(value), "__torch_function__")
+
+
+def _is_dense(value: Tensor) -> bool:
+    return value.layout is torch.strided and not value.is_nested

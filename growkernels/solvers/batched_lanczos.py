@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from growkernels.ops.arguments import check_integers, check_numbers
 from growkernels.solvers.search_space import SearchSpace
 
 # S applied to vectors [n, k, d], one matrix for each of the n neurons.
@@ -170,7 +171,10 @@ def random_start(
 
 
 def check_request(name: str, n: int, d: int, k: int, iters: int | None, tol: float) -> None:
-    """Raises ValueError with one sentence for sizes and limits that make no sense."""
+    """Raises one sentence for sizes and limits that make no sense: ValueError, or TypeError."""
+    check_integers(name, n=n, d=d, k=k)
+    check_integers(name, **({} if iters is None else {"iters": iters}))
+    check_numbers(name, tol=tol)
     if n < 0 or d < 0:
         raise ValueError(f"{name}: got n={n}, d={d}; sizes cannot be negative")
     if k < 1:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from growkernels.ops import splitting_hvp
+from growkernels.ops.arguments import check_tensors
 from growkernels.ops.splitting import wide_product
 from growkernels.solvers.batched_lanczos import (
     Matvec,
@@ -60,6 +61,7 @@ def splitting_eigs(
     numbers that do not fit and, on the CPU, for NaN and infinity (elsewhere such neurons return
     NaN); TypeError for dtypes.
     """
+    check_tensors(_NAME, x=x, w=w)
     _check_inputs(x, w)
     check_request(_NAME, w.shape[1], x.shape[1], k, iters, tol)
     rows, weights = (t.float() if t.dtype.itemsize == 2 else t for t in (x, w))

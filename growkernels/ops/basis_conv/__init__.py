@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from growkernels.ops.arguments import check_tensors, pair
+from growkernels.ops.arguments import check_optional_tensors, check_tensors, pair
 from growkernels.ops.basis_conv import flops, gpu, vmap
 
 __all__ = ["basis_conv2d"]
@@ -67,6 +67,7 @@ def basis_conv2d(
     TypeError for dtypes.
     """
     check_tensors("basis_conv2d", x=x, basis=basis, coeff=coeff)
+    check_optional_tensors("basis_conv2d", bias=bias)
     y: Tensor = _basis_conv2d(
         x,
         basis,

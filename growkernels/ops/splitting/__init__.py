@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from growkernels.ops.arguments import check_tensors, pair
+from growkernels.ops.arguments import check_names, check_numbers, check_tensors, pair
 from growkernels.ops.splitting import flops, gpu, vmap
 from growkernels.ops.splitting.gpu import wide_product
 
@@ -51,6 +51,9 @@ def splitting_weight(
         TypeError for dtypes. NaN and inf propagate.
     """
     check_tensors("splitting_weight", grad=grad, preact=preact)
+    check_names("splitting_weight", activation=activation)
+    if beta is not None:
+        check_numbers("splitting_weight", beta=beta)
     w: Tensor = _weight(grad, preact, activation, beta)
     return w
 

@@ -10,8 +10,9 @@ the activation h and dL/dh. With sigma an activation function and * elementwise:
     "conv2d_relu"   relu(conv(h, K)),   K = Dirac  weight gradient of conv for (h, g * [h > 0])
 
 where h and g = dL/dh are [samples, width], or [N, C, H, W] for the 3 x 3 convolution of padding 1.
-Source: Herberg et al., "Sensitivity-Based Layer Insertion for Residual and Feedforward Neural
-Networks" (2023), where the extended network is built to obtain the same numbers.
+NaN in h counts as positive, as in the backward pass of torch's ReLU. Source: Herberg et al.,
+"Sensitivity-Based Layer Insertion for Residual and Feedforward Neural Networks" (2023), where the
+extended network is built to obtain the same numbers.
 """
 
 from __future__ import annotations
@@ -21,7 +22,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from growkernels.ops.arguments import check_tensor_lists
+from growkernels.ops.arguments import (
+    check_names,
+    check_numbers,
+    check_optional_tensors,
+    check_tensor_lists,
+)
 from growkernels.ops.virtual_grad import flops, vmap
 
 __all__ = ["virtual_grad_norms", "virtual_grads"]
@@ -70,6 +76,8 @@ def virtual_grad_norms(
     lists, shapes, devices or names that do not fit, TypeError for dtypes. NaN and inf propagate.
     """
     check_tensor_lists("virtual_grad_norms", inputs=inputs, grads=grads)
+    check_names("virtual_grad_norms", layer=layer, activation=activation)
+    check_numbers("virtual_grad_norms", scale=scale)
     if accumulate is None:
         if second_moments is not None:
             raise ValueError(
@@ -78,6 +86,8 @@ def virtual_grad_norms(
             )
         norms: Tensor = _norms(inputs, grads, layer, activation, scale)
         return norms
+    check_tensor_lists("virtual_grad_norms", accumulate=accumulate)
+    check_optional_tensors("virtual_grad_norms", second_moments=second_moments)
     norms = _accumulate(inputs, grads, layer, activation, scale, accumulate, second_moments)
     return norms
 
@@ -101,8 +111,11 @@ def virtual_grads(
         float32 for all others. Differentiable in `inputs` and `grads`, twice, without `out`.
     """
     check_tensor_lists("virtual_grads", inputs=inputs, grads=grads)
+    check_names("virtual_grads", layer=layer, activation=activation)
+    check_numbers("virtual_grads", scale=scale)
     if out is None:
         gradients: list[Tensor] = _grads(inputs, grads, layer, activation, scale)
         return gradients
+    check_tensor_lists("virtual_grads", out=out)
     _accumulate(inputs, grads, layer, activation, scale, out, None)
     return list(out)
