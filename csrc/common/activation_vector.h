@@ -36,7 +36,8 @@ struct Decay {
     using V = Vector<T, bytes>;
     using I = Vector<Integer, bytes>;
     const V bounded = y > vanished ? V{} + vanished : y;  // keeps NaN
-    const I n = __builtin_convertvector(bounded * T(1.44269504088896340736) + T(0.5), I);
+    const V number = y <= vanished ? y : V{} + vanished;  // NaN is no integer
+    const I n = __builtin_convertvector(number * T(1.44269504088896340736) + T(0.5), I);
     const V whole = __builtin_convertvector(n, V);
     // ln 2 in two parts, the first with few enough bits that its product with n is exact.
     constexpr T ln2_high = std::is_same_v<T, double> ? T(0x1.62e42feep-1) : T(0x1.62ep-1);

@@ -23,21 +23,22 @@ at::Tensor composed_hvp(const Hvp& call) {
   note(Ran::Aten);
   const auto& [x, w, v] = call;
   const int64_t rows = x.size(0), neurons = v.size(0), k = v.dim() == 2 ? 1 : v.size(1);
-  const at::Tensor vectors = v.dim() == 2 ? v : v.flatten(0, 1);
-  const at::Tensor products = at::mm(x, vectors.t());
-  const at::Tensor weighted = (products.view({rows, neurons, k}) * w.unsqueeze(2)).view({rows, neurons * k});
-  return at::mm(weighted.t(), x).view(v.sizes());
+  const at::Tensor samples = wide(x), vectors = wide(v.dim() == 2 ? v : v.flatten(0, 1));
+  const at::Tensor products = at::mm(samples, vectors.t());
+  const at::Tensor weighted = (products.view({rows, neurons, k}) * wide(w).unsqueeze(2)).view({rows, neurons * k});
+  return at::mm(weighted.t(), samples).view(v.sizes()).to(v.scalar_type());
 }
 
 at::Tensor composed_hvp_conv2d(const HvpConv2d& call, const Sliding&) {
   note(Ran::Aten);
   const auto& [x, w, v, stride, padding, dilation] = call;
-  const at::Tensor filters = v.dim() == 4 ? v : v.flatten(0, 1);
-  const at::Tensor products = at::conv2d(x, filters, {}, stride, padding, dilation);
-  const at::Tensor weights = v.dim() == 4 ? w : w.repeat_interleave(v.size(1), 1);
-  const auto [x_grad, filter_grad, bias_grad] = at::convolution_backward(
-      products * weights, x, filters, std::nullopt, stride, padding, dilation, false, {0, 0}, 1, {false, true, false});
-  return filter_grad.contiguous().view(v.sizes());
+  const at::Tensor images = wide(x), filters = wide(v.dim() == 4 ? v : v.flatten(0, 1));
+  const at::Tensor products = at::conv2d(images, filters, {}, stride, padding, dilation);
+  const at::Tensor weights = wide(v.dim() == 4 ? w : w.repeat_interleave(v.size(1), 1));
+  const auto [x_grad, filter_grad, bias_grad] =
+      at::convolution_backward(products * weights, images, filters, std::nullopt, stride, padding, dilation, false,
+                               {0, 0}, 1, {false, true, false});
+  return filter_grad.contiguous().view(v.sizes()).to(v.scalar_type());
 }
 
 TORCH_LIBRARY_IMPL(growkernels, CompositeExplicitAutograd, m) {

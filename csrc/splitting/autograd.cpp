@@ -34,18 +34,21 @@ at::Tensor by_neuron(const at::Tensor& products, const at::Tensor& w) {
 
 // What the two products have in common; Map applies vectors to x, and Adjoint maps products back to x.
 template <typename Map, typename Adjoint>
-Tensors gradients_of_x_and_w(const at::Tensor& w, const at::Tensor& v, const at::Tensor& incoming, const Wanted& wanted,
-                             const Map& map, const Adjoint& adjoint) {
+Tensors gradients_of_x_and_w(const at::Tensor& weights_in, const at::Tensor& v_in, const at::Tensor& incoming_in,
+                             const Wanted& wanted, const Map& map, const Adjoint& adjoint) {
+  const at::ScalarType dtype = weights_in.scalar_type();
+  const at::Tensor w = wide(weights_in), v = wide(v_in), incoming = wide(incoming_in);
   at::Tensor x_grad, w_grad;
   if (wanted(0) || wanted(1)) {
     const at::Tensor p = map(v), q = map(incoming);
     if (wanted(1)) {
-      w_grad = by_neuron(p * q, w).sum(2);
+      w_grad = by_neuron(p * q, w).sum(2).to(dtype);
     }
     if (wanted(0)) {
       const at::Tensor weights = w.unsqueeze(2);
-      x_grad = adjoint((by_neuron(q, w) * weights).view_symint(q.sym_sizes()), v) +
-               adjoint((by_neuron(p, w) * weights).view_symint(p.sym_sizes()), incoming);
+      x_grad = (adjoint((by_neuron(q, w) * weights).view_symint(q.sym_sizes()), v) +
+                adjoint((by_neuron(p, w) * weights).view_symint(p.sym_sizes()), incoming))
+                   .to(dtype);
     }
   }
   return {x_grad, w_grad};
@@ -93,9 +96,10 @@ at::Tensor hvp(const Hvp& call) {
       [](const Tensors& inputs, const Tensors& incoming, const Wanted& wanted) {
         const at::Tensor &rows = inputs[0], &weights = inputs[1], &vectors = inputs[2], &y_grad = incoming[0];
         const int64_t neuron_dims = vectors.dim() - 1;
+        const at::Tensor wide_rows = wide(rows);
         Tensors out = gradients_of_x_and_w(
             weights, joined(vectors, neuron_dims), joined(y_grad, neuron_dims), wanted,
-            [&](const at::Tensor& u) { return at::matmul(rows, u.t()); },
+            [&](const at::Tensor& u) { return at::matmul(wide_rows, u.t()); },
             [](const at::Tensor& products, const at::Tensor& u) { return at::matmul(products, u); });
         out.push_back(wanted(2) ? call_op(Hvp{rows, weights, y_grad}) : at::Tensor());
         return out;
@@ -112,11 +116,12 @@ at::Tensor hvp_conv2d(const HvpConv2d& call) {
           const Tensors& inputs, const Tensors& incoming, const Wanted& wanted) {
         const at::Tensor &images = inputs[0], &weights = inputs[1], &vectors = inputs[2], &y_grad = incoming[0];
         const int64_t neuron_dims = vectors.dim() - 3;
+        const at::Tensor wide_images = wide(images);
         Tensors out = gradients_of_x_and_w(
             weights, joined(vectors, neuron_dims), joined(y_grad, neuron_dims), wanted,
-            [&](const at::Tensor& filters) { return at::conv2d(images, filters, {}, stride, padding, dilation); },
+            [&](const at::Tensor& filters) { return at::conv2d(wide_images, filters, {}, stride, padding, dilation); },
             [&](const at::Tensor& products, const at::Tensor& filters) {
-              return std::get<0>(at::convolution_backward(products, images, filters, std::nullopt, stride, padding,
+              return std::get<0>(at::convolution_backward(products, wide_images, filters, std::nullopt, stride, padding,
                                                           dilation, false, {0, 0}, 1, {true, false, false}));
             });
         out.push_back(wanted(2) ? call_op(HvpConv2d{images, weights, y_grad, stride, padding, dilation})

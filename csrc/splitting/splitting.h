@@ -92,4 +92,9 @@ at::Tensor composed_weight(const Weight& call, const Curvature& curvature);
 at::Tensor composed_hvp(const Hvp& call);
 at::Tensor composed_hvp_conv2d(const HvpConv2d& call, const Sliding& sliding);
 
+// Products of rows and vectors exceed float16 before the weights bring them back: they are taken in float32.
+inline at::Tensor wide(const at::Tensor& tensor) {
+  return tensor.scalar_type() == at::kHalf ? tensor.to(at::kFloat) : tensor;
+}
+
 }  // namespace growkernels::splitting

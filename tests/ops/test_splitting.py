@@ -140,9 +140,8 @@ def test_several_vectors_equal_one_after_the_other() -> None:
 BACKEND_PROGRAM = """
 import torch
 import growkernels as gk
-from growkernels.ops.backends import choose_backend
 from growkernels.ops.splitting import reference
-assert choose_backend("splitting_hvp", "cpu", torch.bfloat16).backend != "bfloat16 tiles" or torch.ops.growkernels.bfloat16_tiles() == "avx512"
+assert torch.ops.growkernels.bfloat16_tiles() != "amx"
 generator = torch.Generator().manual_seed(0)
 def randn(*shape):
     return torch.randn(shape, generator=generator)
