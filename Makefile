@@ -27,7 +27,7 @@ TORCH_VERSION_FILE = $(wildcard $(VENV)/lib/python*/site-packages/torch/version.
 .SECONDEXPANSION:
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-cuda download-cuda test test-cpu test-cuda-build reproduce \
-  bench readme-tables gpu-kernels gpu-suite gpu-reproduce lint format clean
+  bench readme-tables gpu-kernels gpu-suite gpu-reproduce sanitize fuzz lint format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -117,6 +117,12 @@ gpu-suite:  ## on a GPU: build, test, measure within 10 minutes; ONLY=tests or b
 gpu-reproduce:  ## nine minutes of PAPER=sensli, sensli-cnn, basis or scaling on a GPU; DATA=…, FROM=…, OUT=…
 	$(PYTHON) tools/gpu_reproduce.py $(PAPER) $(if $(DATA),--data $(DATA)) \
 	  $(if $(MINUTES),--minutes $(MINUTES)) $(if $(FROM),--from $(FROM)) $(if $(OUT),--out $(OUT))
+
+sanitize: setup  ## ops and solvers under AddressSanitizer and UBSan: tests and random calls; SHORT=1
+	$(BIN)/python tools/sanitize.py $(if $(SHORT),--short) $(if $(MINUTES),--minutes $(MINUTES))
+
+fuzz: setup  ## random calls of the ops against float64; failures are stored and replayed by a test; MINUTES=10
+	$(BIN)/python tests/ops/fuzzing.py --store --minutes $(or $(MINUTES),10)
 
 lint: setup  ## ruff, mypy, clang-format, and a build with warnings as errors
 	$(BIN)/ruff check .

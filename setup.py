@@ -61,9 +61,14 @@ class CMakeBuild(build_ext):
         cuda = find_cuda(torch, has_sources=any((ROOT / "csrc").glob("*/cuda*.cu")))
         print(f"growkernels: torch {torch.version} in {torch.folder}; {cuda.note}", flush=True)
         kind = f"cuda{torch.cuda}" if cuda.toolkit else "cpu"
-        strict = os.environ.get("GROWKERNELS_WERROR") == "1"
+        sanitize = os.environ.get("GROWKERNELS_SANITIZE") == "1"
+        strict = os.environ.get("GROWKERNELS_WERROR") == "1" and not sanitize
         tag = f"{sys.implementation.cache_tag}-torch{torch.minor_version}-{kind}"
-        folder = ROOT / "build" / f"cmake-{tag}{'-strict' if strict else ''}"
+        folder = (
+            ROOT
+            / "build"
+            / f"cmake-{tag}{'-strict' if strict else '-sanitize' if sanitize else ''}"
+        )
         options = {
             "CMAKE_BUILD_TYPE": "Release",
             "CMAKE_MAKE_PROGRAM": program("ninja", "BIN_DIR"),
@@ -78,6 +83,7 @@ class CMakeBuild(build_ext):
             "GK_CUDA_VERSION": (torch.cuda or "") if cuda.toolkit else "",
             "GK_CUDA_NOTE": cuda.note,
             "GK_WERROR": "ON" if strict else "OFF",
+            "GK_SANITIZE": "ON" if sanitize else "OFF",
         }
         if cuda.toolkit:
             options["CMAKE_CUDA_COMPILER"] = str(cuda.toolkit / "bin" / "nvcc")

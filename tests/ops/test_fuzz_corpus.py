@@ -1,0 +1,43 @@
+"""Calls that once failed, and some fresh ones: right against float64, or one clear error."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+from fuzzing import CORPUS, Case, check, make_case
+
+
+def stored() -> list[Case]:
+    return [json.loads(line) for line in CORPUS.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("case", stored(), ids=lambda case: f"{case['family']}-{case['seed']}")
+def test_what_once_failed(case: Case) -> None:
+    check(case)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_fresh_calls(seed: int) -> None:
+    """Of a hundred calls most are computed: what is refused is no test of the kernels."""
+    rng = random.Random(seed)
+    outcomes = [check(make_case(rng)) for _ in range(100)]
+    assert outcomes.count("right") >= 50
+
+
+def test_wrong_results_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    import growkernels as gk
+
+    right = gk.splitting_hvp
+    monkeypatch.setattr(gk, "splitting_hvp", lambda *a: right(*a) * 1.001)
+    rng = random.Random(0)
+    cases = [make_case(rng) for _ in range(200)]
+    found = 0
+    for case in cases:
+        if case["family"] == "splitting_hvp" and case["dtype"] == "float32":
+            try:
+                check(case)
+            except AssertionError:
+                found += 1
+    assert found >= 3
