@@ -32,7 +32,8 @@ def _residual_layer(device: torch.device, dtype: torch.dtype) -> Plan:
 
 
 _LINEAR = Example(
-    {"cuda": ("cuda",), "bfloat16 tiles": ("cpu",), "portable": ("cpu",), "aten": ()}, _transformer_layer
+    {"cuda": ("cuda",), "bfloat16 tiles": ("cpu",), "portable": ("cpu",), "aten": ()},
+    _transformer_layer,
 )
 _CONVOLUTION = Example({"cuda": ("cuda",), "winograd": ("cpu",), "aten": ()}, _residual_layer)
 EXAMPLES = {
