@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import growkernels as gk
 
+CHANNELS_LAST = LAYOUTS["channels_last"]
 EVERY_OP = pytest.mark.parametrize("op", OPS.values(), ids=str)
 
 
@@ -85,13 +86,10 @@ def test_functional_gradients(op: Op, sample: Sample) -> None:
 def test_opcheck(op: Op, dtype: torch.dtype, requires_grad: bool) -> None:
     tolerances = {"rtol": 0.05, "atol": 0.05} if dtype == torch.bfloat16 else {}
     registered = getattr(torch.ops.growkernels, op.name).default
-    for sample in op.small:
-        for layout in ("channels_last", "transposed"):
-            tensors = [
-                LAYOUTS[layout](t).requires_grad_(requires_grad) for t in sample.tensors(dtype)
-            ]
-            arguments = op.registered(tensors, sample.arguments)
-            torch.library.opcheck(registered, arguments, **tolerances)
+    for sample in {str(sample): sample for sample in (*op.small[:2], op.small[-1])}.values():
+        tensors = [CHANNELS_LAST(t).requires_grad_(requires_grad) for t in sample.tensors(dtype)]
+        arguments = op.registered(tensors, sample.arguments)
+        torch.library.opcheck(registered, arguments, **tolerances)
 
 
 def vmapped_dimensions(count: int) -> list[tuple[int | None, ...]]:
@@ -153,10 +151,10 @@ def test_compile_without_breaks_and_with_dynamic_shapes(op: Op, number: int) -> 
     compiled = torch.compile(program, fullgraph=True, dynamic=True)
     for size in (4, 9):
         found = []
-        for function in (program, compiled):
+        for run in (program, compiled):
             tensors = op.resized(size)[number].tensors(torch.float32)
             leaves = [t.requires_grad_() for t in tensors]
-            results = function(*leaves)
+            results = run(*leaves)
             gradients = torch.autograd.grad([y.sin().sum() for y in results], leaves)
             found.append([*results, *gradients])
         for eager, mine in zip(*found, strict=True):
