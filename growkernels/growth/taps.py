@@ -71,14 +71,14 @@ def one_batch(recorder: BatchRecorder, loss_scale: float) -> Iterator[None]:
     if not loss_scale > 0:
         raise ValueError(f"loss_scale is {loss_scale}; it must be positive.")
     try:
-        recorder.begin()
-        yield
-        recorder.finish(loss_scale)
-    finally:
         try:
-            recorder.end()
+            recorder.begin()
+            yield
+            recorder.finish(loss_scale)
         finally:
-            recorder.recording = False
+            recorder.end()
+    finally:  # also where an interrupt keeps end() from running
+        recorder.recording = False
 
 
 class Tap(DriverHook):
