@@ -18,12 +18,11 @@ def test_what_once_failed(case: Case) -> None:
     check(case)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_fresh_calls(seed: int) -> None:
-    """Of a hundred calls most are computed: what is refused is no test of the kernels."""
-    rng = random.Random(seed)
-    outcomes = [check(make_case(rng)) for _ in range(100)]
-    assert outcomes.count("right") >= 50
+def test_fresh_calls() -> None:
+    """Most calls are computed: what is refused is no test of the kernels."""
+    rng = random.Random(0)
+    outcomes = [check(make_case(rng)) for _ in range(60)]
+    assert outcomes.count("right") >= 30
 
 
 def test_wrong_results_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
