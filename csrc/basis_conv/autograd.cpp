@@ -9,6 +9,7 @@
 #include "common/autograd_node.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/conv2d.h>
 #include <ATen/ops/convolution_backward.h>
@@ -75,7 +76,7 @@ struct BasisConv2dBackwardBackward final : torch::autograd::Node {
                                 vbasis.defined() ? convolution(image, vbasis, f) : at::Tensor());
     variable_list out(6);
     if (task_should_compute_output(0)) {
-      out[0] = gradient_of_grad(g, image, filters, mixing, u, vcoeff, vbias, f);
+      out[0] = gradient_of_grad(g, mixing, u, vcoeff, vbias, f);
     }
     if ((vx.defined() || vbasis.defined()) && (task_should_compute_output(1) || task_should_compute_output(2))) {
       const at::Tensor dz = maps_gradient(g, mixing, f);
@@ -109,14 +110,13 @@ struct BasisConv2dBackwardBackward final : torch::autograd::Node {
   }
 
  private:
-  at::Tensor gradient_of_grad(const at::Tensor& g, const at::Tensor& image, const at::Tensor& filters,
-                              const at::Tensor& mixing, const at::Tensor& u, const at::Tensor& vcoeff,
-                              const at::Tensor& vbias, const Form& f) const {
+  at::Tensor gradient_of_grad(const at::Tensor& g, const at::Tensor& mixing, const at::Tensor& u,
+                              const at::Tensor& vcoeff, const at::Tensor& vbias, const Form& f) const {
     at::Tensor result, mixed;
     if (mixing.sym_size(0) != 0) {
-      at::Tensor maps;
-      if (vcoeff.defined()) {  // without the digits that a bias may have cost
-        maps = z_bias.unpack().defined() ? convolution(image, filters, f) : z.unpack();
+      at::Tensor maps = vcoeff.defined() ? z.unpack() : at::Tensor();
+      if (const at::Tensor offset = z_bias.unpack(); maps.defined() && offset.defined()) {
+        maps = maps - offset.unsqueeze(-1).unsqueeze(-1);
       }
       mixed = sum_of(u.defined() ? mix(mixing, u) : at::Tensor(), maps.defined() ? mix(vcoeff, maps) : at::Tensor());
     }
@@ -180,10 +180,12 @@ struct BasisConv2dBackward final : torch::autograd::Node {
  private:
   // The maps and the bias they contain. A convolution may be followed by an operation in place, such as
   // ReLU(inplace=True): where the output was overwritten, the maps are computed once more. So they are where a
-  // bias may have cost their digits: the CPU's kernels look (cpu.cpp), other devices would have to be waited for.
+  // bias may have cost their digits: the CPU's kernel looks (cpu.cpp), but other devices would have to be waited
+  // for, and second derivatives would contain the same maps.
   std::tuple<at::Tensor, OptionalTensor> saved_maps(const at::Tensor& image, const at::Tensor& filters, const Form& f) {
     const at::Tensor full_bias = bias.unpack();
-    if (output_now.current_version() != output_then || (full_bias.defined() && !image.is_cpu())) {
+    const bool digits_may_lack = full_bias.defined() && (!image.is_cpu() || at::GradMode::is_enabled());
+    if (output_now.current_version() != output_then || digits_may_lack) {
       return {convolution(image, filters, f), std::nullopt};
     }
     const at::Tensor saved = maps.unpack(getptr());
