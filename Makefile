@@ -27,7 +27,7 @@ TORCH_VERSION_FILE = $(wildcard $(VENV)/lib/python*/site-packages/torch/version.
 .SECONDEXPANSION:
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-cuda download-cuda test test-cpu test-cuda-build reproduce \
-  bench readme-tables gpu-kernels gpu-suite gpu-reproduce sanitize fuzz lint format clean
+  bench readme-tables accuracy gpu-kernels gpu-suite gpu-reproduce sanitize fuzz lint format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -104,6 +104,9 @@ bench: setup  ## run the benchmarks; results are stored in benchmarks/results
 
 readme-tables: setup  ## write the documents' tables and draw docs/speed.png anew from the stored benchmark results
 	$(BIN)/python -m benchmarks.readme_tables
+
+accuracy: setup  ## docs/accuracy.md anew: the Winograd kernels' errors beside torch's
+	$(BIN)/python -m benchmarks.winograd_accuracy --write
 
 gpu-kernels: setup  ## docs/gpu_kernels.md anew, without a GPU; with CUDA C++ kernels after setup-cuda
 	$(BIN)/python tools/gpu_kernels.py --write $(addprefix --library ,$(firstword $(wildcard \

@@ -23,6 +23,10 @@ constexpr int64_t parts_floats = int64_t{1} << 22;  // 16 MiB
 // group: each group reads them once.
 constexpr int64_t large_matrices = int64_t{1} << 20;
 
+// Input channels are summed in runs of this many, and the runs' sums added: the rounding error of a sum
+// grows with its length, and a run's part of a matrix stays in the first-level cache.
+constexpr int64_t run_channels = 128;
+
 // Owners of the threads' workspaces.
 struct KernelMatrices;
 struct KernelSums;
@@ -121,8 +125,11 @@ void winograd_convolution(const Images<const float>& in, const Kernels<const flo
         widest<PixelsToFrequencies<InputTransform>>(pixels, patches + tile * inputs, in_stride, inputs);
       });
       for (int64_t f = 0; f < frequencies; ++f) {
-        multiply_tile(tiles, outputs, inputs, patches + f * in_stride, inputs, matrices + f * inputs * outputs, outputs,
-                      products + f * out_stride, outputs, false);
+        for (int64_t channel = 0; channel < inputs; channel += run_channels) {
+          multiply_tile(tiles, outputs, std::min(run_channels, inputs - channel), patches + f * in_stride + channel,
+                        inputs, matrices + (f * inputs + channel) * outputs, outputs, products + f * out_stride,
+                        outputs, channel > 0);
+        }
       }
       tiling.for_each(first, last, [&](int64_t tile, int64_t image, int64_t y, int64_t x) {
         float* pixels[tile_outputs * tile_outputs];

@@ -19,8 +19,9 @@ def set_conv_algorithm(algorithm: str) -> None:
     at most twice the rounding error of torch's own convolution. "winograd" takes the transforms of
     Lavin and Gray ("Fast Algorithms for Convolutional Neural Networks", 2016) wherever there are
     any: for 3 x 3 kernels with stride 1 and dilation 1 in float32. Everything else, float64 and the
-    16-bit types always, is computed directly. Winograd's error stays below 1e-5 of the largest
-    value of the result.
+    16-bit types always, is computed directly. Winograd's error stays below 1e-5 of what the
+    largest value of the result would be if nothing cancelled; docs/accuracy.md compares it with
+    torch's.
 
     The environment variable GROWKERNELS_CONV_ALGORITHM sets the initial value, "auto" without it.
     Raises ValueError for other names.
