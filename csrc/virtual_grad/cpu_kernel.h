@@ -96,26 +96,24 @@ class Kernel {
     for (int64_t m = item.begin; m < item.end; m += chunk) {
       const int64_t depth = std::min(chunk, item.end - m);
       const auto [b, ldb] = load_input(h + m * h_stride, h_stride, depth, tile.columns, buffers);
-      if constexpr (!interleaved) {
-        if (by_outer_products(c10::CppTypeToScalarType<Operand>::value, tile.columns)) {
-          note(Ran::Portable);
-          const Rows<Operand> left = load_gradient(g + m * g_stride, g_stride, masked ? mask + m * h_stride : nullptr,
-                                                   h_stride, depth, tile.rows, a);
-          portable_transposed_tile(tile.rows, tile.columns, depth, left.data, left.stride, b, ldb, sums, tile.columns,
-                                   m > item.begin);
-          continue;
+      if constexpr (interleaved) {
+        const int64_t padded = padded_depth<Operand>(depth);
+        const auto pack = [&](auto gradient) {
+          widest<Transpose<decltype(gradient)>>(gradient, depth, padded, tile.rows, a);
+        };
+        if (masked) {
+          pack(Gradient<In, Operand, true>{g + m * g_stride, g_stride, mask + m * h_stride, h_stride});
+        } else {
+          pack(Gradient<In, Operand, false>{g + m * g_stride, g_stride, nullptr, 0});
         }
-      }
-      const int64_t padded = padded_depth<Operand>(depth);
-      const auto pack = [&](auto gradient) {
-        widest<Transpose<decltype(gradient)>>(gradient, depth, padded, tile.rows, a);
-      };
-      if (masked) {
-        pack(Gradient<In, Operand, true>{g + m * g_stride, g_stride, mask + m * h_stride, h_stride});
+        multiply_tile(tile.rows, tile.columns, padded, a, padded, b, ldb, sums, tile.columns, m > item.begin);
       } else {
-        pack(Gradient<In, Operand, false>{g + m * g_stride, g_stride, nullptr, 0});
+        note(Ran::Portable);
+        const Rows<Operand> left = load_gradient(g + m * g_stride, g_stride, masked ? mask + m * h_stride : nullptr,
+                                                 h_stride, depth, tile.rows, a);
+        portable_transposed_tile(tile.rows, tile.columns, depth, left.data, left.stride, b, ldb, sums, tile.columns,
+                                 m > item.begin);
       }
-      multiply_tile(tile.rows, tile.columns, padded, a, padded, b, ldb, sums, tile.columns, m > item.begin);
     }
   }
 

@@ -37,10 +37,4 @@ int64_t chunk_of(const Position& position);
 
 Plan make_plan(const std::vector<Position>& positions);
 
-// Whether a tile of so many columns takes its samples as they lie, by portable_transposed_tile: narrower tiles leave
-// its registers mostly empty, and bfloat16 is multiplied in interleaved pairs.
-inline bool by_outer_products(at::ScalarType operand, int64_t columns) {
-  return operand != at::kBFloat16 && columns >= 16;
-}
-
 }  // namespace growkernels::virtual_grad
