@@ -115,9 +115,10 @@ def measure() -> list[list[str]]:
         grad = torch.randn(len(x), len(basis), height, width, generator=generator)
         grad = grad.to(memory_format=torch.channels_last)
         call = (x, basis, grad)
-        wide = [tensor.double() for tensor in call]
+        wide = x.double(), basis.double(), grad.double()
+        sizes = wide[0].abs(), wide[1].abs(), wide[2].abs()
         exact = _convolve(*wide, layer.padding)
-        most = _convolve(*(tensor.abs() for tensor in wide), layer.padding)
+        most = _convolve(*sizes, layer.padding)
         found = {
             "Winograd": _with_algorithm("winograd", *call, layer.padding),
             "direct": _with_algorithm("direct", *call, layer.padding),
