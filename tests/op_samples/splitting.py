@@ -175,9 +175,9 @@ BAD_CONVOLUTIONS = {
     "no taps": bad_convolution(
         ValueError, "at least one tap", IMAGES, OUTPUT, FILTERS[..., :0]
     ),
-    "stride": bad_convolution(ValueError, "stride must be at least 1", IMAGES, OUTPUT, FILTERS, 0),
+    "stride": bad_convolution(ValueError, "stride must be from 1", IMAGES, OUTPUT, FILTERS, 0),
     "padding": bad_convolution(
-        ValueError, "padding must be at least 0", IMAGES, OUTPUT, FILTERS, 1, -1
+        ValueError, "padding must be from 0", IMAGES, OUTPUT, FILTERS, 1, -1
     ),
     "three strides": bad_convolution(
         ValueError, r"stride is \(1, 1, 1\); pass an int or a pair of ints",
