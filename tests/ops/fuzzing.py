@@ -134,7 +134,7 @@ def close(
     )
     within = scale.isfinite() & (scale < limits.max / 8)
     allowed = (16 * limits.eps + (16 + terms) * wide.eps) * scale
-    allowed = allowed + 4 * limits.tiny + (terms + 1) * wide.tiny * 64 * (1 + largest) ** 2
+    allowed = allowed + 4 * limits.tiny + (terms + 1) * wide.tiny * 64 * (1 + largest) ** 3
     wrong = within & ~((ours.double() - oracle).abs() <= allowed)
     if wrong.any():
         at = tuple(int(i) for i in wrong.nonzero()[0])
