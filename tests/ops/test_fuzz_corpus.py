@@ -30,13 +30,11 @@ def test_wrong_results_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
     right = gk.splitting_hvp
     monkeypatch.setattr(gk, "splitting_hvp", lambda *a: right(*a) * 1.001)
-    rng = random.Random(0)
-    cases = [make_case(rng) for _ in range(200)]
-    found = 0
-    for case in cases:
-        if case["family"] == "splitting_hvp" and case["dtype"] == "float32":
-            try:
-                check(case)
-            except AssertionError:
-                found += 1
-    assert found >= 3
+    rng, found = random.Random(0), 0
+    usual = {"family": "splitting_hvp", "dtype": "float32", "values": ["normal"] * 4}
+    for _ in range(20):
+        try:
+            check({**make_case(rng), **usual, "sizes": [33] * 6})
+        except AssertionError:
+            found += 1
+    assert found == 20
