@@ -1,58 +1,76 @@
-"""How a model has grown: records kept in the model, and growing another one the same way.
-
-A record is a plain dict whose ``"kind"`` says which function repeats it (``repeats``).
-"""
+"""How a model has grown: the records that it keeps, and growing another one the same way."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
+from growkernels.nn.convert import CONVERSION
 from growkernels.nn.exchange import undone_on_error
+from growkernels.nn.records import VERSION, Record, append_record, records_of, repeat_of_kind
+from growkernels.nn.separate_attention import SEPARATION
 from growkernels.nn.wrappers import check_plain_module
 
-RECORD = "_growkernels_insertions"  # attribute of a grown model: how it grew, in order
-
-Repeat = TypeVar("Repeat", bound=Callable[..., object])
-
-_repeat_of_kind: dict[str, Callable[..., object]] = {}
+# One record, several, or either as the JSON text of it.
+Records = Mapping[str, Any] | Sequence[Mapping[str, Any]] | str
 
 
-def insertions(model: nn.Module) -> list[dict[str, Any]]:
-    """How a model has grown so far: its inserted layers and grown neurons, in order.
+def insertions(model: nn.Module) -> list[Record]:
+    """What surgeries have made of a model so far, in order: inserted layers, grown neurons,
+    converted convolutions and separated attention.
 
-    Plain dicts of strings and numbers, made for checkpoints (``torch.load`` with
-    ``weights_only=True`` takes them); ``rebuild`` reads them.
+    Plain dicts of strings, numbers and lists, made for checkpoints (``torch.load`` with
+    ``weights_only=True`` takes them) and JSON; ``rebuild`` reads them, and their
+    ``json.dumps`` too. torch.distributed.checkpoint takes lists apart into keys that the next model
+    may not have: give it the text, ``{"growth": json.dumps(insertions(model))}``.
     """
-    return copy.deepcopy(getattr(model, RECORD, []))
+    return records_of(model)
 
 
-def append_record(model: nn.Module, record: Mapping[str, Any]) -> None:
-    """Note one more growth step in the model."""
-    setattr(model, RECORD, [*insertions(model), copy.deepcopy(record)])
+def read_records(records: Records) -> list[Mapping[str, Any]]:
+    """Records as a list, whatever form they come in; their kinds and versions are known ones.
 
-
-def repeats(*kinds: str) -> Callable[[Repeat], Repeat]:
-    """Let a function(model, record, optimizer) repeat records of these kinds.
-
-    It need not undo anything when it raises. KeyError means that the record lacks this key.
+    Raises:
+        TypeError: something else than records.
+        ValueError: text that is no JSON; a record of an unknown kind, or of a later version.
     """
+    given: Any = records
+    if isinstance(records, str):
+        try:
+            given = json.loads(records)
+        except ValueError as error:
+            raise ValueError(
+                f"The text of the growth records is no JSON ({error}); pass "
+                "json.dumps(gk.growth.insertions(model)), whole."
+            ) from None
+    listed = [given] if isinstance(given, Mapping) else given
+    if not isinstance(listed, Sequence) or not all(isinstance(r, Mapping) for r in listed):
+        raise TypeError(
+            f"The growth records are a {type(records).__name__}; pass what "
+            "gk.growth.insertions(model) gave, one record of it, or the JSON text of either."
+        )
+    for number, record in enumerate(listed):
+        if "kind" not in record:
+            raise ValueError(_lacks(number, "'kind'"))
+        if record["kind"] not in repeat_of_kind:
+            raise ValueError(
+                f"Record {number} of the growth is of the unknown kind {record['kind']!r}; known "
+                f"are {', '.join(repeat_of_kind)}."
+            )
+        if record.get("version", 0) > VERSION:
+            raise ValueError(
+                f"Record {number} of the growth is of version {record['version']}, and this "
+                f"growkernels reads versions up to {VERSION}; use the one that wrote it."
+            )
+    return list(listed)
 
-    def register(repeat: Repeat) -> Repeat:
-        _repeat_of_kind.update(dict.fromkeys(kinds, repeat))
-        return repeat
 
-    return register
-
-
-def rebuild(
-    model: nn.Module, records: Sequence[dict[str, Any]], optimizer: Optimizer | None = None
-) -> None:
-    """Repeat recorded growth on the base model, so that a checkpoint's states fit.
+def rebuild(model: nn.Module, records: Records, optimizer: Optimizer | None = None) -> None:
+    """Repeat recorded surgeries on the base model, so that a checkpoint's states fit.
 
     ::
 
@@ -62,23 +80,45 @@ def rebuild(
         model.load_state_dict(checkpoint["model"])
         optimizer.load_state_dict(checkpoint["optimizer"])
 
+    A model on the meta device gets what it needs too; its values come with the loaded states.
+    Separations and conversions that the base model went through before, being the first records of
+    both, are not repeated.
+
+    Args:
+        model: as it was before.
+        records: from ``insertions``, one of them, or the JSON text of either.
+        optimizer: the model's optimizer, or None.
+
     Raises:
-        TypeError: a model that is wrapped or sharded, or has a part that is.
+        TypeError: a model that is wrapped or sharded, or has a part that is; no records.
         ValueError: a record that does not fit the model; model and optimizer are untouched.
     """
     check_plain_module(model)
+    listed = read_records(records)
+    done = _done_by_builder(records_of(model), listed)
     with undone_on_error(model, optimizer):
-        for number, record in enumerate(records):
+        for number, record in enumerate(listed):
+            if number < done:
+                continue
             try:
-                kind = record["kind"]
-                if kind not in _repeat_of_kind:
-                    raise ValueError(
-                        f"Record {number} of the growth is of the unknown kind {kind!r}; known are "
-                        f"{', '.join(_repeat_of_kind)}."
-                    )
-                _repeat_of_kind[kind](model, record, optimizer)
+                repeat_of_kind[record["kind"]](model, record, optimizer)
             except KeyError as error:
-                raise ValueError(
-                    f"Record {number} of the growth has no {error}; pass what "
-                    "gk.growth.insertions(model) gave, whole."
-                ) from error
+                raise ValueError(_lacks(number, error)) from error
+            append_record(model, record)
+
+
+def _done_by_builder(own: Sequence[Mapping[str, Any]], records: Sequence[Mapping[str, Any]]) -> int:
+    """How many of the first records are of exchanges that the code that built the model made."""
+    count = 0
+    for mine, record in zip(own, records, strict=False):
+        if mine != record or record["kind"] not in (CONVERSION, SEPARATION):
+            break
+        count += 1
+    return count
+
+
+def _lacks(number: int, key: object) -> str:
+    return (
+        f"Record {number} of the growth has no {key}; pass what gk.growth.insertions(model) gave, "
+        "whole."
+    )

@@ -311,6 +311,34 @@ def check_replaceable(conv: nn.Module) -> None:
         )
 
 
+def zeros_like_exchanged(
+    layer: nn.Conv2d | BasisConv2d, basis_channels: int, init: str
+) -> nn.Conv2d | BasisConv2d:
+    """What `from_conv` (or, with all filters, `to_conv`) makes of a layer, with weights of 0.
+
+    It has no bias yet. Sizes, dtype, device, memory format, mode and requires_grad are the layer's.
+    """
+    like = layer.basis if isinstance(layer, BasisConv2d) else layer.weight
+    sizes = (layer.in_channels, layer.out_channels, layer.kernel_size)
+    places = (layer.stride, layer.padding, layer.dilation)
+    new: nn.Conv2d | BasisConv2d
+    if basis_channels == layer.out_channels:
+        new = nn.Conv2d(*sizes, *places, bias=False, device="meta")  # type: ignore[arg-type]
+    else:
+        new = BasisConv2d(
+            *sizes[:2],
+            layer.kernel_size,
+            basis_channels,
+            *places,  # type: ignore[arg-type]
+            include_basis=init == "svd",
+            device="meta",
+        )
+    for name, parameter in list(new.named_parameters()):
+        zeros = torch.zeros(parameter.shape, dtype=like.dtype, device=like.device)
+        setattr(new, name, _like(like, zeros))
+    return new.train(layer.training)
+
+
 def as_matrix(tensor: Tensor) -> Tensor:
     """The values as a float64 matrix [rows, everything else] on the CPU; meta has none to give."""
     if tensor.is_meta:

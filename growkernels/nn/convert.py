@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from growkernels.nn.basis_conv2d import (
     check_basis_channels,
     check_replaceable,
     weight_count,
+    zeros_like_exchanged,
 )
 from growkernels.nn.exchange import (
     MOMENTUM,
@@ -30,9 +31,12 @@ from growkernels.nn.exchange import (
 from growkernels.nn.kernel_factors import kernel_matrix
 from growkernels.nn.module_paths import Plan
 from growkernels.nn.momentum import to_factors, to_kernel
+from growkernels.nn.records import Record, append_record, new_record, repeats
 from growkernels.nn.wrappers import check_plain_module
 
 Layer = nn.Conv2d | BasisConv2d
+CONVERSION = "conversion"  # of this exchange's records
+INITS = ("svd", "select")
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,15 @@ class ConvertedLayer:
 
 @dataclass(frozen=True)
 class Conversion:
-    """What :func:`convert` did, by module path: the layers exchanged, and why others were not."""
+    """What :func:`convert` did, by module path: the layers exchanged, and why others were not.
+
+    ``record``: the same for ``gk.growth.rebuild`` and ``gk.growth.grow_state``; None if no layer
+    was exchanged.
+    """
 
     converted: dict[str, ConvertedLayer]
     skipped: dict[str, str]
+    record: Record | None = None
 
     def __str__(self) -> str:
         lines = [
@@ -72,6 +81,8 @@ def convert(
     plan: Mapping[str, int | float],
     optimizer: Optimizer | None = None,
     init: str = "svd",
+    *,
+    record_only: bool = False,
 ) -> Conversion:
     """Exchange the layers a plan names for basis convolutions, or back, in place.
 
@@ -93,7 +104,8 @@ def convert(
     those of an SGD without momentum. Gradients (``.grad``) of exchanged parameters are dropped.
 
     The whole plan is checked first, and on any error model and optimizer are as before. Compiled
-    models compile again at the next call.
+    models compile again at the next call. The exchange is noted among the model's records
+    (``gk.growth.insertions``), and ``gk.growth.rebuild`` repeats it.
 
     Args:
         model: any module; not a DataParallel wrapper.
@@ -101,6 +113,7 @@ def convert(
             layers it was made for, wherever in the model they are by now.
         optimizer: the model's optimizer, or None.
         init: ``"svd"`` or ``"select"``, see :meth:`BasisConv2d.from_conv`.
+        record_only: say what would be done, and leave model and optimizer as they are.
 
     Raises:
         TypeError: an optimizer whose state can take no parameter; a model that is none, or has a
@@ -116,33 +129,77 @@ def convert(
             f"The plan is a {type(plan).__name__}; pass a dictionary of module paths and numbers "
             "or fractions of filters."
         )
-    if init not in ("svd", "select"):
+    if init not in INITS:
         raise ValueError(f"Unknown init {init!r}; choose 'svd' or 'select'.")
+    wanted, skipped = _read(model, _followed(model, plan), init)
+    exchanged = _all_exchanged(model, wanted, init, optimizer)
+    record = new_record(CONVERSION, plan=wanted, init=init) if wanted else None
+    done = Conversion({path: _compared(*pair) for path, pair in exchanged.items()}, skipped, record)
+    if record_only or record is None:
+        return done
+    with undone_on_error(model, optimizer):
+        _exchange(model, exchanged, optimizer)
+        append_record(model, record)
+        return done
+
+
+@repeats(CONVERSION)
+def repeat_conversion(
+    model: nn.Module, record: Mapping[str, Any], optimizer: Optimizer | None
+) -> None:
+    """Exchange the layers that a record names; not undone on error.
+
+    Where weights have no finite values (on the meta device, or before a checkpoint is loaded),
+    there is nothing to approximate, and the new ones are 0.
+    """
+    wanted, skipped = _read(model, record["plan"], record["init"])
+    for path, reason in skipped.items():
+        raise ValueError(
+            f"The record converts {path!r} to {record['plan'][path]} filters, which this model "
+            f"does not need: {reason}; it belongs to another model."
+        )
+    exchanged = _all_exchanged(model, wanted, record["init"], optimizer, or_zeros=True)
+    _exchange(model, exchanged, optimizer)
+
+
+def _all_exchanged(
+    model: nn.Module,
+    wanted: Mapping[str, int],
+    init: str,
+    optimizer: Optimizer | None,
+    or_zeros: bool = False,
+) -> dict[str, tuple[Layer, Layer]]:
+    """path -> the old layer and the new one, which is in no model yet."""
     if optimizer is not None:
         check_takes_parameters(optimizer)
         check_holds_parameters(model, optimizer)
-    wanted, skipped = _read(model, _followed(model, plan), init)
     exchanged: dict[str, tuple[Layer, Layer]] = {}
     for path, filters in wanted.items():
         try:
             old = model.get_submodule(path)
             assert isinstance(old, Layer)
-            exchanged[path] = old, _exchanged(old, filters, init)
+            as_zeros = or_zeros and not _has_values(old)
+            exchanged[path] = old, _exchanged(old, filters, init, as_zeros)
         except ValueError as error:
             raise ValueError(f"{path!r} cannot be converted. {error}") from None
     if optimizer is not None:
         _check_momentum(optimizer, [old for old, _ in exchanged.values()])
-    done = Conversion({path: _record(*pair) for path, pair in exchanged.items()}, skipped)
-    with undone_on_error(model, optimizer):
-        for path, (old, new) in exchanged.items():
-            parent, _, child = path.rpartition(".")
-            model.get_submodule(parent)._modules[child] = new
-            if optimizer is not None:
-                momentum = _momentum(optimizer, old, new)
-                exchange_parameters(optimizer, _weights(old), _weights(new))
-                for parameter, buffer in momentum:
-                    optimizer.state[parameter][MOMENTUM] = buffer
-        return done
+    return exchanged
+
+
+def _exchange(
+    model: nn.Module,
+    exchanged: Mapping[str, tuple[Layer, Layer]],
+    optimizer: Optimizer | None,
+) -> None:
+    for path, (old, new) in exchanged.items():
+        parent, _, child = path.rpartition(".")
+        model.get_submodule(parent)._modules[child] = new
+        if optimizer is not None:
+            momentum = _momentum(optimizer, old, new)
+            exchange_parameters(optimizer, _weights(old), _weights(new))
+            for parameter, buffer in momentum:
+                optimizer.state[parameter][MOMENTUM] = buffer
 
 
 def _followed(model: nn.Module, plan: Mapping[str, int | float]) -> Mapping[str, int | float]:
@@ -231,12 +288,21 @@ def _reason_to_skip(layer: nn.Module, filters: int, init: str) -> str:
     return ""
 
 
-def _exchanged(old: Layer, filters: int, init: str) -> Layer:
-    conv = old.to_conv() if isinstance(old, BasisConv2d) else old
-    full = filters == old.out_channels
-    new = conv if full else BasisConv2d.from_conv(conv, filters, init)
+def _exchanged(old: Layer, filters: int, init: str, as_zeros: bool) -> Layer:
+    new: Layer
+    if as_zeros:
+        new = zeros_like_exchanged(old, filters, init)
+    else:
+        conv = old.to_conv() if isinstance(old, BasisConv2d) else old
+        full = filters == old.out_channels
+        new = conv if full else BasisConv2d.from_conv(conv, filters, init)
     new.bias = old.bias
     return new
+
+
+def _has_values(layer: Layer) -> bool:
+    weights = _weights(layer).values()
+    return all(not w.is_meta and bool(w.isfinite().all()) for w in weights)
 
 
 def _weights(layer: Layer) -> dict[str, nn.Parameter]:
@@ -254,7 +320,7 @@ def _momentum(optimizer: Optimizer, old: Layer, new: Layer) -> list[tuple[nn.Par
     if not isinstance(optimizer, SGD):
         return []
     buffers = [optimizer.state.get(p, {}).get(MOMENTUM) for p in _weights(old).values()]
-    if any(buffer is None for buffer in buffers):
+    if any(buffer is None or buffer.is_meta for buffer in buffers):
         return []
     matrices = [as_matrix(buffer) for buffer in buffers]
     if isinstance(old, BasisConv2d):
@@ -281,7 +347,7 @@ def _check_momentum(optimizer: Optimizer, layers: Sequence[Layer]) -> None:
             )
 
 
-def _record(old: Layer, new: Layer) -> ConvertedLayer:
+def _compared(old: Layer, new: Layer) -> ConvertedLayer:
     before, after = _kernel(old), _kernel(new)
     norm = float(before.norm())
     return ConvertedLayer(

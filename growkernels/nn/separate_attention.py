@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,17 +20,27 @@ from growkernels.nn.exchange import (
     state_obstacle,
     undone_on_error,
 )
+from growkernels.nn.records import Record, append_record, new_record, repeats
 from growkernels.nn.wrappers import check_plain_module
 
 PROJECTIONS = ("q", "k", "v")
+SEPARATION = "separate_attention"  # of this exchange's records
 
 
 @dataclass(frozen=True)
 class Separation:
-    """What :func:`separate_attention` did: the paths exchanged, and why others were not."""
+    """What :func:`separate_attention` did: the paths exchanged, and why others were not.
+
+    ``record``: the same for ``gk.growth.rebuild`` and ``gk.growth.grow_state``.
+    """
 
     exchanged: tuple[str, ...]
     skipped: dict[str, str]
+
+    @property
+    def record(self) -> Record:
+        """Made of JSON's types."""
+        return new_record(SEPARATION, paths=list(self.exchanged))
 
 
 class TorchAttention(Attention):
@@ -81,7 +92,9 @@ class TimmAttention(Attention):
         return out
 
 
-def separate_attention(model: nn.Module, optimizer: Optimizer | None = None) -> Separation:
+def separate_attention(
+    model: nn.Module, optimizer: Optimizer | None = None, *, record_only: bool = False
+) -> Separation:
     """Exchange a model's packed attention for modules with q, k, v and proj, in place.
 
     torch's nn.MultiheadAttention (in torchvision's vision transformers) and timm's Attention keep
@@ -90,9 +103,15 @@ def separate_attention(model: nn.Module, optimizer: Optimizer | None = None) -> 
     one by one (``gk.growth.NeuronScaling``). The output projection keeps its parameters; those of
     q, k and v are cut from the packed ones and take their place in the optimizer, state included,
     so that training goes on as it would have. Gradients (``.grad``) of packed parameters are
-    dropped. Call it on a newly built model before a checkpoint is loaded into it.
+    dropped. The exchange is noted among the model's records (``gk.growth.insertions``), and
+    ``gk.growth.rebuild`` repeats it before a checkpoint is loaded.
 
     On any error model and optimizer are as before.
+
+    Args:
+        model: any module; not a DataParallel wrapper.
+        optimizer: the model's optimizer, or None.
+        record_only: say what would be done, and leave model and optimizer as they are.
 
     Returns:
         The paths exchanged, and {path: reason} of attention modules that were left alone: those
@@ -105,6 +124,43 @@ def separate_attention(model: nn.Module, optimizer: Optimizer | None = None) -> 
             whose state is not shaped like its parameter.
     """
     check_plain_module(model)
+    found, skipped = _separable(model, optimizer)
+    if not found:
+        reasons = "".join(f"; {path!r} is left alone: {reason}" for path, reason in skipped.items())
+        raise ValueError(
+            "The model has no attention to separate: it needs torch's nn.MultiheadAttention or "
+            f"timm's Attention as a submodule{reasons}."
+        )
+    done = Separation(tuple(found), skipped)
+    if record_only:
+        return done
+    with undone_on_error(model, optimizer):
+        _separate(model, found, optimizer)
+        append_record(model, done.record)
+        return done
+
+
+@repeats(SEPARATION)
+def repeat_separation(
+    model: nn.Module, record: Mapping[str, Any], optimizer: Optimizer | None
+) -> None:
+    """Separate the attention modules that a record names; not undone on error."""
+    paths = record["paths"]
+    found, skipped = _separable(model, optimizer, paths)
+    for path in paths:
+        if path not in found:
+            reason = skipped.get(path, "there is none")
+            raise ValueError(
+                f"The record separates the attention at {path!r}, which this model cannot: "
+                f"{reason}; it belongs to another model."
+            )
+    _separate(model, found, optimizer)
+
+
+def _separable(
+    model: nn.Module, optimizer: Optimizer | None, paths: Collection[str] | None = None
+) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """The packed attention modules by path (all, or those named), and why others are left alone."""
     if optimizer is not None:
         check_takes_parameters(optimizer)
         check_holds_parameters(model, optimizer)
@@ -112,18 +168,12 @@ def separate_attention(model: nn.Module, optimizer: Optimizer | None = None) -> 
     skipped: dict[str, str] = {}
     found: dict[str, nn.Module] = {}
     for path, module in model.named_modules():
-        if not _is_packed(module):
+        if not _is_packed(module) or (paths is not None and path not in paths):
             continue
         if reason := _why_not(model, path, module, places):
             skipped[path] = reason
         else:
             found[path] = module
-    if not found:
-        reasons = "".join(f"; {path!r} is left alone: {reason}" for path, reason in skipped.items())
-        raise ValueError(
-            "The model has no attention to separate: it needs torch's nn.MultiheadAttention or "
-            f"timm's Attention as a submodule{reasons}."
-        )
     for module in found.values():
         for parameter in _packed(module)[1]:
             if optimizer is None or parameter is None:
@@ -133,11 +183,15 @@ def separate_attention(model: nn.Module, optimizer: Optimizer | None = None) -> 
                     f"{reason}, which cannot be cut; pass optimizer=None and build a new optimizer "
                     "afterwards."
                 )
-    with undone_on_error(model, optimizer):
-        for path, module in found.items():
-            parent, _, child = path.rpartition(".")
-            model.get_submodule(parent)._modules[child] = _separated(module, optimizer)
-        return Separation(tuple(found), skipped)
+    return found, skipped
+
+
+def _separate(
+    model: nn.Module, found: Mapping[str, nn.Module], optimizer: Optimizer | None
+) -> None:
+    for path, module in found.items():
+        parent, _, child = path.rpartition(".")
+        model.get_submodule(parent)._modules[child] = _separated(module, optimizer)
 
 
 def _is_packed(module: nn.Module) -> bool:

@@ -6,10 +6,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from growkernels.growth.layer_insertion.insertion import insert_identity
+from growkernels.growth.layer_insertion.insertion import insert_identity, insertion_record
 from growkernels.growth.layer_insertion.merit_norms import NORMS
 from growkernels.growth.layer_insertion.merits import Merits
 from growkernels.growth.layer_insertion.positions import (
@@ -24,6 +24,7 @@ from growkernels.growth.taps import one_batch
 from growkernels.nn import ResidualBlock
 from growkernels.nn.exchange import undone_on_error
 from growkernels.nn.module_paths import ModulePaths
+from growkernels.nn.records import Record, append_record
 from growkernels.nn.wrappers import check_plain_module, check_watchable
 
 
@@ -226,9 +227,51 @@ class LayerInsertion:
             RuntimeError: nothing recorded, the model was changed by others since, or the function
                 would change.
         """
+        check_plain_module(self.model)
+        place, h = self._recorded_at(position)
+        record = self._record_of(place, h)
+        positions = self._recorder.positions
+        old_modules = [self.model.get_submodule(p.name) for p in positions]
+        with undone_on_error(self.model, optimizer, self):
+            before = None if sample is None else outputs_in_eval_mode(self.model, sample)
+            new = insert_identity(
+                self.model,
+                place,
+                optimizer,
+                width=record["width"],
+                activation=self.activation,
+                scale=self.scale,
+                sample=h,
+            )
+            append_record(self.model, record)
+            if before is not None:
+                check_same_output(before, outputs_in_eval_mode(self.model, sample))
+            recorder = self._watch(self._positions_after(old_modules, place, new))
+            paths = ModulePaths(self.model)
+            self._recorder.remove()
+            self._recorder, self._paths, self._shown = recorder, paths, paths
+            return new
+
+    def record(self, position: str) -> Record:
+        """What ``insert(position)`` would do, as a record; the model stays as it is.
+
+        ``gk.growth.grow_state`` does it to saved or sharded states, ``gk.growth.rebuild`` to
+        another model.
+
+        Raises:
+            ValueError: not a position, or a NaN merit there.
+            RuntimeError: nothing recorded, or the model was changed by others since.
+        """
+        return self._record_of(*self._recorded_at(position))
+
+    def close(self) -> None:
+        """Take the hooks off the model."""
+        self._recorder.close()
+
+    def _recorded_at(self, position: str) -> tuple[Position, Tensor]:
+        """A position to insert at, and the last h recorded there."""
         if self._recorder.recording:
             raise RuntimeError("recording() is still open; insert after its block.")
-        check_plain_module(self.model)
         self._follow()
         place = self._position(position)
         if self._recorder.sums.batches == 0:
@@ -241,36 +284,21 @@ class LayerInsertion:
                 f"The gradient recorded at {position!r} is NaN or infinite, so its merit is too; "
                 "nothing is inserted."
             )
-        positions = self._recorder.positions
-        old_modules = [self.model.get_submodule(p.name) for p in positions]
         h = self._recorder.sums.samples[position]
         if not h.numel():
             raise RuntimeError(
                 f"The outputs recorded at {position!r} are empty (shape {list(h.shape)}), so a new "
                 "layer cannot be checked there; record a batch with samples."
             )
-        with undone_on_error(self.model, optimizer, self):
-            before = None if sample is None else outputs_in_eval_mode(self.model, sample)
-            new = insert_identity(
-                self.model,
-                place,
-                optimizer,
-                width=h.shape[1 if place.kind == "conv2d_relu" else -1],
-                activation=self.activation,
-                scale=self.scale,
-                sample=h,
-            )
-            if before is not None:
-                check_same_output(before, outputs_in_eval_mode(self.model, sample))
-            recorder = self._watch(self._positions_after(old_modules, place, new))
-            paths = ModulePaths(self.model)
-            self._recorder.remove()
-            self._recorder, self._paths, self._shown = recorder, paths, paths
-            return new
+        return place, h
 
-    def close(self) -> None:
-        """Take the hooks off the model."""
-        self._recorder.close()
+    def _record_of(self, place: Position, h: Tensor) -> Record:
+        return insertion_record(
+            place,
+            width=h.shape[1 if place.kind == "conv2d_relu" else -1],
+            activation=self.activation,
+            scale=self.scale,
+        )
 
     def _watch(self, positions: Sequence[Position]) -> Recorder:
         _refuse_none(positions)

@@ -13,11 +13,18 @@ from torch.optim import Optimizer
 
 from growkernels.growth.layer_insertion.positions import KINDS, Position
 from growkernels.growth.module_graph import weight_layers
-from growkernels.growth.records import append_record, repeats
 from growkernels.growth.same_function import TOLERANCE
 from growkernels.growth.surgery import groups_for_new_layer, insert_after, join_groups
 from growkernels.nn import identity_layer
+from growkernels.nn.records import Record, new_record, repeats
 from growkernels.nn.weights import weight_parameters
+
+
+def insertion_record(position: Position, *, width: int, activation: str, scale: float) -> Record:
+    """What `insert_identity` is called with, as a record."""
+    return new_record(
+        position.kind, position=position.name, width=width, activation=activation, scale=scale
+    )
 
 
 @repeats(*KINDS)
@@ -67,14 +74,6 @@ def insert_identity(
     insert_after(model, position.name, new)
     if optimizer and groups:
         join_groups(model, new, optimizer, groups)
-    record = {
-        "position": position.name,
-        "kind": position.kind,
-        "width": width,
-        "activation": activation,
-        "scale": scale,
-    }
-    append_record(model, record)
     return new
 
 

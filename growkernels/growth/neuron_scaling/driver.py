@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -23,7 +23,9 @@ from growkernels.growth.neuron_scaling.candidates import (
 )
 from growkernels.growth.neuron_scaling.costs import Ledger
 from growkernels.growth.neuron_scaling.criteria import CRITERIA, RECORDED, Scores
+from growkernels.growth.neuron_scaling.growth_step import NewNeurons
 from growkernels.growth.neuron_scaling.initial_values import initial_values
+from growkernels.growth.neuron_scaling.repeating import with_values
 from growkernels.growth.neuron_scaling.samples import SampleRecorder
 from growkernels.growth.neuron_scaling.selection import Selection
 from growkernels.growth.same_function import check_same_output, outputs_in_eval_mode
@@ -31,6 +33,7 @@ from growkernels.growth.taps import one_batch
 from growkernels.nn.exchange import undone_on_error
 from growkernels.nn.grown_layers import FORMS
 from growkernels.nn.module_paths import ModulePaths
+from growkernels.nn.records import Record, append_record
 from growkernels.nn.wrappers import check_plain_module, check_watchable
 
 TOLERANCE = 1e-5  # of the largest |output|: wider matrix products round differently
@@ -301,9 +304,48 @@ class NeuronScaling:
                 that is wrapped or sharded by now.
             RuntimeError: the function would change.
         """
+        check_plain_module(self.model)
+        record, values = self._planned(chosen, optimizer, init, scale)
+        with undone_on_error(self.model, optimizer, self):
+            before = None if sample is None else outputs_in_eval_mode(self.model, sample)
+            growth_step.apply(self.model, record, optimizer, values)
+            append_record(self.model, record)
+            if before is not None:
+                after = outputs_in_eval_mode(self.model, sample)
+                check_same_output(before, after, TOLERANCE)
+            candidates, left_out = self._find()
+            recorder, paths = self._watch(candidates), ModulePaths(self.model)
+            self._recorder.remove()
+            self._recorder, self._candidates, self._paths = recorder, candidates, paths
+            self.left_out = left_out
+
+    def record(
+        self,
+        chosen: Selection,
+        optimizer: Optimizer | None = None,
+        *,
+        init: str = "parent",
+        scale: float = 0.2,
+    ) -> Record:
+        """What ``grow`` would do with these arguments, as a record; the model stays as it is.
+
+        It has the values that new neurons start with where they come from recorded batches
+        (``init="eigenvector"``); the record that a grown model keeps has not.
+        ``gk.growth.grow_state`` does it to saved or sharded states, ``gk.growth.rebuild`` to
+        another model.
+
+        Raises:
+            ValueError: nothing chosen, a choice of other layers, or a start that is not possible.
+        """
+        record, values = self._planned(chosen, optimizer, init, scale)
+        return with_values(record, values)
+
+    def _planned(
+        self, chosen: Selection, optimizer: Optimizer | None, init: str, scale: float
+    ) -> tuple[Record, Mapping[str, NewNeurons]]:
+        """The record of a growth, and what its new neurons start with."""
         if self._recorder.recording:
             raise RuntimeError("recording() is still open; grow after its block.")
-        check_plain_module(self.model)
         self._follow()
         if not chosen:
             raise ValueError(f"There are no neurons to grow. {chosen.reason}")
@@ -317,18 +359,10 @@ class NeuronScaling:
         gated = self.depth and self.form == "gated"
         must_move = {c.name for c in self._candidates if gated or c.widening is not None}
         values = initial_values(self.model, chosen, init, scale, must_move)
-        record = growth_step.plan(self._candidates, chosen, self.form, gain, self.depth)
-        with undone_on_error(self.model, optimizer, self):
-            before = None if sample is None else outputs_in_eval_mode(self.model, sample)
-            growth_step.apply(self.model, record, optimizer, values)
-            if before is not None:
-                after = outputs_in_eval_mode(self.model, sample)
-                check_same_output(before, after, TOLERANCE)
-            candidates, left_out = self._find()
-            recorder, paths = self._watch(candidates), ModulePaths(self.model)
-            self._recorder.remove()
-            self._recorder, self._candidates, self._paths = recorder, candidates, paths
-            self.left_out = left_out
+        record = growth_step.plan(
+            self._candidates, chosen, self.form, gain, self.depth, init, scale
+        )
+        return record, values
 
     def close(self) -> None:
         """Take the hooks off the model.

@@ -12,10 +12,10 @@ from torch.optim import Optimizer
 
 from growkernels.growth.neuron_scaling.candidates import Candidate
 from growkernels.growth.neuron_scaling.selection import Selection
-from growkernels.growth.records import append_record, repeats
 from growkernels.growth.surgery import groups_for_new_layer, join_groups
 from growkernels.nn.exchange import check_follows, exchange_with_state, state_obstacle
 from growkernels.nn.grown_layers import Branch, GrownLinear, can_have_branches, with_branches
+from growkernels.nn.records import Record, new_record
 from growkernels.nn.weights import why_computed, why_watched
 
 RECORD_KIND = "neurons"  # of this growth's records
@@ -30,34 +30,44 @@ class NewNeurons:
 
 
 def plan(
-    candidates: Sequence[Candidate], selection: Selection, form: str, gain: float, depth: bool
-) -> dict[str, Any]:
+    candidates: Sequence[Candidate],
+    selection: Selection,
+    form: str,
+    gain: float,
+    depth: bool,
+    init: str,
+    scale: float,
+) -> Record:
     """The record of a growth step: everything but values, in numbers and strings.
 
     ``depth``: {layer: its outputs that get a branch}. ``width``: for each widened layer its path,
-    its role and follower (see Widening), the number of heads and that of new neurons.
+    its role and follower (see Widening), the number of heads, that of new neurons, and whose copies
+    they are. ``init`` and ``scale``: what the new neurons start with, see ``initial_values``.
     """
     widened = [c for c in candidates if c.widening is not None and c.name in selection.neurons]
-    return {
-        "kind": RECORD_KIND,
-        "form": form,
-        "gain": gain,
-        "depth": {n: list(chosen) for n, chosen in selection.neurons.items()} if depth else {},
-        "width": [
-            {
-                "layer": c.name,
-                "role": c.widening.role,
-                "follower": c.widening.follower,
-                "heads": c.widening.heads,
-                "neurons": len(selection.neurons[c.name]),
-            }
-            for c in widened
-            if c.widening is not None
-        ],
-    }
+    width = [
+        {
+            "layer": c.name,
+            "role": c.widening.role,
+            "follower": c.widening.follower,
+            "heads": c.widening.heads,
+            "neurons": len(selection.neurons[c.name]),
+            "parents": list(selection.neurons[c.name]),
+        }
+        for c in widened
+        if c.widening is not None
+    ]
+    return new_record(
+        RECORD_KIND,
+        form=form,
+        gain=gain,
+        depth={n: list(chosen) for n, chosen in selection.neurons.items()} if depth else {},
+        width=width,
+        init=init,
+        scale=scale,
+    )
 
 
-@repeats(RECORD_KIND)
 def apply(
     model: nn.Module,
     record: Mapping[str, Any],
@@ -80,12 +90,7 @@ def apply(
     for width in record["width"]:
         _check_widened(model, width, optimizer)
     for name, outputs in record["depth"].items():
-        layer = _layer(model, name)
-        if max(outputs) >= len(layer.weight):
-            raise ValueError(
-                f"The record grows output {max(outputs)} of layer {name!r}, which has "
-                f"{len(layer.weight)}; it belongs to another model."
-            )
+        layer = layer_to_grow(model, name, outputs)
         branch = Branch(layer, outputs, record["form"], record["gain"]).train(layer.training)
         if values is not None:
             branch.start_at(values[name].weight, values[name].bias)
@@ -116,7 +121,6 @@ def apply(
             if isinstance(inner, nn.Linear):
                 _replace(inner, "weight", places, 1, None, optimizer)
                 inner.in_features += places.new
-    append_record(model, record)
 
 
 @dataclass(frozen=True)
@@ -231,6 +235,21 @@ def _check_widened(model: nn.Module, width: Mapping[str, Any], optimizer: Optimi
                         f"{reason}, which cannot be widened; grow with widen=() or with "
                         "optimizer=None and a new optimizer."
                     )
+
+
+def layer_to_grow(model: nn.Module, name: str, outputs: Sequence[int]) -> nn.Linear | nn.Conv2d:
+    """The layer that a record grows these outputs of.
+
+    Raises:
+        ValueError: there is none with so many.
+    """
+    layer = _layer(model, name)
+    if max(outputs) >= len(layer.weight):
+        raise ValueError(
+            f"The record grows output {max(outputs)} of layer {name!r}, which has "
+            f"{len(layer.weight)}; it belongs to another model."
+        )
+    return layer
 
 
 def _layer(model: nn.Module, name: str) -> nn.Linear | nn.Conv2d:

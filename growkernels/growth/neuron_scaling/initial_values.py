@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -57,7 +57,6 @@ def _of_layer(
 ) -> NewNeurons:
     layer = model.get_submodule(name)
     assert isinstance(layer, nn.Linear | nn.Conv2d)
-    index = torch.tensor(outputs, device=layer.weight.device)
     weight = current_value(layer)
     if max(outputs) >= len(weight):
         raise ValueError(
@@ -65,19 +64,28 @@ def _of_layer(
             "now: the model was changed by others. Build a new NeuronScaling for it."
         )
     if init == "parent":
-        own = weight[index] * scale
-        if must_move and not bool(own.flatten(1).any(dim=1).all()):
+        new = share_of_parents(layer, outputs, scale)
+        if must_move and not bool(new.weight.flatten(1).any(dim=1).all()):
             raise ValueError(
                 f"A chosen neuron of layer {name!r} has weights of 0, so a copy of it would never "
                 "get a gradient; train the layer first, or use init='eigenvector'."
             )
-        if layer.bias is None:
-            bias = own.new_zeros(len(index))
-        else:
-            bias = current_value(layer, "bias")[index] * scale
-        return NewNeurons(own, bias)
+        return new
     norm = float(weight.flatten(1).norm(dim=1).square().mean().sqrt())
-    direction = selection.scores.directions[name][
-        index.to(selection.scores.directions[name].device)
-    ]
-    return NewNeurons(direction.to(weight) * (scale * (norm or 1.0)), weight.new_zeros(len(index)))
+    directions = selection.scores.directions[name]
+    direction = directions[torch.tensor(outputs, device=directions.device)]
+    return NewNeurons(
+        direction.to(weight) * (scale * (norm or 1.0)), weight.new_zeros(len(outputs))
+    )
+
+
+@torch.no_grad()
+def share_of_parents(
+    layer: nn.Linear | nn.Conv2d, outputs: Sequence[int], scale: float
+) -> NewNeurons:
+    """scale * (w_i, b_i) of these outputs; a bias of 0 where the layer has none."""
+    weight = current_value(layer)
+    index = torch.tensor(outputs, device=weight.device)
+    if layer.bias is None:
+        return NewNeurons(weight[index] * scale, weight.new_zeros(len(index)))
+    return NewNeurons(weight[index] * scale, current_value(layer, "bias")[index] * scale)

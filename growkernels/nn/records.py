@@ -1,0 +1,64 @@
+"""Records of surgeries: what was done to a model, kept in it, and who can do the same again.
+
+A record is a plain dict of strings, numbers, lists and dicts, so that JSON and checkpoints take it.
+Its ``"kind"`` says which function repeats it (``repeats``), its ``"version"`` how it is written;
+records from before there were versions have none, and are read as they are.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from torch import nn
+
+Record = dict[str, Any]
+
+VERSION = 1
+RECORD = "_growkernels_insertions"  # attribute of a changed model: what was done, in order
+
+Repeat = TypeVar("Repeat", bound=Callable[..., object])
+
+repeat_of_kind: dict[str, Callable[..., object]] = {}
+why_incomplete_of_kind: dict[str, Callable[[Mapping[str, Any]], str | None]] = {}
+
+
+def new_record(kind: str, **fields: Any) -> Record:
+    """A record of this kind, in the version that is written now."""
+    return {"version": VERSION, "kind": kind, **fields}
+
+
+def records_of(model: nn.Module) -> list[Record]:
+    """What was done to a model so far, in order; copies."""
+    return copy.deepcopy(getattr(model, RECORD, []))
+
+
+def append_record(model: nn.Module, record: Mapping[str, Any]) -> None:
+    """Note one more surgery in the model, without the ``"values"`` that new weights started with:
+    the model has those, and they are as large as the weights.
+    """
+    noted = {key: value for key, value in record.items() if key != "values"}
+    setattr(model, RECORD, [*records_of(model), copy.deepcopy(noted)])
+
+
+def repeats(
+    *kinds: str, why_incomplete: Callable[[Mapping[str, Any]], str | None] = lambda record: None
+) -> Callable[[Repeat], Repeat]:
+    """Let a function(model, record, optimizer) repeat records of these kinds.
+
+    It leaves no record itself, and need not undo anything when it raises. KeyError means that the
+    record lacks this key. What it makes on the meta device has the right shapes, and no values.
+
+    Args:
+        kinds: of records.
+        why_incomplete: a sentence about a record that does not hold all values that the surgery
+            started from, so that repeating it does not give the same weights; else None.
+    """
+
+    def register(repeat: Repeat) -> Repeat:
+        repeat_of_kind.update(dict.fromkeys(kinds, repeat))
+        why_incomplete_of_kind.update(dict.fromkeys(kinds, why_incomplete))
+        return repeat
+
+    return register
