@@ -60,6 +60,25 @@ def residual_tanh_norms(inputs: Tensors, grads: Tensors, scale: float) -> Tensor
     return torch.stack([squared_norm(g.T @ torch.tanh(scale * h)) for h, g in pairs])
 
 
+def linear_norms(inputs: Tensors, grads: Tensors) -> Tensor:
+    """Squared norms of dL/dW of y + W h at W = 0."""
+    pairs = zip(inputs, grads, strict=True)
+    return torch.stack([squared_norm(g.T @ h) for h, g in pairs])
+
+
+def linear_accumulate(
+    inputs: Tensors, grads: Tensors, buffers: Tensors, second_moments: Tensor
+) -> Tensor:
+    """`linear_relu_accumulate` without the mask."""
+    norms = []
+    for position, (h, g) in enumerate(zip(inputs, grads, strict=True)):
+        gradient = g.T @ h
+        second_moments[position] += squared_norm(gradient)
+        buffers[position].add_(gradient)
+        norms.append(squared_norm(buffers[position]))
+    return torch.stack(norms)
+
+
 def conv2d_relu_norms(inputs: Tensors, grads: Tensors) -> Tensor:
     """Squared norms of the weight gradient of a 3x3 convolution by the vendor's own kernel.
 

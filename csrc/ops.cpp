@@ -8,7 +8,7 @@ TORCH_LIBRARY(growkernels, m) {
   m.set_python_module("growkernels.ops");
 
   // virtual_grad: gradients of layers that do not exist yet (SensLI). `layer` is one of "linear_relu",
-  // "residual", "conv2d_relu"; `activation` and `scale` belong to "residual".
+  // "residual", "conv2d_relu", "linear"; `activation` and `scale` belong to "residual".
   m.def("virtual_grads(Tensor[] inputs, Tensor[] grads, str layer, str activation, float scale) -> Tensor[]");
   m.def("virtual_grad_norms(Tensor[] inputs, Tensor[] grads, str layer, str activation, float scale) -> Tensor");
   m.def(

@@ -52,21 +52,35 @@ def _linear_relu_gradients(hs: Positions, gs: Positions) -> dict[str, Call]:
     }
 
 
-def _linear_relu_accumulate(hs: Positions, gs: Positions) -> dict[str, Call]:
+def _accumulate(
+    layer: str, loop: Callable[..., Tensor], hs: Positions, gs: Positions
+) -> dict[str, Call]:
     dtype = torch.promote_types(hs[0].dtype, torch.float32)
 
     def state() -> tuple[list[Tensor], Tensor]:
-        buffers = [h.new_zeros(h.shape[1], h.shape[1], dtype=dtype) for h in hs]
+        buffers = [
+            h.new_zeros(g.shape[1], h.shape[1], dtype=dtype) for h, g in zip(hs, gs, strict=True)
+        ]
         return buffers, hs[0].new_zeros(len(hs), dtype=dtype)
 
     theirs, compiled, (buffers, moments) = state(), state(), state()
-    loop = opponents.linear_relu_accumulate
     return {
         _EAGER: partial(loop, hs, gs, *theirs),
         _COMPILED: partial(opponents.compiled(loop), hs, gs, *compiled),
-        OURS: partial(
-            gk.virtual_grad_norms, hs, gs, "linear_relu", buffers, second_moments=moments
-        ),
+        OURS: partial(gk.virtual_grad_norms, hs, gs, layer, buffers, second_moments=moments),
+    }
+
+
+_linear_relu_accumulate = partial(_accumulate, "linear_relu", opponents.linear_relu_accumulate)
+_linear_accumulate = partial(_accumulate, "linear", opponents.linear_accumulate)
+
+
+def _linear_norms(hs: Positions, gs: Positions) -> dict[str, Call]:
+    loop = opponents.linear_norms
+    return {
+        _EAGER: partial(loop, hs, gs),
+        _COMPILED: partial(opponents.compiled(loop), hs, gs),
+        OURS: partial(gk.virtual_grad_norms, hs, gs, "linear"),
     }
 
 
@@ -90,12 +104,15 @@ def _conv2d_relu_norms(hs: Positions, gs: Positions) -> dict[str, Call]:
 
 def _build(
     shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, layout: str, calls: Calls,
-    device: torch.device,
+    outputs: int | None, device: torch.device,
 ) -> Workload:  # fmt: skip
-    """Normal activations (half of them masked by the ReLU) and gradients, from a fixed seed."""
+    """Normal activations (half of them masked by the ReLU) and gradients, from a fixed seed.
+
+    The gradients have the shapes of the activations, or as many features as `outputs`.
+    """
     generator = torch.Generator(device).manual_seed(0)
 
-    def draw() -> Positions:
+    def draw(shapes: Sequence[tuple[int, ...]]) -> Positions:
         tensors = [
             torch.randn(shape, generator=generator, device=device).to(dtype) for shape in shapes
         ]
@@ -103,11 +120,12 @@ def _build(
             return [tensor.contiguous(memory_format=torch.channels_last) for tensor in tensors]
         return tensors
 
-    hs, gs = draw(), draw()
+    of_grads = shapes if outputs is None else [(*shape[:-1], outputs) for shape in shapes]
+    hs, gs = draw(shapes), draw(of_grads)
     # G is [C, C] per row, or [C, C, 3, 3] per pixel.
     taps = 9 if hs[0].dim() == 4 else 1
-    flops = sum(2.0 * taps * h.numel() * h.shape[1] for h in hs)
-    read = 2 * sum(h.numel() * h.element_size() for h in hs)
+    flops = sum(2.0 * taps * h.numel() * g.shape[1] for h, g in zip(hs, gs, strict=True))
+    read = sum(tensor.numel() * tensor.element_size() for tensor in (*hs, *gs))
     return Workload(calls(hs, gs), flops, read, _TOLERANCE[dtype])
 
 
@@ -121,16 +139,18 @@ def _case(
     layout: str = "contiguous",
     direction: str = "norms",
     ceiling: Ceiling | None = "gemm",
+    outputs: int | None = None,
 ) -> Case:
     counts = {shape: shapes.count(shape) for shape in shapes}
     return Case(
         name=name,
-        shape=" + ".join(f"{count} × {list(shape)}" for shape, count in counts.items()),
+        shape=" + ".join(f"{count} × {list(shape)}" for shape, count in counts.items())
+        + (f" → {outputs}" if outputs else ""),
         dtype=dtype,
         layout=layout,
         direction=direction,
         opponents=opponents,
-        build=partial(_build, shapes, dtype, layout, calls),
+        build=partial(_build, shapes, dtype, layout, calls, outputs),
         ceiling=ceiling,
     )
 
@@ -153,6 +173,12 @@ CASES = [
     ),
     _case("linear_relu gradients", _DEIT_S, _linear_relu_gradients, direction="gradients"),
     _case("residual tanh", _DEIT_S, _residual_tanh_norms),
+    _case("linear", _DEIT_S, _linear_norms, outputs=1536),
+    _case("linear bfloat16", _DEIT_S, _linear_norms, outputs=1536, dtype=torch.bfloat16),
+    _case(
+        "linear accumulate", _DEIT_S, _linear_accumulate, outputs=1536,
+        direction="norms of sums, second moments",
+    ),
     *(
         _case(
             f"linear_relu small {str(dtype).removeprefix('torch.')}", _SPIRALS, _linear_relu_norms,
@@ -190,6 +216,7 @@ GPU_CASES = [
     ),
     _case("linear_relu wide", _WIDE, _linear_relu_norms, dtype=torch.bfloat16),
     _case("linear_relu float32", _DEIT_S, _linear_relu_norms),
+    _case("linear", _DEIT_S_BATCH, _linear_norms, outputs=1536, dtype=torch.bfloat16),
 ]  # fmt: skip
 
 

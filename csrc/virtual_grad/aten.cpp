@@ -31,7 +31,7 @@ at::Tensor aten_gradient(const at::Tensor& h, const at::Tensor& g, const Kind& k
   if (kind.layer == Layer::LinearRelu) {
     return at::mm(at::threshold_backward(grad_rows, rows, 0).t(), rows);
   }
-  return at::mm(grad_rows.t(), activate(rows, kind));
+  return at::mm(grad_rows.t(), kind.layer == Layer::Residual ? activate(rows, kind) : rows);
 }
 
 namespace {

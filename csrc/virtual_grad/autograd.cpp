@@ -3,6 +3,7 @@
 //   linear_relu  G = (g * [h>0])' h          dg = [h>0] * (h dG')          dh = (g * [h>0]) dG
 //   residual     G = g' sigma(s h)           dg = sigma(s h) dG'           dh = d/dh sigma(s h) * (g dG)
 //   conv2d_relu  G = wgrad(h, g * [h>0])     dg = [h>0] * conv(h, dG)      dh = conv^T(g * [h>0], dG)
+//   linear       G = g' h                    dg = h dG'                    dh = g dG
 // The mask [h>0] is constant almost everywhere and contributes nothing.
 
 #include "common/activation_torch.h"
@@ -30,6 +31,9 @@ PositionGradients backward_at(const at::Tensor& h, const at::Tensor& g, const at
   if (kind.layer == Layer::Residual) {
     const at::Tensor slope = kind.scale * first_derivative(h * kind.scale, kind.activation);
     return {slope * at::matmul(g, dG), at::matmul(activate(h, kind), dG.t())};
+  }
+  if (kind.layer == Layer::Linear) {
+    return {at::matmul(g, dG), at::matmul(h, dG.t())};
   }
   if (h.sym_numel() == 0) {  // convolutions refuse it
     return {at::zeros_like(h), at::zeros_like(g)};

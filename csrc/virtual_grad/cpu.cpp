@@ -26,6 +26,7 @@ std::vector<Position> positions_of(const Positions& call) {
     p.g = as_rows(call.grads[l]);
     p.samples = p.h.size(0);
     p.width = p.h.size(1);
+    p.height = p.g.size(1);
   }
   return positions;
 }
@@ -61,7 +62,7 @@ Gradients gradients(const Positions& call, const Kind& kind) {
   std::vector<Position> positions = positions_of(call);
   Gradients out;
   for (Position& p : positions) {
-    out.push_back(at::empty({p.width, p.width}, p.h.options().dtype(gradient_dtype(p.h.scalar_type()))));
+    out.push_back(at::empty({p.height, p.width}, p.h.options().dtype(gradient_dtype(p.h.scalar_type()))));
     p.gradient = out.back().data_ptr();
   }
   run_kernel(positions, kind, Store::Write);

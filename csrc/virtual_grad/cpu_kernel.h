@@ -1,6 +1,6 @@
 #pragma once
-// G_l = A_l B_l for all positions l at once, where A is the (masked) gradient transposed and B the
-// (activated) input, both [samples, width]. One pass: samples are loaded in chunks, a tile of G stays
+// G_l = A_l B_l for all positions l at once, where A is the (masked) gradient [samples, height] transposed
+// and B the (activated) input [samples, width]. One pass: samples are loaded in chunks, a tile of G stays
 // in L2 while it sums them, and its norm is taken before it leaves the cache, so norms never write G.
 //
 // Work is cut into items (tile of G, range of samples) of all positions together, which threads take

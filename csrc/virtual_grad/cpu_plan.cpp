@@ -19,7 +19,7 @@ constexpr int64_t serial_below_products = 1 << 20;  // starting threads costs mo
 }  // namespace
 
 int64_t chunk_of(const Position& position) {
-  const int64_t widest = std::max<int64_t>(1, std::min(position.width, tile_rows));
+  const int64_t widest = std::max<int64_t>(1, std::min(std::max(position.width, position.height), tile_rows));
   const int64_t elements = position.h.scalar_type() == at::kBFloat16 ? chunk_elements_bfloat16 : chunk_elements;
   return std::clamp<int64_t>(elements / widest / 32 * 32, 32, max_chunk);
 }
@@ -28,7 +28,7 @@ Plan make_plan(const std::vector<Position>& positions) {
   Plan plan;
   int64_t total = 0;
   for (const Position& p : positions) {
-    total += p.samples * p.width * p.width;
+    total += p.samples * p.height * p.width;
   }
   const int threads = at::in_parallel_region() ? 1 : at::get_num_threads();
   plan.parallel = threads > 1 && total > serial_below_products;
@@ -36,11 +36,11 @@ Plan make_plan(const std::vector<Position>& positions) {
   for (size_t l = 0; l < positions.size(); ++l) {
     const Position& p = positions[l];
     const int64_t chunk = chunk_of(p);
-    for (int64_t row = 0; row < p.width; row += tile_rows) {
+    for (int64_t row = 0; row < p.height; row += tile_rows) {
       for (int64_t column = 0; column < p.width; column += tile_columns) {
         Tile tile{static_cast<int64_t>(l),
                   row,
-                  std::min(tile_rows, p.width - row),
+                  std::min(tile_rows, p.height - row),
                   column,
                   std::min(tile_columns, p.width - column),
                   1};

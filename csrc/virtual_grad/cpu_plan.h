@@ -11,9 +11,9 @@
 namespace growkernels::virtual_grad {
 
 struct Position {
-  at::Tensor h, g;  // [samples, width], rows contiguous
-  void* gradient = nullptr;
-  int64_t samples = 0, width = 0;
+  at::Tensor h, g;           // [samples, width] and [samples, height], rows contiguous
+  void* gradient = nullptr;  // [height, width]
+  int64_t samples = 0, width = 0, height = 0;
 };
 
 struct Tile {

@@ -6,6 +6,7 @@
 
 #include <ATen/Context.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -97,13 +98,22 @@ void run(const Positions& positions, const Kind& kind, Store store, at::TensorLi
   }
 }
 
+// The vendor multiplies 16-bit operands as they are and writes the sums in float32.
+at::Tensor vendor_gradient(const at::Tensor& h, const at::Tensor& g, const Kind& kind) {
+  if (kind.layer != Layer::Linear || h.element_size() != 2) {
+    return aten_gradient(h, g, kind);
+  }
+  note(Ran::Aten);
+  return at::mm(g.flatten(0, -2).t(), h.flatten(0, -2), at::kFloat);
+}
+
 at::Tensor empty_norms(at::TensorList inputs) {
   return at::empty({static_cast<int64_t>(inputs.size())}, inputs[0].options().dtype(at::kFloat));
 }
 
 at::Tensor norms(const Positions& call, const Kind& kind) {
   if (cuda_obstacle(call.inputs[0].scalar_type(), kind) != nullptr) {
-    return aten_gradient_norms(call, kind);
+    return norms_one_by_one(call, kind, vendor_gradient);
   }
   const at::Tensor norms = empty_norms(call.inputs);
   run(call, kind, Store::Nothing, {}, norms, {});
@@ -112,7 +122,7 @@ at::Tensor norms(const Positions& call, const Kind& kind) {
 
 Gradients gradients(const Positions& call, const Kind& kind) {
   if (cuda_obstacle(call.inputs[0].scalar_type(), kind) != nullptr) {
-    return aten_gradients(call, kind);
+    return gradients_one_by_one(call, kind, vendor_gradient);
   }
   Gradients out;
   for (const at::Tensor& h : call.inputs) {
@@ -124,7 +134,7 @@ Gradients gradients(const Positions& call, const Kind& kind) {
 
 at::Tensor accumulate(const Accumulation& call, const Kind& kind) {
   if (cuda_obstacle(call.inputs[0].scalar_type(), kind) != nullptr) {
-    return aten_accumulate(call, kind);
+    return accumulate_one_by_one(call, kind, vendor_gradient);
   }
   const at::Tensor norms = empty_norms(call.inputs);
   run(call, kind, Store::Accumulate, call.sums, norms, call.second_moments.value_or(at::Tensor()));

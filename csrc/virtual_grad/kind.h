@@ -5,7 +5,7 @@
 
 namespace growkernels::virtual_grad {
 
-enum class Layer { LinearRelu, Residual, Conv2dRelu };
+enum class Layer { LinearRelu, Residual, Conv2dRelu, Linear };
 
 struct Kind {
   Layer layer;

@@ -15,8 +15,10 @@ at::Tensor norms(const Positions& call, const Kind&) {
 
 Gradients gradients(const Positions& call, const Kind& kind) {
   Gradients out;
-  for (const at::Tensor& h : call.inputs) {
-    out.push_back(at::empty_symint(gradient_shape(h, kind), h.options().dtype(gradient_dtype(h.scalar_type()))));
+  for (size_t l = 0; l < call.inputs.size(); ++l) {
+    const at::Tensor& h = call.inputs[l];
+    out.push_back(
+        at::empty_symint(gradient_shape(h, call.grads[l], kind), h.options().dtype(gradient_dtype(h.scalar_type()))));
   }
   return out;
 }

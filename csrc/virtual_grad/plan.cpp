@@ -13,6 +13,9 @@ const char* cuda_obstacle(at::ScalarType dtype, const Kind& kind) {
   if (kind.layer == Layer::Conv2dRelu) {
     return "the vendor's weight gradient of a convolution serves as is";
   }
+  if (kind.layer == Layer::Linear) {
+    return "without a mask or an activation the vendor's products serve as they are";
+  }
   return dtype == at::kDouble ? "float64 is left to the vendor's products" : nullptr;
 }
 

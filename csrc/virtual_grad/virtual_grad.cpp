@@ -22,9 +22,11 @@ Kind parse_kind(std::string_view layer, std::string_view activation, double scal
     kind.layer = Layer::Residual;
   } else if (layer == "conv2d_relu") {
     kind.layer = Layer::Conv2dRelu;
+  } else if (layer == "linear") {
+    kind.layer = Layer::Linear;
   } else {
     TORCH_CHECK_VALUE(false, "virtual_grad: unknown layer '", layer,
-                      "'; use 'linear_relu', 'residual' or 'conv2d_relu'");
+                      "'; use 'linear_relu', 'residual', 'conv2d_relu' or 'linear'");
   }
   using enum Activation;
   kind.activation = parse_activation("virtual_grad", activation, {Tanh, Relu, Gelu, Silu, Sigmoid});
@@ -32,6 +34,15 @@ Kind parse_kind(std::string_view layer, std::string_view activation, double scal
   kind.scale = scale;
   return kind;
 }
+
+namespace {
+
+// All sizes but the last.
+bool same_samples(const at::Tensor& h, const at::Tensor& g) {
+  return h.dim() == g.dim() && h.sym_sizes().slice(0, h.dim() - 1) == g.sym_sizes().slice(0, g.dim() - 1);
+}
+
+}  // namespace
 
 void check_positions(const char* op, const Positions& positions, const Kind& kind) {
   const at::TensorList inputs = positions.inputs, grads = positions.grads;
@@ -51,6 +62,12 @@ void check_positions(const char* op, const Positions& positions, const Kind& kin
                       first.device(), "; move all positions to one device");
     TORCH_CHECK_VALUE(g.device() == first.device(), op, ": grads[", l, "] is on ", g.device(), " but inputs[0] is on ",
                       first.device(), "; move all positions to one device");
+    if (kind.layer == Layer::Linear) {
+      TORCH_CHECK_VALUE(h.dim() >= 2 && same_samples(h, g), op, ": inputs[", l, "] has shape ", h.sym_sizes(),
+                        " but grads[", l, "] has shape ", g.sym_sizes(),
+                        "; a 'linear' position needs [..., features] with the same leading dimensions, at least one");
+      continue;
+    }
     TORCH_CHECK_VALUE(h.sym_sizes() == g.sym_sizes(), op, ": inputs[", l, "] has shape ", h.sym_sizes(), " but grads[",
                       l, "] has shape ", g.sym_sizes(), "; they must be equal");
     if (kind.layer == Layer::Conv2dRelu) {
@@ -134,7 +151,7 @@ void check_sums(const Accumulation& call, const Kind& kind) {
                     inputs.size(), " inputs; pass one per position");
   for (size_t l = 0; l < sums.size(); ++l) {
     const at::Tensor& sum = sums[l];
-    const c10::SymDimVector shape = gradient_shape(inputs[l], kind);
+    const c10::SymDimVector shape = gradient_shape(inputs[l], call.grads[l], kind);
     TORCH_CHECK_VALUE(sum.sym_sizes() == c10::SymIntArrayRef(shape), op, ": buffer ", l, " has shape ", sum.sym_sizes(),
                       "; the gradient of this position has shape ", c10::SymIntArrayRef(shape));
     TORCH_CHECK_TYPE(sum.scalar_type() == dtype, op, ": buffer ", l, " has dtype ", sum.scalar_type(),
@@ -171,11 +188,11 @@ at::Tensor as_rows(const at::Tensor& x) {
 
 at::ScalarType gradient_dtype(at::ScalarType input) { return input == at::kDouble ? at::kDouble : at::kFloat; }
 
-c10::SymDimVector gradient_shape(const at::Tensor& input, const Kind& kind) {
+c10::SymDimVector gradient_shape(const at::Tensor& input, const at::Tensor& grad, const Kind& kind) {
   if (kind.layer == Layer::Conv2dRelu) {
     return {input.sym_size(1), input.sym_size(1), 3, 3};
   }
-  return {input.sym_size(-1), input.sym_size(-1)};
+  return {grad.sym_size(-1), input.sym_size(-1)};
 }
 
 at::Tensor activate(const at::Tensor& x, const Kind& kind) {

@@ -78,8 +78,8 @@ at::Tensor as_rows(const at::Tensor& x);
 // dtype of G and of the norms: float32 for 16-bit inputs, else the inputs' own.
 at::ScalarType gradient_dtype(at::ScalarType input);
 
-// Shape of G at one position: [d, d], or [C, C, 3, 3] for a convolution.
-c10::SymDimVector gradient_shape(const at::Tensor& input, const Kind& kind);
+// Shape of G at one position: [outputs, inputs], or [C, C, 3, 3] for a convolution.
+c10::SymDimVector gradient_shape(const at::Tensor& input, const at::Tensor& grad, const Kind& kind);
 
 // sigma(scale * x), of ATen's own functions.
 at::Tensor activate(const at::Tensor& x, const Kind& kind);

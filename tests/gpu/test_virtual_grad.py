@@ -24,6 +24,7 @@ KINDS = [
     ("linear_relu", "tanh", 1.0),
     *(("residual", activation, -0.8) for activation in reference.ACTIVATIONS),
     ("conv2d_relu", "tanh", 1.0),
+    ("linear", "tanh", 1.0),
 ]
 # Lists that lead to every tile: narrow ones, up to 64, up to 128, 256 and 384 and several of them;
 # with few samples and with so many that ranges of them are summed apart.
@@ -51,8 +52,10 @@ def full_precision() -> Iterator[None]:
         library.allow_tf32 = allowed
 
 
-def draw(shapes: list[tuple[int, ...]], dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
-    tensors = positions(shapes).tensors(dtype, "cuda", seed=int(torch.randint(2**31, ())))
+def draw(
+    shapes: list[tuple[int, ...]], dtype: torch.dtype, layer: str = "residual"
+) -> tuple[list[Tensor], list[Tensor]]:
+    tensors = positions(shapes, layer).tensors(dtype, "cuda", seed=int(torch.randint(2**31, ())))
     return tensors[: len(shapes)], tensors[len(shapes) :]
 
 
@@ -65,7 +68,7 @@ def exact(inputs: list[Tensor], grads: list[Tensor], layer: str, **params: Any) 
 @pytest.mark.parametrize(("layer", "activation", "scale"), KINDS)
 def test_against_the_oracle(layer: str, activation: str, scale: float, dtype: torch.dtype) -> None:
     for shapes in CONV_SHAPES if layer == "conv2d_relu" else LINEAR_SHAPES:
-        inputs, grads = draw(shapes, dtype)
+        inputs, grads = draw(shapes, dtype, layer)
         params: dict[str, Any] = {"activation": activation, "scale": scale}
         expected = exact(inputs, grads, layer, **params)
         actual = gk.virtual_grads(inputs, grads, layer, **params)

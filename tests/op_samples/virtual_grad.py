@@ -21,9 +21,10 @@ KINDS = [
     ("residual", "gelu", 1.3),
     ("residual", "silu", 1.0),
     ("residual", "sigmoid", -0.5),
+    ("linear", "tanh", 1.0),
     ("conv2d_relu", "tanh", 1.0),
 ]
-LAYERS = [KINDS[0], KINDS[1], KINDS[-1]]
+LAYERS = [KINDS[0], KINDS[1], KINDS[-2], KINDS[-1]]
 # Ragged widths on purpose: one register, one vector and a bit, several tiles of G and of samples.
 LINEAR = [(450, 5), (1, 1), (7, 16), (129, 33), (3, 4, 20), (50, 401), (4100, 9)]
 IMAGES = [(2, 3, 5, 5), (1, 4, 1, 1), (3, 16, 8, 6)]
@@ -45,7 +46,10 @@ def positions(
 ) -> Sample:
     arguments = {"layer": layer, "activation": activation, "scale": scale}
     name = f"{layer} {activation} {scale} of {len(shapes)}, {shapes[0]}"
-    return Sample((*shapes, *shapes), arguments, name=name)
+    of_grads = shapes
+    if layer == "linear":  # more outputs than inputs, and fewer
+        of_grads = [(*s[:-1], s[-1] // 3 if s[-1] > 100 else 2 * s[-1] + 3) for s in shapes]
+    return Sample((*shapes, *of_grads), arguments, name=name)
 
 
 def of_kinds(
@@ -65,6 +69,8 @@ def plain_torch(
 
 
 def plain_gradient(h: Tensor, g: Tensor, layer: str, activation: str, scale: float) -> Tensor:
+    if layer == "linear":
+        return g.flatten(0, -2).T @ h.flatten(0, -2)
     masked = torch.where(h > 0, g, 0)
     if layer == "conv2d_relu":
         size = (h.shape[1], h.shape[1], 3, 3)
@@ -97,6 +103,12 @@ BAD = {
     "no positions": bad(ValueError, "list of inputs is empty", [], [], "residual"),
     "list lengths": bad(ValueError, "got 2 inputs but 1 grads", [H, H], [H], "residual"),
     "shapes": bad(ValueError, r"shape \[4, 3\] but grads\[0\]", [H], [H[:2]], "residual"),
+    "samples of a linear position": bad(
+        ValueError, "same leading dimensions", [H], [H[:2]], "linear"
+    ),
+    "dimensions of a linear position": bad(
+        ValueError, "same leading dimensions", [H[0]], [H[0]], "linear"
+    ),
     "kind": bad(ValueError, "unknown layer 'dense'", [H], [H], "dense"),
     "dimensions": bad(ValueError, "at least one leading", [H[0]], [H[0]], "residual"),
     "images": bad(ValueError, r"needs \[N, C, H, W\]", [H], [H], "conv2d_relu"),
@@ -169,7 +181,7 @@ SHARED: dict[str, Any] = {
         *(
             positions([shape, (3, 2)], *kind)
             for shape in ((0, 4), (5, 0), (0, 0), (2, 3, 0), (2, 0, 4))
-            for kind in LAYERS[:2]
+            for kind in LAYERS[:-1]
         ),
         positions([(0, 4, 6, 6)], "conv2d_relu"),
     ],
@@ -205,7 +217,10 @@ OPS = [
         plain=plain_norms,
         bad=BAD,
         resized=lambda size: [positions([(size, 6)], "residual")],
-        flops=[(positions([(10, 4), (2, 3, 5)]), 2 * (10 * 4 * 4 + 6 * 5 * 5), 0)],
+        flops=[
+            (positions([(10, 4), (2, 3, 5)]), 2 * (10 * 4 * 4 + 6 * 5 * 5), 0),
+            (positions([(10, 4)], "linear"), 2 * 10 * 4 * 11, 0),
+        ],
         **SHARED,
     ),
 ]  # fmt: skip

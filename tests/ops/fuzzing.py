@@ -245,14 +245,14 @@ def _splitting_weight(case: Case, make: Maker) -> None:
 
 
 def _virtual_grads(case: Case, make: Maker) -> None:
-    layer = ("linear_relu", "residual", "conv2d_relu")[case["choice"] % 3]
+    layer = ("linear_relu", "residual", "conv2d_relu", "linear")[case["choice"] % 4]
     activation = ACTIVATIONS[case["choice"] // 3 % 5]
     h, g = [], []
     for position in range(1 + case["choice"] // 16 % 3):
         a, b, c, d = (case["sizes"][(position + i) % 6] for i in range(4))
         shape = (min(a, 4), min(b, 33), min(c, 9), min(d, 9)) if layer == "conv2d_relu" else (a, b)
         h.append(make(*shape))
-        g.append(make(*shape))
+        g.append(make(a, min(c, 65)) if layer == "linear" else make(*shape))
     kind = {"activation": activation, "scale": 1.5}
     gradients = gk.virtual_grads(h, g, layer, **kind)
     sums = [torch.ones_like(gradient) for gradient in gradients]
@@ -262,21 +262,20 @@ def _virtual_grads(case: Case, make: Maker) -> None:
     for activations, grads, gradient, total in zip(h, g, gradients, sums, strict=True):
         wide_h, wide_g = activations.double(), grads.double()
         oracle = virtual_grad.virtual_grads([wide_h], [wide_g], layer, **kind)[0]
-        masked = torch.where(wide_h <= 0, 0, wide_g) if layer != "residual" else wide_g
+        masked = torch.where(wide_h <= 0, 0, wide_g) if layer.endswith("_relu") else wide_g
         size_h = wide_h.abs() + 1 if layer == "residual" else wide_h.abs()
         # |h| has no mask of its own: it is taken as positive, with the masked gradient.
         of_sizes = torch.where(size_h == 0, 1e-300, size_h)
         scale = virtual_grad.virtual_grads(
-            [of_sizes * 1.5], [masked.abs()], "residual" if layer == "residual" else layer,
-            activation="relu",
-        )[0]  # fmt: skip
+            [of_sizes * 1.5], [masked.abs()], layer, activation="relu"
+        )[0]
         scale = in_tiles(
             widest(scale, torch.float32, scale), winograd and make.dtype == torch.float32
         )
-        terms = activations.numel() // max(1, gradient.shape[0])
+        terms = activations.numel() // max(1, gradient.shape[1])
         flushes = make.dtype == torch.bfloat16
         # A vendor's gradient of 16-bit images is rounded to 16 bits.
-        dtype = make.dtype if layer != "linear_relu" else gradient.dtype
+        dtype = gradient.dtype if layer.startswith("linear") else make.dtype
         close(gradient, oracle, scale, terms, dtype, make.largest, flushes)
         close(total, oracle + 1, scale + 1, terms, dtype, make.largest, flushes)
 

@@ -86,7 +86,7 @@ def virtual_grad_calls(h: Tensor, layer: str) -> list[Callable[[], object]]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layer", ["linear_relu", "residual"])
+@pytest.mark.parametrize("layer", ["linear_relu", "residual", "linear"])
 @pytest.mark.parametrize("shape", ROWS, ids=str)
 def test_linear_positions(shape: tuple[int, ...], layer: str, dtype: torch.dtype) -> None:
     h = torch.ones(shape, dtype=dtype)
@@ -357,6 +357,8 @@ ON_AN_H100 = {
     "virtual_grads": ("cuda", "aten"),
     "virtual_grad_norms[conv2d_relu]": ("aten", "aten"),
     "virtual_grads[conv2d_relu]": ("aten", "aten"),
+    "virtual_grad_norms[linear]": ("aten", "aten"),
+    "virtual_grads[linear]": ("aten", "aten"),
     "basis_conv2d[3x3]": ("triton", "two convolutions"),
     "basis_conv2d[1x1]": ("triton", "two convolutions"),
     "splitting_weight": ("triton", "aten"),

@@ -104,7 +104,7 @@ def overlapping(like: Tensor) -> list[Tensor]:
     return [memory[:-1].view(like.shape), memory[1:].view(like.shape)]
 
 
-@pytest.mark.parametrize("layer", ["linear_relu", "residual", "conv2d_relu"])
+@pytest.mark.parametrize("layer", ["linear_relu", "residual", "conv2d_relu", "linear"])
 @pytest.mark.parametrize("name", REFUSALS)
 def test_refused_before_anything_is_added(name: str, layer: str) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -16,13 +16,13 @@ from torch import Tensor
 
 import growkernels as gk
 
-EVERY_LAYER = pytest.mark.parametrize("layer", ["linear_relu", "residual", "conv2d_relu"])
+EVERY_LAYER = pytest.mark.parametrize("layer", ["linear_relu", "residual", "conv2d_relu", "linear"])
 
 
 def draw(
-    shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, seed: int = 0
+    shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, seed: int = 0, layer: str = "residual"
 ) -> tuple[list[Tensor], list[Tensor]]:
-    tensors = positions(shapes).tensors(dtype, seed=seed)
+    tensors = positions(shapes, layer).tensors(dtype, seed=seed)
     return tensors[: len(shapes)], tensors[len(shapes) :]
 
 
@@ -33,7 +33,7 @@ def test_accumulation_over_batches(
 ) -> None:
     params: dict[str, Any] = {"activation": activation, "scale": scale}
     shapes = IMAGES if layer == "conv2d_relu" else LINEAR
-    batches = [draw(shapes, dtype, seed) for seed in range(3)]
+    batches = [draw(shapes, dtype, seed, layer) for seed in range(3)]
     single = [gk.virtual_grads(h, g, layer, **params) for h, g in batches]
     sums = [torch.zeros_like(G) for G in single[0]]
     moments = torch.zeros(len(sums))
@@ -58,7 +58,7 @@ def test_out_is_added_to_and_returned() -> None:
     torch.testing.assert_close(out[0], 1 + gk.virtual_grads(inputs, grads, "linear_relu")[0])
 
 
-@EVERY_LAYER
+@pytest.mark.parametrize("layer", ["linear_relu", "residual", "conv2d_relu"])
 def test_equals_the_gradient_of_a_layer_that_exists(layer: str) -> None:
     """An identity layer put behind h, its weight's gradient by autograd: the definition itself."""
     generator = torch.Generator().manual_seed(1)
@@ -88,6 +88,18 @@ def test_equals_the_gradient_of_a_layer_that_exists(layer: str) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
 
 
+def test_linear_is_the_gradient_of_a_zero_layer_behind_any_features() -> None:
+    """y + W phi, W = 0, with as many rows as y has features and columns as phi has."""
+    generator = torch.Generator().manual_seed(2)
+    y, features, head = (
+        torch.randn(3, 4, size, generator=generator, dtype=torch.float64) for size in (5, 7, 5)
+    )
+    weight = torch.zeros(5, 7, dtype=torch.float64, requires_grad=True)
+    ((y + features @ weight.T).sin() * head).sum().backward()
+    (actual,) = gk.virtual_grads([features], [head * y.cos()], "linear")
+    torch.testing.assert_close(actual, weight.grad, rtol=1e-12, atol=1e-12)
+
+
 def test_tanh_is_accurate_where_it_is_hard() -> None:
     x = torch.cat([torch.logspace(-38, 1.1, 2000), -torch.logspace(-38, 1.1, 2000), torch.zeros(2)])
     for dtype in (torch.float32, torch.float64):
@@ -111,7 +123,7 @@ def test_sums_are_compiled_without_breaks(layer: str) -> None:
     compiled = torch.compile(program, fullgraph=True, dynamic=True)
     for batch in (4, 9):
         shape = (batch, 3, 4, 4) if layer == "conv2d_relu" else (batch, 6)
-        (h,), (g,) = draw([shape], torch.float32)
+        (h,), (g,) = draw([shape], torch.float32, layer=layer)
         zeros = torch.zeros_like(gk.virtual_grads([h], [g], layer)[0])
         for actual, expected in zip(
             compiled(h, g, zeros.clone()), program(h, g, zeros.clone()), strict=True
@@ -123,7 +135,7 @@ def test_sums_are_compiled_without_breaks(layer: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_opcheck_of_sums(layer: str, dtype: torch.dtype) -> None:
     shapes = [(2, 3, 5, 5)] if layer == "conv2d_relu" else [(45, 5), (7, 16)]
-    inputs, grads = draw(shapes, dtype)
+    inputs, grads = draw(shapes, dtype, layer=layer)
     sums = [torch.zeros_like(G) for G in gk.virtual_grads(inputs, grads, layer)]
     moments = torch.zeros(len(sums), dtype=sums[0].dtype)
     tolerances = {"rtol": 0.05, "atol": 0.05} if dtype == torch.bfloat16 else {}
@@ -148,7 +160,7 @@ def test_sums_under_autocast() -> None:
 def test_sums_of_several_networks_by_vmap(layer: str) -> None:
     networks = 3
     shapes = IMAGES if layer == "conv2d_relu" else LINEAR[:3]
-    inputs, grads = draw([(networks, *shape) for shape in shapes], torch.float32)
+    inputs, grads = draw([(networks, *shape) for shape in shapes], torch.float32, layer=layer)
     sums = [torch.ones(networks, *G.shape) for G in gk.virtual_grads(
         [h[0] for h in inputs], [g[0] for g in grads], layer)]  # fmt: skip
     moments = torch.ones(networks, len(shapes))
@@ -184,10 +196,11 @@ from growkernels.ops.virtual_grad import reference
 assert choose_backend("virtual_grads", "cpu", torch.float32).backend == "portable"
 generator = torch.Generator().manual_seed(0)
 for dtype, tolerance in ((torch.float32, 1e-6), (torch.bfloat16, 5e-3), (torch.float64, 1e-14)):
-    for layer in ("linear_relu", "residual"):
+    for layer in ("linear_relu", "residual", "linear"):
         shapes = [(450, 5), (300, 61), (129, 401)]
         h = [torch.randn(s, generator=generator).to(dtype) for s in shapes]
-        g = [torch.randn(s, generator=generator).to(dtype) for s in shapes]
+        more = 7 if layer == "linear" else 0
+        g = [torch.randn(m, d + more, generator=generator).to(dtype) for m, d in shapes]
         oracle = reference.virtual_grads([t.double() for t in h], [t.double() for t in g], layer)
         for ours, expected in zip(gk.virtual_grads(h, g, layer), oracle):
             assert (ours - expected).norm() <= tolerance * expected.norm(), (dtype, layer)

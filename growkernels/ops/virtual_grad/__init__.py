@@ -8,8 +8,12 @@ the activation h and dL/dh. With sigma an activation function and * elementwise:
     "linear_relu"   relu(W h),          W = I      (g * [h > 0])^T h
     "residual"      h + W sigma(s h),   W = 0      g^T sigma(s h)
     "conv2d_relu"   relu(conv(h, K)),   K = Dirac  weight gradient of conv for (h, g * [h > 0])
+    "linear"        y + W h,            W = 0      g^T h
 
 where h and g = dL/dh are [samples, width], or [N, C, H, W] for the 3 x 3 convolution of padding 1.
+In a "linear" position h [samples, inputs] may be any features, y [samples, outputs] what the layer
+adds to, and g = dL/dy: the gradient of every layer that starts at zero, and the cross-gradients by
+which GradMax and TINY choose neurons. G is [outputs, inputs] there.
 NaN in h counts as positive, as in the backward pass of torch's ReLU. Source: Herberg et al.,
 "Sensitivity-Based Layer Insertion for Residual and Feedforward Neural Networks" (2023), where the
 extended network is built to obtain the same numbers.
@@ -57,12 +61,13 @@ def virtual_grad_norms(
             samples) or [N, C, H, W] for "conv2d_relu". Any strides; rows that are contiguous, and
             channels_last images, are read in place. Widths may differ between positions. float32,
             float64, bfloat16 or float16, one dtype and one device for all.
-        grads: dL/dh at the same positions, in the shapes of `inputs`.
+        grads: dL/dh at the same positions, in the shapes of `inputs`; for "linear" dL/dy, with the
+            leading dimensions of the inputs and any last one.
         layer: the kind of virtual layer, see the module.
-        accumulate: buffers G_sum, one per position, [width, width] or [C, C, 3, 3], contiguous, in
-            the dtype of the result. The gradient of this batch is added to them and the norms
-            returned are those of the updated sums. SensLI's merit is the norm of the mean over B
-            batches: divide by B^2.
+        accumulate: buffers G_sum, one per position, [width, width], [outputs, inputs] or
+            [C, C, 3, 3], contiguous, in the dtype of the result. The gradient of this batch is
+            added to them and the norms returned are those of the updated sums. SensLI's merit is
+            the norm of the mean over B batches: divide by B^2.
         second_moments: with `accumulate` only: [L], to which the squared norm of this batch's own
             gradient is added, for the signal-to-noise ratio over batches.
         activation, scale: sigma ("tanh", "relu", "gelu", "silu" or "sigmoid") and s of the
@@ -107,8 +112,9 @@ def virtual_grads(
     there: the gradients are added to them, and the list of them is returned.
 
     Returns:
-        L tensors, [width, width] or [C, C, 3, 3], contiguous, float64 for float64 inputs and
-        float32 for all others. Differentiable in `inputs` and `grads`, twice, without `out`.
+        L tensors, [width, width], [outputs, inputs] or [C, C, 3, 3], contiguous, float64 for
+        float64 inputs and float32 for all others. Differentiable in `inputs` and `grads`, twice,
+        without `out`.
     """
     check_tensor_lists("virtual_grads", inputs=inputs, grads=grads)
     check_names("virtual_grads", layer=layer, activation=activation)

@@ -9,15 +9,17 @@ import torch
 from torch.utils.flop_counter import register_flop_formula
 
 
-def count(input_shapes: Sequence[Sequence[int]], layer: str) -> int:
+def count(
+    input_shapes: Sequence[Sequence[int]], grad_shapes: Sequence[Sequence[int]], layer: str
+) -> int:
     """FLOPs of one call on positions of these shapes."""
     total = 0
-    for shape in input_shapes:
+    for shape, of_grad in zip(input_shapes, grad_shapes, strict=True):
         if layer == "conv2d_relu":
             samples, channels, height, width = shape
             total += 2 * samples * height * width * 9 * channels * channels
         else:
-            total += 2 * prod(shape[:-1]) * shape[-1] ** 2
+            total += 2 * prod(shape) * of_grad[-1]
     return total
 
 
@@ -26,13 +28,13 @@ def register() -> None:
 
     def formula(
         input_shapes: Sequence[Sequence[int]],
-        grad_shapes: object,
+        grad_shapes: Sequence[Sequence[int]],
         layer: str,
         *args: object,
         out_shape: object = None,
         **kwargs: object,
     ) -> int:
-        return count(input_shapes, layer)
+        return count(input_shapes, grad_shapes, layer)
 
     register_flop_formula(
         [ops.virtual_grads, ops.virtual_grad_norms, ops.accumulate_virtual_grads]

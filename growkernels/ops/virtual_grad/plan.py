@@ -27,6 +27,10 @@ def _transformer_layer(device: torch.device, dtype: torch.dtype) -> Plan:
     return plan_position(without_data(6304, 384, dtype=dtype), "residual", device)
 
 
+def _zero_layer(device: torch.device, dtype: torch.dtype) -> Plan:
+    return plan_position(without_data(6304, 384, dtype=dtype), "linear", device)
+
+
 def _residual_layer(device: torch.device, dtype: torch.dtype) -> Plan:
     return plan_position(without_data(128, 64, 32, 32, dtype=dtype), "conv2d_relu", device)
 
@@ -35,10 +39,15 @@ _LINEAR = Example(
     {"cuda": ("cuda",), "bfloat16 tiles": ("cpu",), "portable": ("cpu",), "aten": ()},
     _transformer_layer,
 )
+_ZERO = Example(
+    {"cuda": ("cuda",), "bfloat16 tiles": ("cpu",), "portable": ("cpu",), "aten": ()}, _zero_layer
+)
 _CONVOLUTION = Example({"cuda": ("cuda",), "winograd": ("cpu",), "aten": ()}, _residual_layer)
 EXAMPLES = {
     "virtual_grad_norms": _LINEAR,
     "virtual_grads": _LINEAR,
+    "virtual_grad_norms[linear]": _ZERO,
+    "virtual_grads[linear]": _ZERO,
     "virtual_grad_norms[conv2d_relu]": _CONVOLUTION,
     "virtual_grads[conv2d_relu]": _CONVOLUTION,
 }

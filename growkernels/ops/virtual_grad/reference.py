@@ -37,6 +37,8 @@ def virtual_grad_norms(
 
 
 def _gradient(h: Tensor, g: Tensor, layer: str, activation: str, scale: float) -> Tensor:
+    if layer == "linear":
+        return g.flatten(0, -2).T @ h.flatten(0, -2)
     masked = torch.where(h <= 0, 0, g)
     if layer == "conv2d_relu":
         # Each tap of the kernel sees the zero-padded image shifted by one pixel.
