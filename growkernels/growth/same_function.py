@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -12,9 +14,27 @@ from torch import Tensor, nn
 TOLERANCE = 1e-6  # of the largest |output|
 
 
-def arguments(sample: Any) -> tuple[Any, ...]:
-    """What a model is called with: the sample, or several arguments if it is a tuple."""
-    return sample if isinstance(sample, tuple) else (sample,)
+def call(model: nn.Module, sample: Any) -> Any:
+    """The model's output for a sample: several arguments if a tuple, keyword arguments if a dict.
+
+    transformers' models take their inputs as a dict, such as a tokenizer gives.
+    """
+    if isinstance(sample, Mapping):
+        return model(**sample)
+    return model(*sample) if isinstance(sample, tuple) else model(sample)
+
+
+def tensors_in(tree: Any) -> list[Tensor]:
+    """The tensors in nested tuples, lists, mappings and dataclasses, in order."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    if isinstance(tree, Mapping):
+        tree = list(tree.values())
+    elif is_dataclass(tree) and not isinstance(tree, type):
+        tree = [getattr(tree, entry.name, None) for entry in fields(tree)]
+    if isinstance(tree, tuple | list):
+        return [tensor for entry in tree for tensor in tensors_in(entry)]
+    return []
 
 
 @contextmanager
@@ -30,29 +50,45 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def outputs_in_eval_mode(model: nn.Module, sample: Any) -> Tensor:
-    """model(sample) in eval mode without gradients.
+def outputs_in_eval_mode(model: nn.Module, sample: Any) -> list[Tensor]:
+    """The floating-point tensors in what the model returns, in eval mode without gradients.
 
     Raises:
-        TypeError: the output is not a tensor.
+        TypeError: there is none.
     """
     with evaluating(model):
-        output = model(*arguments(sample))
-    if not isinstance(output, Tensor):
+        output = call(model, sample)
+    found = [tensor for tensor in tensors_in(output) if tensor.is_floating_point()]
+    if not found:
         raise TypeError(
-            f"The model returns a {type(output).__name__}; the check with `sample` needs a tensor."
+            f"The model returns a {type(output).__name__} without a floating-point tensor; the "
+            "check with `sample` needs one."
         )
-    return output
+    return found
 
 
-def check_same_output(before: Tensor, after: Tensor, tolerance: float = TOLERANCE) -> None:
+def largest_change(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
+    """max |after - before| over pairs of tensors; infinite where they are of other shapes."""
+    if [t.shape for t in before] != [t.shape for t in after]:
+        return math.inf
+    changes = [
+        (a.double() - b.double()).abs().max().cpu()
+        for a, b in zip(before, after, strict=True)
+        if a.numel()
+    ]
+    return float(torch.stack(changes).max()) if changes else 0.0  # of torch, for NaN
+
+
+def check_same_output(
+    before: Sequence[Tensor], after: Sequence[Tensor], tolerance: float = TOLERANCE
+) -> None:
     """Raise RuntimeError unless max |after - before| is within tolerance * the largest |before|.
 
     Types with less precision are allowed four units in the last place.
     """
-    tolerance = max(tolerance, 4 * torch.finfo(before.dtype).eps)
-    error = float((after.double() - before.double()).abs().max())
-    largest = float(before.double().abs().max())
+    tolerance = max([tolerance, *(4 * torch.finfo(tensor.dtype).eps for tensor in before)])
+    error = largest_change(before, after)
+    largest = largest_change([torch.zeros_like(tensor) for tensor in before], before)
     if not error <= tolerance * largest:
         raise RuntimeError(
             f"Growing would change the network's output by {error:.3g} (largest output "

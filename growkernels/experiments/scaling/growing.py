@@ -96,11 +96,11 @@ def grow(
             return None
         started = now(device)
         sample = batches[0][0][:CHECKED]
-        before = outputs_in_eval_mode(model, sample)
+        (before,) = outputs_in_eval_mode(model, sample)
         checked = now(device) - started
         scaling.grow(chosen, optimizer, init=growth.direction)
         clock.append(now(device) - checked)
-        change = outputs_in_eval_mode(model, sample) - before
+        change = outputs_in_eval_mode(model, sample)[0] - before
     finally:
         scaling.close()
     return GrowthStep(

@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from growkernels.growth.neuron_scaling.candidates import Candidate
-from growkernels.growth.same_function import arguments, evaluating
+from growkernels.growth.same_function import call, evaluating
 
 LAYERS_OF_FORM = {"pair": 2, "single": 1, "gated": 1}
 
@@ -88,10 +88,11 @@ def forward_flops(model: nn.Module, sample: Any) -> int:
     convolutions, two operations per multiply-add; attention by its two products.
 
     Args:
-        sample: the model's input (a tuple for several arguments); the count is for all of it.
+        sample: the model's input (a tuple for several arguments, a dict for keyword arguments); the
+            count is for all of it.
     """
     counter = FlopCounterMode(display=False)
     # The fused attention kernels of the CPU are not counted; the plain one is.
     with evaluating(model), sdpa_kernel(SDPBackend.MATH), counter:
-        model(*arguments(sample))
+        call(model, sample)
     return int(counter.get_total_flops())
