@@ -14,6 +14,7 @@ from growkernels.growth.layer_insertion import (
 )
 from growkernels.growth.neuron_scaling import NeuronScaling
 from growkernels.growth.records import insertions, rebuild
+from growkernels.growth.state import grow_state
 
 __all__ = [
     "BasisSearch",
@@ -30,6 +31,7 @@ __all__ = [
     "SkipSchedule",
     "Trigger",
     "find_positions",
+    "grow_state",
     "insertions",
     "rebuild",
 ]

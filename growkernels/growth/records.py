@@ -97,14 +97,27 @@ def rebuild(model: nn.Module, records: Records, optimizer: Optimizer | None = No
     listed = read_records(records)
     done = _done_by_builder(records_of(model), listed)
     with undone_on_error(model, optimizer):
-        for number, record in enumerate(listed):
-            if number < done:
-                continue
-            try:
-                repeat_of_kind[record["kind"]](model, record, optimizer)
-            except KeyError as error:
-                raise ValueError(_lacks(number, error)) from error
-            append_record(model, record)
+        repeat_all(model, listed, optimizer, done)
+
+
+def repeat_all(
+    model: nn.Module,
+    records: Sequence[Mapping[str, Any]],
+    optimizer: Optimizer | None,
+    begin: int = 0,
+) -> None:
+    """Repeat the records from number `begin` on, of those that `read_records` gave.
+
+    Not undone on error.
+    """
+    for number, record in enumerate(records):
+        if number < begin:
+            continue
+        try:
+            repeat_of_kind[record["kind"]](model, record, optimizer)
+        except KeyError as error:
+            raise ValueError(_lacks(number, error)) from error
+        append_record(model, record)
 
 
 def _done_by_builder(own: Sequence[Mapping[str, Any]], records: Sequence[Mapping[str, Any]]) -> int:

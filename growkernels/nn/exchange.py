@@ -10,6 +10,7 @@ is as before (``undone_on_error``).
 
 from __future__ import annotations
 
+import inspect
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -172,12 +173,33 @@ def exchange_parameters(
             start_state(optimizer, group, joined)
 
 
+def order_as_registered(optimizer: Optimizer, module: nn.Module) -> None:
+    """Let a module's parameters, at the places that they have in the groups, take the module's
+    order, as in an optimizer that is built over the model as it is now.
+    """
+    order = {id(p): place for place, p in enumerate(module.parameters())}
+    for group in optimizer.param_groups:
+        members = group["params"]
+        places = [index for index, p in enumerate(members) if id(p) in order]
+        sources = sorted(places, key=lambda index: order[id(members[index])])
+        for key in {"params", "param_names"} & group.keys():
+            entries = list(group[key])
+            for place, source in zip(places, sources, strict=True):
+                entries[place] = group[key][source]
+            group[key][:] = entries
+
+
 def _spliced(names: Sequence[str], index: int, new: Sequence[str]) -> list[str]:
     return [*names[:index], *new, *names[index + 1 :]]
 
 
 def start_state(optimizer: Optimizer, group: ParamGroup, parameter: nn.Parameter) -> None:
     """What a parameter that joined a group needs for the optimizer's next step.
+
+    Where others have a state already, it is the one that torch's optimizers begin with, a step
+    count of 0 included. It would come with the first step; but a checkpoint that is taken before
+    that lacks it, and torch.distributed.checkpoint.state_dict lets a parameter without a saved
+    state begin at a step count of 1.
 
     torch's fused SGD takes the momentum of all parameters of a group or of none; a momentum of 0
     does what none does (but for a dampening, which then damps the first gradient too).
@@ -195,6 +217,24 @@ def start_state(optimizer: Optimizer, group: ParamGroup, parameter: nn.Parameter
         states = (optimizer.state.get(p, {}) for p in group["params"])
         if any(state.get(MOMENTUM) is not None for state in states):
             optimizer.state[parameter].setdefault(MOMENTUM, torch.zeros_like(parameter))
+    elif parameter.requires_grad and any(optimizer.state.values()):
+        _begin(optimizer, group, parameter)
+
+
+def _begin(optimizer: Optimizer, group: ParamGroup, parameter: nn.Parameter) -> None:
+    """Make the state that torch's optimizers make in their first step, by their own function."""
+    begin = getattr(type(optimizer), "_init_group", None)
+    if begin is None or not begin.__module__.startswith("torch.optim."):
+        return
+    lists: list[list[Any]] = [[] for _ in list(inspect.signature(begin).parameters)[2:]]
+    grad = parameter.grad
+    try:
+        parameter.grad = torch.zeros_like(parameter)
+        begin(optimizer, {**group, "params": [parameter]}, *lists)
+    finally:
+        parameter.grad = grad
+        if not optimizer.state.get(parameter, True):  # it was only asked for
+            del optimizer.state[parameter]
 
 
 def state_obstacle(optimizer: Optimizer, parameter: nn.Parameter) -> str | None:

@@ -16,6 +16,7 @@ from growkernels.nn.exchange import (
     check_takes_parameters,
     exchange_with_state,
     obstacle,
+    order_as_registered,
     places_of,
     state_obstacle,
     undone_on_error,
@@ -191,7 +192,10 @@ def _separate(
 ) -> None:
     for path, module in found.items():
         parent, _, child = path.rpartition(".")
-        model.get_submodule(parent)._modules[child] = _separated(module, optimizer)
+        new = _separated(module, optimizer)
+        model.get_submodule(parent)._modules[child] = new
+        if optimizer is not None:
+            order_as_registered(optimizer, new)
 
 
 def _is_packed(module: nn.Module) -> bool:

@@ -77,7 +77,7 @@ def train(model: nn.Module, optimizer: Optimizer, steps: int = 3) -> list[float]
         optimizer.zero_grad()
         value = F.cross_entropy(model(x), y)
         value.backward()
-        losses.append(float(value))
+        losses.append(float(value.detach()))
         return value
 
     for _ in range(steps):
@@ -89,8 +89,10 @@ def inserter_at(model: nn.Module, position: str, kind: str) -> LayerInsertion:
     """One that has recorded the batch."""
     inserter = LayerInsertion(model, {position: kind})
     x, y = batch()
+    model.eval()  # so that a batch norm stays as it is
     with inserter.recording():
         F.cross_entropy(model(x), y).backward()
+    model.train()
     model.zero_grad()
     return inserter
 

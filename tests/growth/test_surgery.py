@@ -58,7 +58,8 @@ def test_optimizer_state_survives(name: str, build: Callable[[], nn.Sequential])
         if id(p) in parameters:
             assert torch.equal(p, parameters[id(p)])
     after = snapshot(optimizer)
-    assert after.keys() == before.keys()
+    for key in after.keys() - before.keys():  # a new parameter's, as torch begins it
+        assert all(not value.any() for value in after[key].values())
     for key, state in before.items():
         torch.testing.assert_close(after[key], state, rtol=0, atol=0)
     old = [p.detach().clone() for p in new.parameters()]
