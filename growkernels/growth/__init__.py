@@ -12,9 +12,11 @@ from growkernels.growth.layer_insertion import (
     Trigger,
     find_positions,
 )
+from growkernels.growth.monitor import Monitor
 from growkernels.growth.neuron_scaling import NeuronScaling
 from growkernels.growth.records import insertions, rebuild
 from growkernels.growth.state import grow_state
+from growkernels.growth.warm_up import WarmUp
 
 __all__ = [
     "BasisSearch",
@@ -25,11 +27,13 @@ __all__ = [
     "LossPlateau",
     "MeritRatio",
     "Merits",
+    "Monitor",
     "NeuronScaling",
     "Position",
     "Sensitivities",
     "SkipSchedule",
     "Trigger",
+    "WarmUp",
     "find_positions",
     "grow_state",
     "insertions",

@@ -15,6 +15,7 @@ from growkernels.growth.neuron_scaling.selection import Selection
 from growkernels.growth.surgery import groups_for_new_layer, join_groups
 from growkernels.nn.exchange import check_follows, exchange_with_state, state_obstacle
 from growkernels.nn.grown_layers import Branch, GrownLinear, can_have_branches, with_branches
+from growkernels.nn.new_entries import note_widened, start_scales
 from growkernels.nn.records import Record, new_record
 from growkernels.nn.weights import why_computed, why_watched
 
@@ -192,7 +193,7 @@ def _replace(
 ) -> None:
     """Give a parameter new entries along a dimension, `values` or 0; optimizer state comes along.
 
-    The state of the new entries is 0, as that of a new parameter; the step count is the old one.
+    The step count is the old one; see ``growkernels.nn.new_entries`` for the state of new entries.
     """
     old = module._parameters[name]
     assert old is not None
@@ -212,6 +213,9 @@ def _replace(
     module._parameters[name] = new
     if optimizer is not None:
         exchange_with_state(optimizer, name, old, {name: new}, lambda value: [enlarged(value)])
+        indices = places.of_old(new.device), places.of_new(new.device)
+        start_scales(optimizer.state.get(new, {}), dim, *indices)
+    note_widened(old, new, dim, places.of_old(torch.device("cpu")))
 
 
 def _check_widened(model: nn.Module, width: Mapping[str, Any], optimizer: Optimizer | None) -> None:
