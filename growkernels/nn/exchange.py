@@ -22,6 +22,7 @@ from torch.optim import LBFGS, SGD, Adagrad, Muon, Optimizer, SparseAdam
 
 from growkernels.nn.hooks import hooks_of, is_watched
 from growkernels.nn.weights import why_computed, why_watched
+from growkernels.nn.wrappers import outdate_wrappers
 
 ParamGroup = dict[str, Any]
 Places = Mapping[int, Sequence[str]]
@@ -281,7 +282,8 @@ def undone_on_error(
 
     That is every module's class, attributes, children, parameters, buffers and hooks, the
     optimizer's groups and which parameter has which state, and the attributes of the others; the
-    contents of tensors are not kept, so the block must not write into existing ones.
+    contents of tensors are not kept, so the block must not write into existing ones. If it does
+    not raise, wrappers that do not know the model's parameters any more refuse to be called.
     """
     classes = [(module, type(module)) for module in model.modules()]
     kept = [_Kept(vars(module)) for module, _ in classes]
@@ -291,6 +293,7 @@ def undone_on_error(
         kept += [_Kept(optimizer.state)]
     try:
         yield
+        outdate_wrappers(model)
     except BaseException:
         for module, kind in classes:
             module.__class__ = kind

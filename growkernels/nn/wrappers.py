@@ -1,10 +1,13 @@
-"""Refusing models that cannot be edited or watched as they are: wrapped, sharded or compiled."""
+"""Models that cannot be edited or watched as they are, and wrappers that an edit leaves behind."""
 
 from __future__ import annotations
 
+import gc
 import sys
+from typing import Any
 
-from torch import nn
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 # Classes that a module has, or its class derives from, when it is distributed in place. Where the
 # file that defines them was never imported, no module can have them.
@@ -16,6 +19,11 @@ _DISTRIBUTED = (
 _REMEDY = (
     "Each rank would get new parameters of its own and drift away from the others: grow or convert "
     "the whole model before it is distributed, and distribute it afterwards."
+)
+_REMEDY_OF_SHARDS = (
+    "Each rank would get new parameters of its own and drift away from the others: "
+    "gk.distributed.regrow(model, optimizer, records, ...) grows a model that fully_shard has "
+    "sharded."
 )
 
 
@@ -42,12 +50,13 @@ def check_plain_module(model: object) -> None:
                 "and wrap it again afterwards."
             )
         if (how := _distributed_by(module)) is not None:
-            raise TypeError(f"{what} is distributed by {how}. {_REMEDY}")
+            remedy = _REMEDY_OF_SHARDS if how == "FSDPModule" else _REMEDY
+            raise TypeError(f"{what} is distributed by {how}. {remedy}")
         own = {**module._parameters, **module._buffers}
         for key, tensor in own.items():
             path = f"{name}.{key}" if name else key
             if tensor is not None and _is_dtensor(tensor):
-                raise TypeError(f"{path!r} is a DTensor. {_REMEDY}")
+                raise TypeError(f"{path!r} is a DTensor. {_REMEDY_OF_SHARDS}")
 
 
 def check_watchable(model: object) -> None:
@@ -61,6 +70,56 @@ def check_watchable(model: object) -> None:
                 "run in a compiled graph: pass the plain module (compiled._orig_mod), run the "
                 "recorded batches with it, and call torch.compile again after growing."
             )
+
+
+def data_parallel_wrappers(model: nn.Module) -> list[DistributedDataParallel]:
+    """The DistributedDataParallel wrappers alive whose gradients are those of this model.
+
+    A model does not know what wraps it, so they are looked for among all objects.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return []
+    kinds: list[type] = [DistributedDataParallel]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    wrappers = [o for o in gc.get_objects() if type(o) in kinds]
+    parts = set(model.modules())
+    found = []
+    for wrapper in wrappers:
+        inner = vars(wrapper).get("_modules", {}).get("module")
+        if inner is not None and (inner in parts or any(m is model for m in inner.modules())):
+            found.append(wrapper)
+    return found
+
+
+def outdate_wrappers(model: nn.Module) -> None:
+    """Let the wrappers that do not know a model's parameters any more raise when they are called.
+
+    They would not reduce the gradients of new parameters, so ranks would drift apart.
+    """
+    for wrapper in data_parallel_wrappers(model):
+        if not _knows_its_parameters(wrapper):
+            wrapper.register_forward_pre_hook(_refuse_outdated, prepend=True)
+
+
+def _refuse_outdated(wrapper: nn.Module, _: Any) -> None:
+    assert isinstance(wrapper, DistributedDataParallel)
+    if not _knows_its_parameters(wrapper):
+        raise RuntimeError(
+            "The model in this DistributedDataParallel was grown or converted since it was "
+            "wrapped, and the wrapper would not reduce the new parameters' gradients: wrap the "
+            "module again and use the new wrapper, or grow by gk.distributed.growing, which keeps "
+            "this one."
+        )
+    for key, hook in list(wrapper._forward_pre_hooks.items()):
+        if hook is _refuse_outdated:
+            del wrapper._forward_pre_hooks[key]
+
+
+def _knows_its_parameters(wrapper: DistributedDataParallel) -> bool:
+    ignored = wrapper.parameters_to_ignore
+    now = [id(p) for name, p in wrapper.module.named_parameters() if name not in ignored]
+    return now == [id(p) for p in wrapper._module_parameters]
 
 
 def _distributed_by(module: nn.Module) -> str | None:

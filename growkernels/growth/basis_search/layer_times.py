@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -50,6 +50,19 @@ class LayerTimes(NotedByPath):
         return self.step - sum(
             self.saving(self.own_path(plan, path), rank) for path, rank in plan.items()
         )
+
+
+def slowest(times: Sequence[LayerTimes]) -> LayerTimes:
+    """The longest time of each, of equal layers on several machines."""
+    first = times[0]
+    return LayerTimes(
+        step=max(t.step for t in times),
+        full={path: max(t.full[path] for t in times) for path in first.full},
+        basis={
+            path: {rank: max(t.basis[path][rank] for t in times) for rank in ranks}
+            for path, ranks in first.basis.items()
+        },
+    )
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from growkernels.growth.basis_search import planner
 from growkernels.growth.basis_search.candidates import candidate_ranks, saved_weights
-from growkernels.growth.basis_search.layer_times import LayerTimes, measure_layer_times
+from growkernels.growth.basis_search.layer_times import LayerTimes, measure_layer_times, slowest
 from growkernels.growth.basis_search.sensitivities import Sensitivities
 from growkernels.growth.basis_search.short_trainings import (
     Build,
@@ -24,6 +24,7 @@ from growkernels.growth.basis_search.short_trainings import (
     measured_costs,
 )
 from growkernels.growth.basis_search.taylor import Batches, Loss, predicted_costs
+from growkernels.growth.processes import Group, ranks_of
 from growkernels.nn.module_paths import ModulePaths, Plan
 from growkernels.nn.wrappers import check_watchable
 
@@ -49,6 +50,9 @@ class BasisSearch:
         fractions: R as shares of a layer's output channels, each in (0, 1).
         layers: module paths of the candidates; None: every convolution without groups that
             has fewer multiplications with basis filters at one of the fractions.
+        group: the processes that decide together, each with its own batches and trainings, whose
+            results are those of all; every one of them calls the methods. None: those that a
+            DistributedDataParallel trains the model on, or the default group.
 
     Raises:
         TypeError: the model, or a part of it, is compiled, wrapped for data parallelism or sharded.
@@ -61,9 +65,11 @@ class BasisSearch:
         model: nn.Module,
         fractions: Sequence[float] = (0.25, 0.5, 0.75),
         layers: Collection[str] | None = None,
+        group: Group = None,
     ) -> None:
         check_watchable(model)
         self.model = model
+        self.group = group
         self._ranks = candidate_ranks(model, fractions, layers)
         self._paths = ModulePaths(model)  # what the keys of the ranks are paths of
 
@@ -129,19 +135,21 @@ class BasisSearch:
         Args:
             method: ``"taylor"`` or ``"train"``; the arguments below belong to one of them.
             batches: taylor: (inputs, class indices or probabilities) on the model's device, best
-                a dozen batches or more. The model's output is logits [N, classes].
+                a dozen batches or more; of several processes each passes its own. The model's
+                output is logits [N, classes].
             loss_fn: taylor: a cross entropy (logits, targets) -> mean over the batch.
             draws: taylor: random vectors per batch that probe the curvature, a backward pass each.
             generator: taylor: draws them; None: one with seed 0.
             train: train: train(model, generator) trains the model in place with data in an order
                 taken from the CPU generator, and returns its quality as a float, larger is better
-                (an accuracy, or minus a loss); NaN says that the training diverged.
+                (an accuracy, or minus a loss); NaN says that the training diverged. Of several
+                processes each trains all, and the quality is the mean over them.
             seeds: train: of the generators; several give standard errors.
             build: train: build(generator) returns the model with initial weights drawn from the
                 generator, so that seeds differ in them too; None: copies of the model.
             results: train: a JSON Lines file in which each finished training is stored at once. A
                 search that was killed continues from it with the same result; keep one file for
-                one ``train`` and one set of its settings.
+                one ``train``, one set of its settings and one process.
             map_trials: train: like ``map``, but free to run trials at the same time and to return
                 outcomes in any order, for instance ``multiprocessing.Pool(2).imap_unordered``;
                 ``train`` and ``build`` then travel by pickle. As many workers as have the memory
@@ -155,11 +163,15 @@ class BasisSearch:
                 that is not in the model any more.
         """
         self._follow()
+        ranks = ranks_of(self.model, self.group)
         if method == "taylor":
             if batches is None:
                 raise ValueError("Method 'taylor' needs batches=, a calibration set.")
             rng = generator or torch.Generator("cpu").manual_seed(0)
-            costs = predicted_costs(self.model, self._ranks, batches, loss_fn, draws, rng)
+            if ranks.own > 0:  # directions of their own, so that they average out
+                seed = torch.randint(2**62, (), generator=rng, device=rng.device)
+                rng = torch.Generator(rng.device).manual_seed(int(seed) ^ ranks.own)
+            costs = predicted_costs(self.model, self._ranks, batches, loss_fn, draws, rng, ranks)
             return costs.noted(self._paths)
         if method != "train":
             raise ValueError(f"Unknown method {method!r}; choose 'taylor' or 'train'.")
@@ -168,7 +180,8 @@ class BasisSearch:
         training = ShortTraining(build or self.model, train, convolutions(self.model))
         file = None if results is None else Path(results)
         paths = self._paths
-        return measured_costs(training, self._ranks, seeds, file, map_trials, progress).noted(paths)
+        costs = measured_costs(training, self._ranks, seeds, file, map_trials, progress, ranks)
+        return costs.noted(paths)
 
     def times(self, sample: Any, rounds: int = 7, progress: Progress | None = None) -> LayerTimes:
         """Measure forward + backward of every candidate, in full and with each R.
@@ -179,13 +192,19 @@ class BasisSearch:
             rounds: in each, everything takes its turn; the times are the medians.
             progress: called with (rounds done, rounds to do).
 
+        Of several processes the times are the slowest one's, which the others wait for.
+
         Raises:
             ValueError: rounds below 1, a candidate that the sample does not reach.
             RuntimeError: a candidate that is not in the model any more.
         """
         self._follow()
-        times = measure_layer_times(self.model, self._ranks, sample, rounds, progress)
-        return times.noted(self._paths)
+        ranks = ranks_of(self.model, self.group)
+        times = None
+        with ranks.agreed():
+            times = measure_layer_times(self.model, self._ranks, sample, rounds, progress)
+        assert times is not None
+        return slowest(ranks.gathered(times)).noted(self._paths)
 
     def plan(
         self,

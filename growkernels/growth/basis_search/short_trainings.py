@@ -20,6 +20,7 @@ from growkernels.growth.basis_search.candidates import Ranks
 from growkernels.growth.basis_search.model_copy import model_copy
 from growkernels.growth.basis_search.results_file import ResultsFile
 from growkernels.growth.basis_search.sensitivities import Sensitivities
+from growkernels.growth.processes import Ranks as Processes
 from growkernels.nn import convert
 
 Train = Callable[[nn.Module, torch.Generator], float]
@@ -103,13 +104,40 @@ def measured_costs(
     results: Path | None,
     map_trials: TrialMap,
     progress: Progress | None,
+    processes: Processes,
 ) -> Sensitivities:
     """Costs of all candidates from one training for each of them, its R and a seed.
+
+    Of several processes each does all trainings, and a quality is the mean over them.
 
     Raises:
         ValueError: no seeds, equal seeds, a results file of another search.
         RuntimeError: a training of the model as it is diverged, or ``map_trials`` left some out.
     """
+    own: dict[Trial, Outcome] = {}
+    with processes.agreed():
+        own = _outcomes(training, candidates, seeds, results, map_trials, progress)
+    told = processes.gathered(own)
+    outcomes = {
+        trial: Outcome(
+            trial,
+            sum(theirs[trial].quality for theirs in told) / len(told),
+            sum(theirs[trial].seconds for theirs in told),
+        )
+        for trial in own
+    }
+    return _compare(candidates, seeds, outcomes)
+
+
+def _outcomes(
+    training: ShortTraining,
+    candidates: Ranks,
+    seeds: Sequence[int],
+    results: Path | None,
+    map_trials: TrialMap,
+    progress: Progress | None,
+) -> dict[Trial, Outcome]:
+    """This process's outcome of every trial."""
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds is {tuple(seeds)}; give at least one, all different.")
     trials = [Trial(None, 0, seed) for seed in seeds] + [
@@ -137,7 +165,7 @@ def measured_costs(
             f"map_trials returned without {left_out} of the {len(trials)} trainings; it must give "
             "one outcome for each trial, in any order."
         )
-    return _compare(candidates, seeds, outcomes)
+    return outcomes
 
 
 def _compare(

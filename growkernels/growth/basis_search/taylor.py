@@ -42,6 +42,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from growkernels.growth.basis_search.candidates import Ranks
 from growkernels.growth.basis_search.model_copy import model_copy
 from growkernels.growth.basis_search.sensitivities import Sensitivities
+from growkernels.growth.processes import Ranks as Processes
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -58,8 +59,11 @@ def predicted_costs(
     loss_fn: Loss,
     draws: int,
     generator: torch.Generator,
+    processes: Processes,
 ) -> Sensitivities:
     """Costs of all candidates from one pass over ``batches`` of (inputs, targets).
+
+    Of several processes each passes its own batches, and the costs are over all of them.
 
     The model is copied; batch norms use the batch's statistics, dropout is off. ``loss_fn(logits,
     targets)`` is a cross entropy, a mean over the batch; logits are [N, classes]. Each of the
@@ -70,9 +74,42 @@ def predicted_costs(
         ValueError: no batches or draws, logits or a loss of another shape, a loss not finite.
         RuntimeError: a candidate that the loss does not depend on.
     """
+    started = time.perf_counter()
+    kernels: list[TruncatedKernel] = []
+    sizes: list[int] = []
+    losses: list[float] = []
+    with processes.agreed():
+        kernels, sizes, losses = _expanded(model, candidates, batches, loss_fn, draws, generator)
+    told = processes.gathered((sizes, losses))
+    sizes = [size for theirs, _ in told for size in theirs]
+    losses = [loss for _, theirs in told for loss in theirs]
+    shares = torch.tensor(sizes, device="cpu").double() / sum(sizes)
+    costs: dict[str, dict[int, float]] = {}
+    errors: dict[str, dict[int, float]] = {}
+    for (path, ranks), kernel in zip(candidates.items(), kernels, strict=True):
+        mean, error = _mean_and_error(kernel.loss_changes(processes), shares)
+        costs[path] = dict(zip(ranks, mean.tolist(), strict=True))
+        errors[path] = dict(zip(ranks, error.tolist(), strict=True))
+    return Sensitivities(
+        method="taylor",
+        costs=costs,
+        errors=errors,
+        baseline=float(shares @ torch.tensor(losses, device="cpu").double()),
+        seconds=sum(processes.gathered(time.perf_counter() - started)),
+    )
+
+
+def _expanded(
+    model: nn.Module,
+    candidates: Ranks,
+    batches: Batches,
+    loss_fn: Loss,
+    draws: int,
+    generator: torch.Generator,
+) -> tuple[list[TruncatedKernel], list[int], list[float]]:
+    """This process's products with every candidate, its batches' sizes and their losses."""
     if draws < 1:
         raise ValueError(f"draws is {draws}; at least 1 is needed.")
-    started = time.perf_counter()
     copied = model_copy(model).eval()
     for module in copied.modules():
         if isinstance(module, _BatchNorm):
@@ -112,20 +149,7 @@ def predicted_costs(
         losses.append(float(loss.detach()))
     if not sizes:
         raise ValueError("There are no calibration batches; give at least one (inputs, targets).")
-    shares = torch.tensor(sizes, device="cpu").double() / sum(sizes)
-    costs: dict[str, dict[int, float]] = {}
-    errors: dict[str, dict[int, float]] = {}
-    for (path, ranks), kernel in zip(candidates.items(), kernels, strict=True):
-        mean, error = _mean_and_error(kernel.loss_changes(), shares)
-        costs[path] = dict(zip(ranks, mean.tolist(), strict=True))
-        errors[path] = dict(zip(ranks, error.tolist(), strict=True))
-    return Sensitivities(
-        method="taylor",
-        costs=costs,
-        errors=errors,
-        baseline=float(shares @ torch.tensor(losses, device="cpu").double()),
-        seconds=time.perf_counter() - started,
-    )
+    return kernels, sizes, losses
 
 
 class TruncatedKernel:
@@ -160,12 +184,17 @@ class TruncatedKernel:
             plain, rescaled = plain + curvature[0], rescaled + curvature[1]
         self._changes.append((plain, rescaled))
 
-    def loss_changes(self) -> Tensor:
-        """The second-order change of the mean loss, [batches, ranks], float64 on the CPU."""
-        scale_free = bool(self._along_rows < SCALE_FREE / self._taps * self._lengths)
-        return torch.stack(
+    def loss_changes(self, processes: Processes) -> Tensor:
+        """The second-order change of the mean loss, [batches, ranks], float64 on the CPU.
+
+        The batches are those of all processes, the same numbers on each.
+        """
+        sums = processes.sum(torch.stack([self._along_rows, self._lengths]))
+        scale_free = bool(sums[0] < SCALE_FREE / self._taps * sums[1])
+        changes = torch.stack(
             [rescaled if scale_free else plain for plain, rescaled in self._changes]
         ).cpu()
+        return torch.cat(processes.gathered(changes))
 
     def _products(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """<G, D> for every rank, with W_R as it is and with its rows rescaled."""

@@ -19,6 +19,7 @@ from growkernels.growth.layer_insertion.positions import (
     named_positions,
 )
 from growkernels.growth.layer_insertion.recorder import Recorder
+from growkernels.growth.processes import Group, ranks_of
 from growkernels.growth.same_function import check_same_output, outputs_in_eval_mode
 from growkernels.growth.taps import one_batch
 from growkernels.nn import ResidualBlock
@@ -61,6 +62,8 @@ class LayerInsertion:
         kinds: keep only the found positions of these kinds, e.g. ``("conv2d_relu",)``.
         activation: of the residual candidates; None: that of the model's ResidualBlocks, or tanh.
         scale: W1 = scale * I in residual candidates (the authors use 0.8).
+        group: the processes that decide together; None: those that a DistributedDataParallel trains
+            the model on, or the default group.
 
     Raises:
         TypeError: the model, or a part of it, is compiled, wrapped for data parallelism or sharded.
@@ -76,6 +79,7 @@ class LayerInsertion:
         kinds: Collection[str] | None = None,
         activation: str | None = None,
         scale: float = 0.8,
+        group: Group = None,
     ) -> None:
         check_watchable(model)
         if norm not in NORMS:
@@ -90,6 +94,7 @@ class LayerInsertion:
         self.kinds = kinds
         self.activation = activation or _activation_of_blocks(model)
         self.scale = scale
+        self.group = group
         self.reason = "select() has not been called yet."
         self._named = positions is not None
         self._paths = ModulePaths(model)  # what the recorder's positions are paths of
@@ -134,12 +139,22 @@ class LayerInsertion:
         """The merits over all batches recorded since the last insertion or ``reset``.
 
         With torch.distributed initialised the sums of all ranks are added by one all_reduce, so
-        every rank must call this, having recorded at least one batch.
+        every rank must call this, having recorded at least one batch. What is wrong on one rank is
+        raised on all.
 
         Raises:
             RuntimeError: nothing recorded, or the model was changed by others since.
             ValueError: a position for a ReLU layer has negative outputs.
         """
+        ranks = ranks_of(self.model, self.group)
+        with ranks.agreed():
+            self._check_recorded()
+        names = [position.name for position in self._recorder.positions]
+        merits = self._recorder.sums.over(ranks).merits(names, self.norm)
+        self._shown = self._paths
+        return merits.noted(self._paths)
+
+    def _check_recorded(self) -> None:
         self._follow()
         recorder = self._recorder
         if recorder.sums.batches == 0:
@@ -154,10 +169,6 @@ class LayerInsertion:
                     f"Position {position.name!r} has negative outputs, which an identity layer "
                     "with a ReLU would cut off; name the ReLU behind it, or use kind 'residual'."
                 )
-        names = [position.name for position in recorder.positions]
-        merits = recorder.sums.over_all_processes().merits(names, self.norm)
-        self._shown = self._paths
-        return merits.noted(self._paths)
 
     def reset(self) -> None:
         """Forget the recorded batches."""
@@ -225,29 +236,33 @@ class LayerInsertion:
             TypeError: a part of the model is wrapped or sharded by now.
             ValueError: not a position, a NaN merit there, or an optimizer of another model.
             RuntimeError: nothing recorded, the model was changed by others since, or the function
-                would change.
+                would change. With several processes: what is wrong on one, on all of them; or they
+                were given different positions.
         """
-        check_plain_module(self.model)
-        place, h = self._recorded_at(position)
+        ranks = ranks_of(self.model, self.group)
+        with ranks.agreed():
+            check_plain_module(self.model)
+            place, h = self._recorded_at(position)
         record = self._record_of(place, h)
         positions = self._recorder.positions
         old_modules = [self.model.get_submodule(p.name) for p in positions]
         with undone_on_error(self.model, optimizer, self):
-            before = None if sample is None else outputs_in_eval_mode(self.model, sample)
-            new = insert_identity(
-                self.model,
-                place,
-                optimizer,
-                width=record["width"],
-                activation=self.activation,
-                scale=self.scale,
-                sample=h,
-            )
-            append_record(self.model, record)
-            if before is not None:
-                check_same_output(before, outputs_in_eval_mode(self.model, sample))
-            recorder = self._watch(self._positions_after(old_modules, place, new))
-            paths = ModulePaths(self.model)
+            with ranks.agreed(f"insert a layer behind {position!r}"):
+                before = None if sample is None else outputs_in_eval_mode(self.model, sample)
+                new = insert_identity(
+                    self.model,
+                    place,
+                    optimizer,
+                    width=record["width"],
+                    activation=self.activation,
+                    scale=self.scale,
+                    sample=h,
+                )
+                append_record(self.model, record)
+                if before is not None:
+                    check_same_output(before, outputs_in_eval_mode(self.model, sample))
+                recorder = self._watch(self._positions_after(old_modules, place, new))
+                paths = ModulePaths(self.model)
             self._recorder.remove()
             self._recorder, self._paths, self._shown = recorder, paths, paths
             return new

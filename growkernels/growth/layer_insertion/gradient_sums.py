@@ -10,7 +10,7 @@ from torch import Tensor
 
 from growkernels.growth.layer_insertion.merit_norms import squared_norm
 from growkernels.growth.layer_insertion.merits import Merits
-from growkernels.growth.processes import several_processes, sum_over_ranks
+from growkernels.growth.processes import Ranks
 
 
 @dataclass
@@ -90,32 +90,50 @@ class GradientSums:
             loss_scale=batch.loss_scale,
         )
 
-    def over_all_processes(self) -> GradientSums:
-        """The sums over every rank of the default process group, by one all_reduce.
+    def over(self, ranks: Ranks) -> GradientSums:
+        """The sums over all ranks, by one all_reduce; self where there is one.
 
-        The same bits on every rank, so that every rank takes the same decision. Without a process
-        group: self.
+        The same bits on every rank, so that every rank takes the same decision. A weight that got
+        a gradient on some ranks alone got none on the others; sizes of images are the first rank's.
         """
-        if not several_processes():
+        if not ranks.several:
             return self
         own = self.rescaled(1.0)
-        base_keys = sorted(own.base)
+        tensors = [*own.virtual.values(), *own.second_moments.values(), *own.base.values()]
+        shapes = {index: tuple(total.shape) for index, total in own.base.items()}
+        wide = any(t.dtype == torch.float64 for t in tensors)
+        positions = {name: tuple(total.shape) for name, total in own.virtual.items()}
+        told = ranks.gathered((positions, shapes, own.feature_maps, wide))
+        if any(theirs != told[0][0] for theirs, *_ in told):
+            raise RuntimeError(
+                "The ranks recorded other positions or other widths, so their sums cannot be added "
+                "up: give all ranks the same model and the same positions."
+            )
+        base_shapes = {index: shape for _, theirs, *_ in told for index, shape in theirs.items()}
+        device = tensors[0].device
+        dtype = torch.float64 if any(wide for *_, wide in told) else torch.float32
+        base = {
+            index: own.base[index]
+            if index in own.base
+            else torch.zeros(base_shapes[index], dtype=dtype, device=device)
+            for index in sorted(base_shapes)
+        }
         tensors = [
             *own.virtual.values(),
             *own.second_moments.values(),
-            *(own.base[key] for key in base_keys),
+            *base.values(),
             torch.tensor([float(own.batches)], device="cpu"),
         ]
-        dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
-        flat = torch.cat([t.to(tensors[0].device, dtype).flatten() for t in tensors])
-        pieces = torch.split(sum_over_ranks(flat), [t.numel() for t in tensors])
+        flat = torch.cat([t.to(device, dtype).flatten() for t in tensors])
+        pieces = torch.split(ranks.sum(flat), [t.numel() for t in tensors])
         summed = iter([piece.view_as(t) for piece, t in zip(pieces, tensors, strict=True)])
+        feature_maps = {key: size for _, _, maps, _ in reversed(told) for key, size in maps.items()}
         return GradientSums(
             virtual={name: next(summed) for name in own.virtual},
             second_moments={name: next(summed) for name in own.second_moments},
-            base={key: next(summed) for key in base_keys},
+            base={index: next(summed) for index in base},
             samples=own.samples,
-            feature_maps=own.feature_maps,
+            feature_maps=feature_maps,
             batches=round(float(next(summed))),
         )
 

@@ -13,12 +13,7 @@ from torch import Tensor, nn
 from growkernels.growth.neuron_scaling.activations import activation_name
 from growkernels.growth.neuron_scaling.candidates import Candidate
 from growkernels.growth.neuron_scaling.samples import LayerSample, Recording
-from growkernels.growth.processes import (
-    from_first_rank,
-    several_processes,
-    sum_over_ranks,
-    take_first_ranks,
-)
+from growkernels.growth.processes import Ranks
 from growkernels.nn.module_paths import NotedByPath
 from growkernels.nn.weights import current_value
 from growkernels.ops.splitting import splitting_hvp, splitting_hvp_conv2d, splitting_weight
@@ -83,15 +78,52 @@ def scores(
     tol: float,
     iters: int | None,
     generator: torch.Generator | None,
+    ranks: Ranks,
 ) -> Scores:
-    """The scores of all candidates, the same bits on every rank of the default process group."""
+    """The scores of all candidates, the same bits on every rank."""
+    with ranks.agreed():
+        _check_recorded(model, candidates, recording, criterion)
     seed = int(torch.randint(2**62, (), generator=generator, device="cpu"))
-    chooser = torch.Generator("cpu").manual_seed(from_first_rank(seed))
+    chooser = torch.Generator("cpu").manual_seed(ranks.first(seed))
     values: dict[str, Tensor] = {}
     directions: dict[str, Tensor] = {}
     residuals: dict[str, Tensor] = {}
     device = next(model.parameters()).device
-    batches = round(sum_over_ranks(torch.tensor(float(recording.batches), device=device)).item())
+    batches = round(ranks.sum(torch.tensor(float(recording.batches), device=device)).item())
+    for candidate in candidates:
+        layer = model.get_submodule(candidate.name)
+        assert isinstance(layer, nn.Linear | nn.Conv2d)
+        if criterion == "random":
+            found = -torch.rand(
+                len(layer.weight), generator=chooser, dtype=torch.float64, device="cpu"
+            )
+        elif criterion == "magnitude":
+            found = -current_value(layer).double().flatten(1).norm(dim=1)
+        elif criterion == "gradient_sum":
+            sample = recording.layers[candidate.name]
+            found = (ranks.sum(sample.gradient_sums.double()) / batches).clamp(max=0)
+        else:
+            sample = recording.layers[candidate.name]
+            weight = _curvature_weight(model, candidate, sample, criterion, relu_beta)
+            # Any rank's NaN is every rank's NaN, so that all of them raise.
+            _check_finite(ranks.sum(sample.x.double().sum() + weight.double().sum()), candidate)
+            found, direction, residual = _eigenpairs(
+                layer, sample, weight, tol, iters, chooser, ranks
+            )
+            found = found / batches
+            directions[candidate.name] = direction
+            residuals[candidate.name] = residual
+        values[candidate.name] = found.to(layer.weight.device)
+    ranks.take_first(values, directions, residuals)
+    for candidate in candidates:
+        _check_finite(values[candidate.name], candidate)
+    values = {name: v.cpu() for name, v in values.items()}
+    return Scores(criterion, values, directions, residuals, batches)
+
+
+def _check_recorded(
+    model: nn.Module, candidates: Sequence[Candidate], recording: Recording, criterion: str
+) -> None:
     for candidate in candidates:
         layer = model.get_submodule(candidate.name)
         if not isinstance(layer, nn.Linear | nn.Conv2d):
@@ -99,32 +131,8 @@ def scores(
                 f"Layer {candidate.name!r} is a {type(layer).__name__} now: the model was changed "
                 "by others. Build a new NeuronScaling for it."
             )
-        sample = recording.layers.get(candidate.name)
-        if criterion == "random":
-            found = -torch.rand(
-                len(layer.weight), generator=chooser, dtype=torch.float64, device="cpu"
-            )
-        elif criterion == "magnitude":
-            found = -current_value(layer).double().flatten(1).norm(dim=1)
-        elif sample is None:
+        if criterion in RECORDED and candidate.name not in recording.layers:
             raise RuntimeError(f"Layer {candidate.name!r} has not been recorded.")
-        elif criterion == "gradient_sum":
-            found = (sum_over_ranks(sample.gradient_sums.double()) / batches).clamp(max=0)
-        else:
-            weight = _curvature_weight(model, candidate, sample, criterion, relu_beta)
-            # Any rank's NaN is every rank's NaN, so that all of them raise.
-            _check_finite(
-                sum_over_ranks(sample.x.double().sum() + weight.double().sum()), candidate
-            )
-            found, direction, residual = _eigenpairs(layer, sample, weight, tol, iters, chooser)
-            found = found / batches
-            directions[candidate.name] = direction
-            residuals[candidate.name] = residual
-        _check_finite(found, candidate)
-        values[candidate.name] = found.to(layer.weight.device)
-    take_first_ranks(values, directions, residuals)
-    values = {name: v.cpu() for name, v in values.items()}
-    return Scores(criterion, values, directions, residuals, batches)
 
 
 def _check_finite(numbers: Tensor, candidate: Candidate) -> None:
@@ -161,6 +169,7 @@ def _eigenpairs(
     tol: float,
     iters: int | None,
     generator: torch.Generator,
+    ranks: Ranks,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Smallest eigenvalue [n], its unit vector shaped like the weight, relative residual [n].
 
@@ -170,12 +179,12 @@ def _eigenpairs(
     weight = weight * (sample.seen / max(1, len(x)))
     seed = int(torch.randint(2**62, (), generator=generator, device="cpu"))
     start = torch.Generator(x.device).manual_seed(seed)
-    if isinstance(layer, nn.Linear) and not several_processes():
+    if isinstance(layer, nn.Linear) and not ranks.several:
         found = splitting_eigs(x, weight, iters=iters, tol=tol, generator=start)
     else:
 
         def products(w: Tensor) -> Callable[[Tensor], Tensor]:
-            return lambda v: sum_over_ranks(_times_s(layer, x, w, v))
+            return lambda v: ranks.sum(_times_s(layer, x, w, v))
 
         found = smallest_eigenpairs(
             products(weight),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import math
+import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,6 +29,7 @@ from growkernels.growth.neuron_scaling.initial_values import initial_values
 from growkernels.growth.neuron_scaling.repeating import with_values
 from growkernels.growth.neuron_scaling.samples import SampleRecorder
 from growkernels.growth.neuron_scaling.selection import Selection
+from growkernels.growth.processes import Group, ranks_of
 from growkernels.growth.same_function import check_same_output, outputs_in_eval_mode
 from growkernels.growth.taps import one_batch
 from growkernels.nn.exchange import undone_on_error
@@ -121,6 +123,8 @@ class NeuronScaling:
             of log(1 + exp(beta z)) / beta instead. Wu et al. take 3.
         generator: a CPU generator for the kept rows, the eigensolver's start and ``"random"``;
             None: the global one.
+        group: the processes that decide together; None: those that a DistributedDataParallel trains
+            the model on, or the default group.
 
     Attributes:
         left_out: {path: reason} for layers that look like candidates and are none.
@@ -144,6 +148,7 @@ class NeuronScaling:
         rows: int = 4096,
         relu_beta: float | None = None,
         generator: torch.Generator | None = None,
+        group: Group = None,
     ) -> None:
         check_watchable(model)
         _one_of("criterion", [criterion], CRITERIA)
@@ -160,6 +165,7 @@ class NeuronScaling:
         self.criterion = criterion
         self.form = form
         self.depth = depth
+        self.group = group
         self._layers = layers
         self._kinds = kinds
         self._widen = widen
@@ -217,7 +223,7 @@ class NeuronScaling:
 
         With torch.distributed initialised S is summed over all ranks (one all_reduce per product)
         and all get the first rank's numbers, so every rank must call this, having recorded at
-        least one batch.
+        least one batch. What is wrong on one rank is raised on all.
 
         Args:
             tol, iters: of the eigensolver, see ``gk.splitting_eigs``.
@@ -226,11 +232,14 @@ class NeuronScaling:
             RuntimeError: nothing recorded, or the model was changed by others since.
             ValueError: scores that are NaN or infinite.
         """
-        self._follow()
-        if self.criterion in RECORDED and self._recorder.kept.batches == 0:
-            raise RuntimeError(
-                "No batches are recorded; run a backward pass inside `with scaling.recording():`."
-            )
+        ranks = ranks_of(self.model, self.group)
+        with ranks.agreed():
+            self._follow()
+            if self.criterion in RECORDED and self._recorder.kept.batches == 0:
+                raise RuntimeError(
+                    "No batches are recorded; run a backward pass inside "
+                    "`with scaling.recording():`."
+                )
         scores = criteria.scores(
             self.model,
             self._candidates,
@@ -240,6 +249,7 @@ class NeuronScaling:
             tol=tol,
             iters=iters,
             generator=self._generator,
+            ranks=ranks,
         )
         return scores.noted(self._paths)
 
@@ -302,19 +312,25 @@ class NeuronScaling:
             ValueError: nothing chosen, a choice of other layers, or a start that is not possible.
             TypeError: an optimizer whose state cannot take new parameters, or a part of the model
                 that is wrapped or sharded by now.
-            RuntimeError: the function would change.
+            RuntimeError: the function would change. With several processes: what is wrong on one,
+                on all of them; or they chose differently.
         """
-        check_plain_module(self.model)
-        record, values = self._planned(chosen, optimizer, init, scale)
+        ranks = ranks_of(self.model, self.group)
+        with ranks.agreed():
+            check_plain_module(self.model)
+            record, values = self._planned(chosen, optimizer, init, scale)
+        neurons = repr(sorted(chosen.neurons.items()))
+        doing = f"grow {', '.join(chosen.neurons)} (choice {zlib.crc32(neurons.encode()):x})"
         with undone_on_error(self.model, optimizer, self):
-            before = None if sample is None else outputs_in_eval_mode(self.model, sample)
-            growth_step.apply(self.model, record, optimizer, values)
-            append_record(self.model, record)
-            if before is not None:
-                after = outputs_in_eval_mode(self.model, sample)
-                check_same_output(before, after, TOLERANCE)
-            candidates, left_out = self._find()
-            recorder, paths = self._watch(candidates), ModulePaths(self.model)
+            with ranks.agreed(doing):
+                before = None if sample is None else outputs_in_eval_mode(self.model, sample)
+                growth_step.apply(self.model, record, optimizer, values)
+                append_record(self.model, record)
+                if before is not None:
+                    after = outputs_in_eval_mode(self.model, sample)
+                    check_same_output(before, after, TOLERANCE)
+                candidates, left_out = self._find()
+                recorder, paths = self._watch(candidates), ModulePaths(self.model)
             self._recorder.remove()
             self._recorder, self._candidates, self._paths = recorder, candidates, paths
             self.left_out = left_out

@@ -1,0 +1,45 @@
+"""Processes that meet over gloo, and what each of them found."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed, multiprocessing
+
+Check = Callable[[int], Any]
+
+
+def on_ranks(checks: dict[str, Check], number: int, folder: Path) -> dict[str, list[Any]]:
+    """What each function gives on each of `number` ranks, which are started once for all of them.
+
+    A function that raises gives its traceback, as a string in a list; the others still run.
+    """
+    multiprocessing.spawn(_one, args=(checks, number, str(folder)), nprocs=number)
+    told = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(number)]
+    return {name: [of_rank[name] for of_rank in told] for name in checks}
+
+
+def _one(rank: int, checks: dict[str, Check], number: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    told: dict[str, Any] = {}
+    for name, check in checks.items():
+        # A group of its own for each, so that what one leaves behind does not reach the next.
+        distributed.init_process_group(
+            "gloo",
+            init_method=f"file://{folder}/meet-{name}",
+            rank=rank,
+            world_size=number,
+            timeout=timedelta(seconds=60),
+        )
+        torch.manual_seed(0)
+        try:
+            told[name] = check(rank)
+        except Exception:
+            told[name] = [traceback.format_exc()]
+        distributed.destroy_process_group()
+    torch.save(told, Path(folder) / f"{rank}.pt")
