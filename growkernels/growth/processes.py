@@ -106,7 +106,12 @@ class Ranks:
         for rank, (failed, _) in enumerate(told):
             if failed is not None:
                 kind = _RAISED.get(failed[0], RuntimeError)
-                raise kind(f"On rank {rank} of {self.number}: {failed[1]}") from failure
+                sentence = (
+                    failed[1]
+                    if failed[1].startswith("On rank ")
+                    else (f"On rank {rank} of {self.number}: {failed[1]}")
+                )
+                raise kind(sentence) from failure
         for rank, (_, other) in enumerate(told):
             if other != told[0][1]:
                 raise RuntimeError(

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from growkernels.nn.convert import CONVERSION
 from growkernels.nn.exchange import undone_on_error
+from growkernels.nn.optimizers import Optimizers, as_one
 from growkernels.nn.records import VERSION, Record, append_record, records_of, repeat_of_kind
 from growkernels.nn.separate_attention import SEPARATION
 from growkernels.nn.wrappers import check_plain_module
@@ -69,7 +70,7 @@ def read_records(records: Records) -> list[Mapping[str, Any]]:
     return list(listed)
 
 
-def rebuild(model: nn.Module, records: Records, optimizer: Optimizer | None = None) -> None:
+def rebuild(model: nn.Module, records: Records, optimizer: Optimizers | None = None) -> None:
     """Repeat recorded surgeries on the base model, so that a checkpoint's states fit.
 
     ::
@@ -87,7 +88,7 @@ def rebuild(model: nn.Module, records: Records, optimizer: Optimizer | None = No
     Args:
         model: as it was before.
         records: from ``insertions``, one of them, or the JSON text of either.
-        optimizer: the model's optimizer, or None.
+        optimizer: the model's optimizer, a list of them, or None.
 
     Raises:
         TypeError: a model that is wrapped or sharded, or has a part that is; no records.
@@ -95,6 +96,7 @@ def rebuild(model: nn.Module, records: Records, optimizer: Optimizer | None = No
     """
     check_plain_module(model)
     listed = read_records(records)
+    optimizer = as_one(optimizer)
     done = _done_by_builder(records_of(model), listed)
     with undone_on_error(model, optimizer):
         repeat_all(model, listed, optimizer, done)

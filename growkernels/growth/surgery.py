@@ -9,11 +9,11 @@ from torch.optim import Optimizer
 
 from growkernels.growth.module_graph import is_plain_sequential, weight_layers
 from growkernels.nn.exchange import (
-    ParamGroup,
     check_takes_parameters,
     group_of_each,
     start_state,
 )
+from growkernels.nn.optimizers import ParamGroup, warn_of_unheld
 from growkernels.nn.weights import sources, weight_parameters
 
 
@@ -86,7 +86,10 @@ def groups_for_new_layer(
             "layers, so the group of the new parameters cannot be told; pass the optimizer of this "
             "model, or None."
         )
-    biases = _groups([p for layer in before for p in sources(layer, "bias")], group_of)
+    nearest = [p for layer in before for p in sources(layer, "bias")]
+    if nearest:
+        warn_of_unheld(optimizer, {"bias": nearest[0]})
+    biases = _groups(nearest, group_of)
     others = _groups([p for layer in behind for p in sources(layer, "bias")], group_of)
     biases += [group for group in others if group["lr"] == weights[0]["lr"]]
     return weights[0], (biases or weights)[0]

@@ -31,6 +31,7 @@ from growkernels.nn.exchange import (
 from growkernels.nn.kernel_factors import kernel_matrix
 from growkernels.nn.module_paths import Plan
 from growkernels.nn.momentum import to_factors, to_kernel
+from growkernels.nn.optimizers import Optimizers, all_step_by, as_one, part_with
 from growkernels.nn.records import Record, append_record, new_record, repeats
 from growkernels.nn.wrappers import check_plain_module
 
@@ -79,7 +80,7 @@ class Conversion:
 def convert(
     model: nn.Module,
     plan: Mapping[str, int | float],
-    optimizer: Optimizer | None = None,
+    optimizer: Optimizers | None = None,
     init: str = "svd",
     *,
     record_only: bool = False,
@@ -111,7 +112,7 @@ def convert(
         model: any module; not a DataParallel wrapper.
         plan: {module path: R or fraction}. One from ``BasisSearch.plan`` is carried out on the
             layers it was made for, wherever in the model they are by now.
-        optimizer: the model's optimizer, or None.
+        optimizer: the model's optimizer, a list of them, or None.
         init: ``"svd"`` or ``"select"``, see :meth:`BasisConv2d.from_conv`.
         record_only: say what would be done, and leave model and optimizer as they are.
 
@@ -131,6 +132,7 @@ def convert(
         )
     if init not in INITS:
         raise ValueError(f"Unknown init {init!r}; choose 'svd' or 'select'.")
+    optimizer = as_one(optimizer)
     wanted, skipped = _read(model, _followed(model, plan), init)
     exchanged = _all_exchanged(model, wanted, init, optimizer)
     record = new_record(CONVERSION, plan=wanted, init=init) if wanted else None
@@ -317,7 +319,7 @@ def _factors(layer: BasisConv2d) -> tuple[Tensor, Tensor, bool]:
 
 def _momentum(optimizer: Optimizer, old: Layer, new: Layer) -> list[tuple[nn.Parameter, Tensor]]:
     """The momentum buffers of the new layer's weights; none where the old ones had none."""
-    if not isinstance(optimizer, SGD):
+    if not all_step_by(optimizer, SGD, _weights(old).values()):
         return []
     buffers = [optimizer.state.get(p, {}).get(MOMENTUM) for p in _weights(old).values()]
     if any(buffer is None or buffer.is_meta for buffer in buffers):
@@ -336,12 +338,13 @@ def _momentum(optimizer: Optimizer, old: Layer, new: Layer) -> list[tuple[nn.Par
 
 def _check_momentum(optimizer: Optimizer, layers: Sequence[Layer]) -> None:
     """Raise TypeError if a momentum would be lost that may be worth as much as that of SGD."""
-    if isinstance(optimizer, SGD) or type(optimizer).__module__.partition(".optim")[0] == "torch":
-        return
-    for layer in layers:
-        if any(MOMENTUM in optimizer.state.get(p, {}) for p in _weights(layer).values()):
+    for parameter in (p for layer in layers for p in _weights(layer).values()):
+        part = part_with(optimizer, parameter)
+        if isinstance(part, SGD) or type(part).__module__.partition(".optim")[0] == "torch":
+            continue
+        if MOMENTUM in part.state.get(parameter, {}):
             raise TypeError(
-                f"{type(optimizer).__name__} keeps a {MOMENTUM!r}, and what it is worth for other "
+                f"{type(part).__name__} keeps a {MOMENTUM!r}, and what it is worth for other "
                 "weights is known of torch's optimizers alone; pass optimizer=None and build a new "
                 "optimizer afterwards."
             )

@@ -21,10 +21,18 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Adagrad, Muon, Optimizer, SparseAdam
 
 from growkernels.nn.hooks import hooks_of, is_watched
+from growkernels.nn.optimizers import (
+    Optimizers,
+    ParamGroup,
+    as_one,
+    part_of_group,
+    part_with,
+    parts_of,
+    warn_of_unheld,
+)
 from growkernels.nn.weights import why_computed, why_watched
 from growkernels.nn.wrappers import outdate_wrappers
 
-ParamGroup = dict[str, Any]
 Places = Mapping[int, Sequence[str]]
 MOMENTUM = "momentum_buffer"
 
@@ -85,7 +93,7 @@ def has_hooks(module: nn.Module) -> bool:
 def check_takes_parameters(optimizer: Optimizer) -> None:
     """Raise TypeError unless this is an optimizer whose state can take a new parameter."""
     check_follows(optimizer)
-    if isinstance(optimizer, Adagrad):
+    if any(isinstance(part, Adagrad) for part in parts_of(optimizer)):
         raise TypeError(
             "Adagrad lays out its state when it is built, so no parameter can join it; pass "
             "optimizer=None and build a new optimizer afterwards."
@@ -94,6 +102,11 @@ def check_takes_parameters(optimizer: Optimizer) -> None:
 
 def check_follows(optimizer: Optimizer) -> None:
     """Raise TypeError unless an optimizer's parameters can be exchanged for others."""
+    parts = parts_of(optimizer)
+    if len(parts) > 1:
+        for part in parts:
+            check_follows(part)
+        return
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
             f"optimizer is a {type(optimizer).__name__}; pass the model's torch.optim optimizer, "
@@ -159,6 +172,7 @@ def exchange_parameters(
     over; if it holds none, nothing happens.
     """
     groups = group_of_each(optimizer)
+    warn_of_unheld(optimizer, old)
     held = {name: p for name, p in old.items() if id(p) in groups}
     for place, (own_name, parameter) in enumerate(held.items()):
         group = groups[id(parameter)]
@@ -208,11 +222,12 @@ def start_state(optimizer: Optimizer, group: ParamGroup, parameter: nn.Parameter
     Raises:
         TypeError: the optimizer cannot step with this parameter.
     """
+    optimizer = part_of_group(optimizer, group)
     if isinstance(optimizer, Muon) and parameter.dim() != 2:
         raise TypeError(
             f"Muon takes matrices alone, and the new layer has a parameter of shape "
-            f"{tuple(parameter.shape)}; pass optimizer=None and give the new parameters to your "
-            "optimizers afterwards."
+            f"{tuple(parameter.shape)}; pass all optimizers of the model as a list, or "
+            "optimizer=None and give the new parameters to your optimizers afterwards."
         )
     if isinstance(optimizer, SGD) and group.get("fused") and group["momentum"]:
         states = (optimizer.state.get(p, {}) for p in group["params"])
@@ -240,6 +255,7 @@ def _begin(optimizer: Optimizer, group: ParamGroup, parameter: nn.Parameter) -> 
 
 def state_obstacle(optimizer: Optimizer, parameter: nn.Parameter) -> str | None:
     """Why a parameter's state cannot be cut or enlarged like the parameter; None: it can."""
+    optimizer = part_with(optimizer, parameter)
     for key, value in optimizer.state.get(parameter, {}).items():
         if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
             return (
@@ -276,7 +292,7 @@ def exchange_with_state(
 
 @contextmanager
 def undone_on_error(
-    model: nn.Module, optimizer: Optimizer | None, *others: object
+    model: nn.Module, optimizer: Optimizers | None, *others: object
 ) -> Iterator[None]:
     """If the block raises, model, optimizer and other objects get back what they held.
 
@@ -288,9 +304,10 @@ def undone_on_error(
     classes = [(module, type(module)) for module in model.modules()]
     kept = [_Kept(vars(module)) for module, _ in classes]
     kept += [_Kept(vars(other)) for other in others]
-    if isinstance(optimizer, Optimizer):
-        kept += [_Kept(group) for group in optimizer.param_groups]
-        kept += [_Kept(optimizer.state)]
+    given = as_one(optimizer)
+    for part in parts_of(given) if isinstance(given, Optimizer) else ():
+        kept += [_Kept(group) for group in part.param_groups]
+        kept += [_Kept(part.state)]
     try:
         yield
         outdate_wrappers(model)

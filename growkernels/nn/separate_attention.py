@@ -21,6 +21,7 @@ from growkernels.nn.exchange import (
     state_obstacle,
     undone_on_error,
 )
+from growkernels.nn.optimizers import Optimizers, as_one
 from growkernels.nn.records import Record, append_record, new_record, repeats
 from growkernels.nn.wrappers import check_plain_module
 
@@ -94,7 +95,7 @@ class TimmAttention(Attention):
 
 
 def separate_attention(
-    model: nn.Module, optimizer: Optimizer | None = None, *, record_only: bool = False
+    model: nn.Module, optimizer: Optimizers | None = None, *, record_only: bool = False
 ) -> Separation:
     """Exchange a model's packed attention for modules with q, k, v and proj, in place.
 
@@ -111,7 +112,7 @@ def separate_attention(
 
     Args:
         model: any module; not a DataParallel wrapper.
-        optimizer: the model's optimizer, or None.
+        optimizer: the model's optimizer, a list of them, or None.
         record_only: say what would be done, and leave model and optimizer as they are.
 
     Returns:
@@ -125,6 +126,7 @@ def separate_attention(
             whose state is not shaped like its parameter.
     """
     check_plain_module(model)
+    optimizer = as_one(optimizer)
     found, skipped = _separable(model, optimizer)
     if not found:
         reasons = "".join(f"; {path!r} is left alone: {reason}" for path, reason in skipped.items())

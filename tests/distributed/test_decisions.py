@@ -171,8 +171,10 @@ def zero_redundancy(rank: int) -> dict[str, Any]:
     told = [
         raised(lambda: inserter.insert("0.1", optimizer)),
         raised(lambda: scaling.grow(chosen, optimizer)),
-        raised(lambda: convert(model, {"0.0": 1}, optimizer)),
     ]
+    inserter.close()
+    scaling.close()
+    told.append(raised(lambda: convert(model, {"0.0": 1}, optimizer)))
     after = [repr(model), len(optimizer.param_groups[0]["params"])]
     return {"told": told, "unchanged": before == after}
 

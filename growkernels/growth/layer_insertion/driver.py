@@ -25,6 +25,7 @@ from growkernels.growth.taps import one_batch
 from growkernels.nn import ResidualBlock
 from growkernels.nn.exchange import undone_on_error
 from growkernels.nn.module_paths import ModulePaths
+from growkernels.nn.optimizers import Optimizers, as_one
 from growkernels.nn.records import Record, append_record
 from growkernels.nn.wrappers import check_plain_module, check_watchable
 
@@ -211,7 +212,7 @@ class LayerInsertion:
         return name if accepted else None
 
     def insert(
-        self, position: str, optimizer: Optimizer | None = None, sample: Any = None
+        self, position: str, optimizer: Optimizers | None = None, sample: Any = None
     ) -> nn.Module:
         """Insert the identity layer at a position; the network computes what it did before.
 
@@ -225,7 +226,7 @@ class LayerInsertion:
 
         Args:
             position: one of ``positions``.
-            optimizer: the model's optimizer, or None.
+            optimizer: the model's optimizer, a list of them, or None.
             sample: an input of the model (a tuple for several arguments) to check the whole
                 network with, in eval mode.
 
@@ -240,7 +241,9 @@ class LayerInsertion:
                 were given different positions.
         """
         ranks = ranks_of(self.model, self.group)
+        joint: Optimizer | None = None
         with ranks.agreed():
+            joint = as_one(optimizer)
             check_plain_module(self.model)
             place, h = self._recorded_at(position)
         record = self._record_of(place, h)
@@ -252,7 +255,7 @@ class LayerInsertion:
                 new = insert_identity(
                     self.model,
                     place,
-                    optimizer,
+                    joint,
                     width=record["width"],
                     activation=self.activation,
                     scale=self.scale,

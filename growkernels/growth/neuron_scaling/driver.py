@@ -35,7 +35,9 @@ from growkernels.growth.taps import one_batch
 from growkernels.nn.exchange import undone_on_error
 from growkernels.nn.grown_layers import FORMS
 from growkernels.nn.module_paths import ModulePaths
+from growkernels.nn.optimizers import Optimizers, all_step_by, as_one
 from growkernels.nn.records import Record, append_record
+from growkernels.nn.weights import weight_parameters
 from growkernels.nn.wrappers import check_plain_module, check_watchable
 
 TOLERANCE = 1e-5  # of the largest |output|: wider matrix products round differently
@@ -282,7 +284,7 @@ class NeuronScaling:
     def grow(
         self,
         chosen: Selection,
-        optimizer: Optimizer | None = None,
+        optimizer: Optimizers | None = None,
         *,
         init: str = "parent",
         scale: float = 0.2,
@@ -300,8 +302,8 @@ class NeuronScaling:
 
         Args:
             chosen: from ``select``.
-            optimizer: the model's optimizer, or None. Under SGD a ``"single"`` branch gets gain
-                sqrt(2), else 2, so that it trains like the pair.
+            optimizer: the model's optimizer, a list of them, or None. Under SGD a ``"single"``
+                branch gets gain sqrt(2), else 2, so that it trains like the pair.
             init: ``"parent"`` or ``"eigenvector"``, what new neurons start with (``"single"``
                 branches: 0 in any case).
             scale: of that start; the authors use 0.2.
@@ -316,15 +318,17 @@ class NeuronScaling:
                 on all of them; or they chose differently.
         """
         ranks = ranks_of(self.model, self.group)
+        joint: Optimizer | None = None
         with ranks.agreed():
+            joint = as_one(optimizer)
             check_plain_module(self.model)
-            record, values = self._planned(chosen, optimizer, init, scale)
+            record, values = self._planned(chosen, joint, init, scale)
         neurons = repr(sorted(chosen.neurons.items()))
         doing = f"grow {', '.join(chosen.neurons)} (choice {zlib.crc32(neurons.encode()):x})"
         with undone_on_error(self.model, optimizer, self):
             with ranks.agreed(doing):
                 before = None if sample is None else outputs_in_eval_mode(self.model, sample)
-                growth_step.apply(self.model, record, optimizer, values)
+                growth_step.apply(self.model, record, joint, values)
                 append_record(self.model, record)
                 if before is not None:
                     after = outputs_in_eval_mode(self.model, sample)
@@ -338,7 +342,7 @@ class NeuronScaling:
     def record(
         self,
         chosen: Selection,
-        optimizer: Optimizer | None = None,
+        optimizer: Optimizers | None = None,
         *,
         init: str = "parent",
         scale: float = 0.2,
@@ -353,7 +357,7 @@ class NeuronScaling:
         Raises:
             ValueError: nothing chosen, a choice of other layers, or a start that is not possible.
         """
-        record, values = self._planned(chosen, optimizer, init, scale)
+        record, values = self._planned(chosen, as_one(optimizer), init, scale)
         return with_values(record, values)
 
     def _planned(
@@ -371,7 +375,9 @@ class NeuronScaling:
                 f"The choice names {sorted(set(chosen.neurons) - set(self.layers))[0]!r}, which is "
                 "no candidate now; select anew after each growth."
             )
-        gain = math.sqrt(2) if isinstance(optimizer, SGD) else 2.0
+        layers = [self.model.get_submodule(name) for name in chosen.neurons]
+        weights = [p for layer in layers for p in weight_parameters(layer)]
+        gain = math.sqrt(2) if all_step_by(optimizer, SGD, weights) else 2.0
         gated = self.depth and self.form == "gated"
         must_move = {c.name for c in self._candidates if gated or c.widening is not None}
         values = initial_values(self.model, chosen, init, scale, must_move)
