@@ -44,6 +44,14 @@ def insert_after(model: nn.Module, name: str, new: nn.Module) -> str:
         parent._modules[child] = wrapped
         return f"{prefix}{child}.1"
 
+    return f"{prefix}{insert_child(parent, child, new)}"
+
+
+def insert_child(parent: nn.Module, child: str, new: nn.Module) -> str:
+    """Put `new` behind a child of a Sequential or ModuleList; returns its key there.
+
+    Children numbered 0, 1, 2, ... are renumbered; others keep their names.
+    """
     keys = list(parent._modules)
     index = keys.index(child) + 1
     if keys == [str(i) for i in range(len(keys))]:
@@ -58,7 +66,7 @@ def insert_after(model: nn.Module, name: str, new: nn.Module) -> str:
     children.insert(index, new)
     parent._modules.clear()
     parent._modules.update(zip(keys, children, strict=True))
-    return f"{prefix}{new_key}"
+    return new_key
 
 
 def groups_for_new_layer(
@@ -117,6 +125,18 @@ def join_groups(
     Raises:
         TypeError: an optimizer that cannot step with one of them.
     """
+    join_group_of_each(
+        model,
+        new,
+        optimizer,
+        {id(p): groups[1] if p.dim() <= 1 else groups[0] for p in new.parameters()},
+    )
+
+
+def join_group_of_each(
+    model: nn.Module, new: nn.Module, optimizer: Optimizer, group_of: Mapping[int, ParamGroup]
+) -> None:
+    """The same with a group for each parameter, by its id."""
     named = [group for group in optimizer.param_groups if "param_names" in group]
     names = {
         id(p): name
@@ -125,7 +145,7 @@ def join_groups(
     }
     order = {id(p): place for place, p in enumerate(model.parameters())}
     for parameter in new.parameters():
-        group = groups[1] if parameter.dim() <= 1 else groups[0]
+        group = group_of[id(parameter)]
         members = group["params"]
         before = [
             index

@@ -138,7 +138,7 @@ def trace(model: nn.Module, sample: Any) -> Trace:
             )
     recorder = _Recorder(model)
     recorder.trace.inputs = tuple(recorder.number(t, "input") for t in tensors_in(sample))
-    with _unchanged(model), evaluating(model), recorder.hooks(), _Escapes(recorder), recorder:
+    with unchanged(model), evaluating(model), recorder.hooks(), _Escapes(recorder), recorder:
         try:
             output = call(model, sample)
         except Exception as error:
@@ -152,7 +152,7 @@ def trace(model: nn.Module, sample: Any) -> Trace:
 
 
 @contextmanager
-def _unchanged(model: nn.Module) -> Iterator[None]:
+def unchanged(model: nn.Module) -> Iterator[None]:
     """Buffers and random number generators are afterwards as before."""
     kept = [(buffer, buffer.clone(), buffer._version) for buffer in model.buffers()]
     devices = {p.get_device() for p in model.parameters() if p.is_cuda}

@@ -297,13 +297,14 @@ def undone_on_error(
     """If the block raises, model, optimizer and other objects get back what they held.
 
     That is every module's class, attributes, children, parameters, buffers and hooks, the
-    optimizer's groups and which parameter has which state, and the attributes of the others; the
-    contents of tensors are not kept, so the block must not write into existing ones. If it does
-    not raise, wrappers that do not know the model's parameters any more refuse to be called.
+    optimizer's groups and which parameter has which state, and the attributes of the others and of
+    the configurations that transformers' modules keep (their numbers of layers). The contents of
+    tensors are not kept, so the block must not write into existing ones. If it does not raise,
+    wrappers that do not know the model's parameters any more refuse to be called.
     """
     classes = [(module, type(module)) for module in model.modules()]
     kept = [_Kept(vars(module)) for module, _ in classes]
-    kept += [_Kept(vars(other)) for other in others]
+    kept += [_Kept(vars(other)) for other in (*others, *configurations(model))]
     given = as_one(optimizer)
     for part in parts_of(given) if isinstance(given, Optimizer) else ():
         kept += [_Kept(group) for group in part.param_groups]
@@ -317,6 +318,12 @@ def undone_on_error(
         for entry in kept:
             entry.restore()
         raise
+
+
+def configurations(model: nn.Module) -> list[Any]:
+    """The objects that modules of transformers keep as ``config``, each once."""
+    found = [vars(module).get("config") for module in model.modules()]
+    return list({id(c): c for c in found if hasattr(c, "to_dict")}.values())
 
 
 CONTAINERS = (dict, OrderedDict, defaultdict, list)

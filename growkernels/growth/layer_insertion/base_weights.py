@@ -31,7 +31,7 @@ class BaseWeights:
     """The weight matrices of a model that candidates of some kinds are compared with, numbered.
 
     Like with like: linear layers for linear and residual candidates, convolutions (basis ones
-    too) for convolutional ones; real weights alone.
+    too) for convolutional ones, both for blocks; real weights alone.
 
     Args:
         model: whose layers.
@@ -49,9 +49,9 @@ class BaseWeights:
         self._convolutions: dict[nn.Module, int] = {}
         self._last: dict[nn.Module, weakref.ref[Tensor]] = {}  # computed weights with a hook
         wanted: tuple[type[nn.Module], ...] = ()
-        if {"linear_relu", "residual"} & set(kinds):
+        if {"linear_relu", "residual", "block"} & set(kinds):
             wanted += (nn.Linear,)
-        if "conv2d_relu" in kinds:
+        if {"conv2d_relu", "block"} & set(kinds):
             wanted += (nn.Conv2d, BasisConv2d)
         numbers: dict[tuple[int, ...], int] = {}
         for layer in model.modules():

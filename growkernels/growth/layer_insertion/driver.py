@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from growkernels.growth.layer_insertion.block_copies import BLOCK, block_record, insert_block
 from growkernels.growth.layer_insertion.insertion import insert_identity, insertion_record
 from growkernels.growth.layer_insertion.merit_norms import NORMS
 from growkernels.growth.layer_insertion.merits import Merits
 from growkernels.growth.layer_insertion.positions import (
-    KINDS,
+    ALL_KINDS,
     Position,
     find_positions,
     named_positions,
 )
 from growkernels.growth.layer_insertion.recorder import Recorder
+from growkernels.growth.layer_insertion.traced_positions import traced_positions
 from growkernels.growth.processes import Group, ranks_of
 from growkernels.growth.same_function import check_same_output, outputs_in_eval_mode
 from growkernels.growth.taps import one_batch
@@ -49,6 +52,12 @@ class LayerInsertion:
     with a loss that is a mean over its batch use batches of one size; drop a smaller last one).
     Such a layer passes dL/dh on unchanged, so h and dL/dh of the model as it is are enough.
 
+    Positions of the kind ``"block"`` are between the blocks of a residual stack. There a copy of
+    the block in front is inserted, with what it writes into the residual stream at zero (attention
+    and MLP projections, layer scales, or the last norm of a ResNet's block): the identity, whose
+    zero parameters have a gradient. The merit is the squared norm of that, from a forward pass of
+    the copy alone. It can be larger than that of a single layer for the number of its parameters.
+
     Positions are followed when others insert, renumber or grow something. Where a module was taken
     away, replaced or widened, what was recorded is of another network, and a sentence says so.
 
@@ -65,6 +74,15 @@ class LayerInsertion:
         scale: W1 = scale * I in residual candidates (the authors use 0.8).
         group: the processes that decide together; None: those that a DistributedDataParallel trains
             the model on, or the default group.
+        sample: an input (a tensor, a tuple of arguments, or a dict of keyword arguments). One pass
+            on it shows positions in hand-written forwards, and those between residual blocks; every
+            insertion is checked with it. None: positions are told from registered modules.
+        zero: with ``sample``, the layers or parameters of a residual block, by their names in it,
+            that make it the identity when they are zero, such as ``("attn.proj", "mlp.fc2")``.
+            None: those that the pass shows.
+
+    Attributes:
+        left_out: {path: reason} for modules that look like positions and are none; with ``sample``.
 
     Raises:
         TypeError: the model, or a part of it, is compiled, wrapped for data parallelism or sharded.
@@ -81,17 +99,31 @@ class LayerInsertion:
         activation: str | None = None,
         scale: float = 0.8,
         group: Group = None,
+        sample: Any = None,
+        zero: Sequence[str] | None = None,
     ) -> None:
         check_watchable(model)
         if norm not in NORMS:
             raise ValueError(f"Unknown norm {norm!r}; choose one of {', '.join(NORMS)}.")
-        unknown = set(kinds or ()) - set(KINDS)
+        unknown = set(kinds or ()) - set(ALL_KINDS)
         if unknown:
-            raise ValueError(f"Unknown kinds {sorted(unknown)}; choose from {', '.join(KINDS)}.")
+            raise ValueError(
+                f"Unknown kinds {sorted(unknown)}; choose from {', '.join(ALL_KINDS)}."
+            )
         if positions is not None and kinds is not None:
             raise ValueError("kinds filters the positions that are found; do not name both.")
+        if sample is None and (zero is not None or BLOCK in (kinds or ())):
+            raise ValueError(
+                "Residual blocks are found, and checked to start as the identity, on an input of "
+                "the model; pass sample=."
+            )
+        if isinstance(zero, str):
+            raise TypeError(f"zero is the string {zero!r}; give a list of names in a block.")
         self.model = model
         self.norm = norm
+        self.left_out: dict[str, str] = {}
+        self._sample = sample
+        self._zero = zero
         self.kinds = kinds
         self.activation = activation or _activation_of_blocks(model)
         self.scale = scale
@@ -100,9 +132,7 @@ class LayerInsertion:
         self._named = positions is not None
         self._paths = ModulePaths(model)  # what the recorder's positions are paths of
         self._shown = self._paths  # what the names that the user was given last are paths of
-        self._recorder = self._watch(
-            find_positions(model, kinds) if positions is None else named_positions(model, positions)
-        )
+        self._recorder = self._watch(self._find() if positions is None else self._take(positions))
 
     @property
     def positions(self) -> tuple[Position, ...]:
@@ -163,7 +193,7 @@ class LayerInsertion:
                 "No batches are recorded; run a backward pass inside `with inserter.recording():`."
             )
         for position in recorder.positions:
-            if position.kind != "residual" and bool(
+            if position.kind not in ("residual", BLOCK) and bool(
                 (recorder.sums.samples[position.name] < 0).any()
             ):
                 raise ValueError(
@@ -227,11 +257,11 @@ class LayerInsertion:
         Args:
             position: one of ``positions``.
             optimizer: the model's optimizer, a list of them, or None.
-            sample: an input of the model (a tuple for several arguments) to check the whole
-                network with, in eval mode.
+            sample: an input of the model (a tuple for several arguments, a dict for keyword
+                arguments) to check the whole network with, in eval mode; None: that of the driver.
 
         Returns:
-            The new LinearReLU, Conv2dReLU or ResidualBlock.
+            The new LinearReLU, Conv2dReLU, ResidualBlock or copied block.
 
         Raises:
             TypeError: a part of the model is wrapped or sharded by now.
@@ -245,26 +275,20 @@ class LayerInsertion:
         with ranks.agreed():
             joint = as_one(optimizer)
             check_plain_module(self.model)
+            sample = self._sample if sample is None else sample
             place, h = self._recorded_at(position)
         record = self._record_of(place, h)
-        positions = self._recorder.positions
-        old_modules = [self.model.get_submodule(p.name) for p in positions]
+        before_it = dict(self.model.named_modules(remove_duplicate=False))
         with undone_on_error(self.model, optimizer, self):
             with ranks.agreed(f"insert a layer behind {position!r}"):
                 before = None if sample is None else outputs_in_eval_mode(self.model, sample)
-                new = insert_identity(
-                    self.model,
-                    place,
-                    joint,
-                    width=record["width"],
-                    activation=self.activation,
-                    scale=self.scale,
-                    sample=h,
-                )
+                new = self._insert(place, joint, h)
                 append_record(self.model, record)
                 if before is not None:
-                    check_same_output(before, outputs_in_eval_mode(self.model, sample))
-                recorder = self._watch(self._positions_after(old_modules, place, new))
+                    with running_once(new, place.name):
+                        after = outputs_in_eval_mode(self.model, sample)
+                    check_same_output(before, after)
+                recorder = self._watch(self._positions_after(before_it, place, new))
                 paths = ModulePaths(self.model)
             self._recorder.remove()
             self._recorder, self._paths, self._shown = recorder, paths, paths
@@ -310,16 +334,51 @@ class LayerInsertion:
             )
         return place, h
 
+    def _insert(self, place: Position, optimizer: Optimizer | None, h: Tensor) -> nn.Module:
+        if place.kind == BLOCK:
+            return insert_block(self.model, place.name, place.template, place.zero, optimizer)
+        return insert_identity(
+            self.model,
+            place,
+            optimizer,
+            width=_width(place, h),
+            activation=self.activation,
+            scale=self.scale,
+            sample=h,
+        )
+
     def _record_of(self, place: Position, h: Tensor) -> Record:
+        if place.kind == BLOCK:
+            return block_record(place.name, place.template, place.zero)
         return insertion_record(
             place,
-            width=h.shape[1 if place.kind == "conv2d_relu" else -1],
+            width=_width(place, h),
             activation=self.activation,
             scale=self.scale,
         )
 
+    def _find(self) -> list[Position]:
+        if self._sample is None:
+            return find_positions(self.model, self.kinds)
+        positions, self.left_out = traced_positions(
+            self.model, self._sample, self.kinds, self._zero
+        )
+        return positions
+
+    def _take(self, names: Sequence[str] | Mapping[str, str]) -> list[Position]:
+        """The positions that the user named."""
+        if self._sample is None:
+            return named_positions(self.model, names)
+        found, self.left_out = traced_positions(self.model, self._sample, None, self._zero)
+        return named_positions(self.model, names, found, self.left_out)
+
     def _watch(self, positions: Sequence[Position]) -> Recorder:
-        _refuse_none(positions)
+        _refuse_none(positions, self.left_out)
+        if self.norm != "frobenius" and any(p.kind == BLOCK for p in positions):
+            raise ValueError(
+                f"norm={self.norm!r} compares layers of one matrix each, and a block has several; "
+                "use 'frobenius', or kinds= without 'block'."
+            )
         return Recorder(self.model, positions, activation=self.activation, scale=self.scale)
 
     def _follow(self) -> None:
@@ -328,10 +387,13 @@ class LayerInsertion:
         if recorder.recording:
             return
         if recorder.sums.batches == 0 and not self._named:
-            positions = find_positions(self.model, self.kinds)
-            if self._paths.is_current(self.model) and positions == recorder.positions:
+            current = self._paths.is_current(self.model)
+            if current and self._sample is not None:
                 return
-            _refuse_none(positions)
+            positions = self._find()
+            if current and positions == recorder.positions:
+                return
+            _refuse_none(positions, self.left_out)
             recorder.watch(self.model, positions)
         elif self._paths.is_current(self.model):
             return
@@ -353,9 +415,7 @@ class LayerInsertion:
             if recorder.sums.batches:
                 recorder.rename(now)
             else:
-                recorder.watch(
-                    self.model, [Position(now[p.name], p.kind) for p in recorder.positions]
-                )
+                recorder.watch(self.model, [p.renamed(now) for p in recorder.positions])
         self._paths = ModulePaths(self.model)
         if recorder.sums.batches == 0:  # no name that was given before can be one to insert at
             self._shown = self._paths
@@ -378,20 +438,49 @@ class LayerInsertion:
         )
 
     def _positions_after(
-        self, old_modules: list[nn.Module], place: Position, new: nn.Module
+        self, before: Mapping[str, nn.Module], place: Position, new: nn.Module
     ) -> list[Position]:
         if not self._named:
-            return find_positions(self.model, self.kinds)
+            return self._find()
         paths = {module: path for path, module in self.model.named_modules()}
+        now = {path: paths[module] for path, module in before.items() if module in paths}
         positions = []
-        for old, module in zip(self._recorder.positions, old_modules, strict=True):
-            positions.append(Position(paths[module], old.kind))
+        for old in self._recorder.positions:
+            positions.append(old.renamed(now))
             if old == place:
-                positions.append(Position(paths[new], old.kind))
+                positions.append(replace(old.renamed(now), name=paths[new]))
         return positions
 
 
-def _refuse_none(positions: Sequence[Position]) -> None:
+def _width(place: Position, h: Tensor) -> int:
+    return h.shape[1 if place.kind == "conv2d_relu" else -1]
+
+
+@contextmanager
+def running_once(new: nn.Module, position: str) -> Iterator[None]:
+    """Raise RuntimeError unless the module ran exactly once in the block."""
+    runs: list[None] = []
+    handle = new.register_forward_hook(lambda *_: runs.append(None))
+    try:
+        yield
+    finally:
+        handle.remove()
+    if len(runs) != 1:
+        raise RuntimeError(
+            f"What was inserted behind {position!r} ran {len(runs)} times in one pass of the model "
+            "instead of once: the forward does not run the modules there one after the other. "
+            "Model and optimizer are as before."
+        )
+
+
+def _refuse_none(positions: Sequence[Position], left_out: Mapping[str, str]) -> None:
+    if not positions and left_out:
+        path, reason = next(iter(left_out.items()))
+        raise ValueError(
+            f"No candidate positions were found: of {path!r}, {reason}"
+            + (f", and {len(left_out) - 1} more in left_out" if len(left_out) > 1 else "")
+            + ". Name modules whose outputs are the h: positions=['path', ...]."
+        )
     if not positions:
         raise ValueError(
             "No candidate positions were found: there is no ReLU behind a Linear or Conv2d in "

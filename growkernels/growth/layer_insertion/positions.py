@@ -6,7 +6,7 @@ A position is the path of a module; the new layer goes behind it, on its output 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -17,15 +17,28 @@ from growkernels.nn.grown_layers import ENDING_IN_RELU
 from growkernels.nn.weights import weight_names
 
 KINDS = ("linear_relu", "residual", "conv2d_relu")
+ALL_KINDS = (*KINDS, "block")
 KIND_BEHIND_RELU = {"features": "linear_relu", "images": "conv2d_relu"}
 
 
 @dataclass(frozen=True)
 class Position:
-    """The path of the module whose output is h, and the kind of virtual layer that acts on it."""
+    """The path of the module whose output is h, and the kind of virtual layer that acts on it.
+
+    Attributes:
+        template: of the kind ``"block"``, the path of the block that is copied.
+        zero: of the same, the names of the parameters in it that start at zero.
+    """
 
     name: str
     kind: str
+    template: str = ""
+    zero: tuple[str, ...] = ()
+
+    def renamed(self, paths: Mapping[str, str]) -> Position:
+        """The same position in a model whose modules are at other paths now."""
+        template = paths[self.template] if self.template else ""
+        return replace(self, name=paths[self.name], template=template)
 
 
 def find_positions(model: nn.Module, kinds: Collection[str] | None = None) -> list[Position]:
@@ -55,8 +68,16 @@ def find_positions(model: nn.Module, kinds: Collection[str] | None = None) -> li
     return sorted(positions.values(), key=lambda position: order.index(position.name))
 
 
-def named_positions(model: nn.Module, names: Sequence[str] | Mapping[str, str]) -> list[Position]:
+def named_positions(
+    model: nn.Module,
+    names: Sequence[str] | Mapping[str, str],
+    traced: Sequence[Position] = (),
+    left_out: Mapping[str, str] | None = None,
+) -> list[Position]:
     """The positions that a user named, their kinds given ({path: kind}) or inferred.
+
+    Args:
+        traced, left_out: what a pass on a sample showed, if there is one.
 
     Raises:
         TypeError: a single string instead of a list of them.
@@ -68,7 +89,8 @@ def named_positions(model: nn.Module, names: Sequence[str] | Mapping[str, str]) 
     if not names:
         raise ValueError("positions is empty; name at least one module path, or pass None.")
     modules = dict(model.named_modules(remove_duplicate=False))
-    found = {position.name: position.kind for position in find_positions(model)}
+    found = {position.name: position.kind for position in (*traced, *find_positions(model))}
+    blocks = {position.name: position for position in traced if position.kind == "block"}
     positions = []
     for name in names:
         if name not in modules or not name:
@@ -85,9 +107,22 @@ def named_positions(model: nn.Module, names: Sequence[str] | Mapping[str, str]) 
                 f"be inferred; pass positions={{{name!r}: kind}} with kind one of "
                 f"{', '.join(KINDS)}."
             )
-        if kind not in KINDS:
+        if kind not in ALL_KINDS:
             raise ValueError(
-                f"Unknown kind {kind!r} for position {name!r}; choose one of {', '.join(KINDS)}."
+                f"Unknown kind {kind!r} for position {name!r}; choose one of "
+                f"{', '.join(ALL_KINDS)}."
+            )
+        if kind == "block":
+            if name not in blocks:
+                reason = (left_out or {}).get(name, "no pass on a sample shows a residual block")
+                raise ValueError(f"No block can be inserted behind {name!r}: {reason}.")
+            positions.append(blocks[name])
+            continue
+        if kind != "conv2d_relu" and layout_behind(modules[name], None) == "images":
+            raise ValueError(
+                f"Position {name!r} makes feature maps [N, C, H, W], whose last axis are no "
+                f"features, so that no layer of the kind {kind!r} fits; use 'conv2d_relu' or a "
+                "position behind a block."
             )
         positions.append(Position(name, kind))
     return positions

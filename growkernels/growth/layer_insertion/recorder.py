@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from growkernels.growth.layer_insertion.base_weights import BaseWeights
+from growkernels.growth.layer_insertion.block_copies import BLOCK, first_tensor, identity_copy
+from growkernels.growth.layer_insertion.block_merits import BlockCall, watch_calls, zero_gradient
 from growkernels.growth.layer_insertion.gradient_sums import GradientSums
 from growkernels.growth.layer_insertion.positions import Position
 from growkernels.growth.taps import BackwardPasses, ForwardPass, remove, sum_dtype, watch
@@ -55,6 +58,7 @@ class Recorder:
         self.sums = GradientSums()
         self.recording = False
         self._arrivals: dict[str, Arrival] = {}  # waiting for the op
+        self._blocks: dict[str, Arrival] = {}  # the same of blocks, until the end of the batch
         self._batch = GradientSums()  # of the batch being recorded
         self._passes = BackwardPasses()  # of the same
         self._base_buffers: dict[int, Tensor] = {}  # kept from batch to batch
@@ -63,6 +67,8 @@ class Recorder:
         self._names: dict[nn.Module, str] = {}
         self._base: BaseWeights
         self._handles_of_batch: list[RemovableHandle] = []
+        self._model: weakref.ref[nn.Module]
+        self._calls: dict[nn.Module, BlockCall] = {}  # how blocks were called last
         self.remove: Callable[[], object] = lambda: None  # takes all hooks off the model
         self._closed = False
         self.watch(model, positions)
@@ -79,17 +85,21 @@ class Recorder:
                 )
             names[module] = position.name
         base = BaseWeights(model, {p.kind for p in positions}, self._base_grad_arrived)
+        templates = [model.get_submodule(p.template) for p in positions if p.template]
         if not self._closed:
             remove_new = watch(self, dict.fromkeys([*names, *base.watched]))
+            remove_calls = watch_calls(self, dict.fromkeys(templates))
             self.remove()
-            self.remove = remove_new
+            self.remove = lambda: (remove_new(), remove_calls())
+        self._model = weakref.ref(model)
+        self._calls = {}
         self.positions, self._names = list(positions), names
         self._base = base
         self.sums, self._base_buffers = GradientSums(), {}
 
     def rename(self, paths: Mapping[str, str]) -> None:
         """Follow positions to the paths at which their modules are now."""
-        positions = [Position(paths[p.name], p.kind) for p in self.positions]
+        positions = [position.renamed(paths) for position in self.positions]
         names = {module: paths[name] for module, name in self._names.items()}
         self.positions, self._names, self.sums = positions, names, self.sums.renamed(paths)
 
@@ -115,7 +125,7 @@ class Recorder:
     def end(self) -> None:
         """Stop recording and let go of the batch's tensors, whether it was added or not."""
         self.recording = False
-        self._arrivals, self._batch = {}, GradientSums()
+        self._arrivals, self._blocks, self._batch = {}, {}, GradientSums()
         remove(self._handles_of_batch)
         self._handles_of_batch = []
 
@@ -127,6 +137,8 @@ class Recorder:
                 changed in place. The batch is dropped, earlier ones are kept.
         """
         self._take_arrivals()
+        self._take_blocks()
+        self._calls = {}
         for module, name in self._names.items():
             if name not in self._batch.virtual:
                 self._problems.append(self._unusable.get(module) or _why_missing(name))
@@ -147,7 +159,9 @@ class Recorder:
         name = self._names.get(module)
         if name is None:
             return
-        kind = next(position.kind for position in self.positions if position.name == name)
+        kind = self._kind_of(name)
+        if kind == BLOCK:
+            output = first_tensor(output)
         if (reason := _why_unusable(output, kind)) is not None:
             self._unusable[module] = f"Position {name!r} {reason}"
         else:
@@ -161,14 +175,18 @@ class Recorder:
             return
         if (obstacle := self._passes.obstacle(forward)) is not None:
             self._problems.append(f"Position {name!r} {obstacle}")
-        elif name in self._arrivals or name in self._batch.virtual:
+        elif name in self._arrivals or name in self._blocks or name in self._batch.virtual:
             self._problems.append(
                 f"Position {name!r} got more than one gradient in one recording: the module runs "
                 "more than once per forward pass; give each use its own module."
             )
         else:
             h, version = forward.kept
-            self._arrivals[name] = Arrival(h, version, grad, grad._version)
+            arrival = Arrival(h, version, grad, grad._version)
+            if self._kind_of(name) == BLOCK:
+                self._blocks[name] = arrival
+                return
+            self._arrivals[name] = arrival
             if sum(a.h.nbytes + a.grad.nbytes for a in self._arrivals.values()) > WAITING_BYTES:
                 self._take_arrivals()
 
@@ -193,14 +211,7 @@ class Recorder:
 
         Runs inside backward hooks, so what is wrong is kept for `finish` to raise.
         """
-        for name, arrival in self._arrivals.items():
-            if arrival.h._version != arrival.h_version or (
-                arrival.grad._version != arrival.grad_version
-            ):
-                self._problems.append(
-                    f"The output of {name!r} was changed in place after it was recorded; use "
-                    "inplace=False in the operation behind it."
-                )
+        self._check_unchanged(self._arrivals)
         if not self._problems:
             try:
                 with torch.no_grad():
@@ -209,6 +220,50 @@ class Recorder:
             except (RuntimeError, TypeError, ValueError) as error:
                 self._problems.append(str(error))
         self._arrivals = {}
+
+    def _check_unchanged(self, arrivals: Mapping[str, Arrival]) -> None:
+        for name, arrival in arrivals.items():
+            if arrival.h._version != arrival.h_version or (
+                arrival.grad._version != arrival.grad_version
+            ):
+                self._problems.append(
+                    f"The output of {name!r} was changed in place after it was recorded; use "
+                    "inplace=False in the operation behind it."
+                )
+
+    def _take_blocks(self) -> None:
+        """The gradients of the blocks that would be inserted, from a forward of each alone."""
+        self._check_unchanged(self._blocks)
+        model = self._model()
+        for position in self.positions:
+            arrival = self._blocks.pop(position.name, None)
+            if self._problems or arrival is None or model is None:
+                continue
+            template = model.get_submodule(position.template)
+            if template not in self._calls:
+                self._problems.append(
+                    f"Block {position.template!r}, of which a copy would be inserted at "
+                    f"{position.name!r}, did not run in this batch."
+                )
+                continue
+            try:
+                new = identity_copy(model, position.template, position.zero)
+                total = zero_gradient(
+                    new, position.zero, arrival.h, arrival.grad, self._calls[template]
+                )
+            except (RuntimeError, TypeError, ValueError) as error:
+                self._problems.append(f"Position {position.name!r}: {error}")
+                continue
+            self._batch.virtual[position.name] = total
+            self._batch.second_moments[position.name] = total.square().sum()
+            self._batch.samples[position.name] = arrival.h[:SAMPLE_ROWS].clone()
+
+    def block_ran(self, module: nn.Module, call: BlockCall) -> None:
+        """Called by the hooks after every forward pass of a block that may be copied."""
+        self._calls[module] = call
+
+    def _kind_of(self, name: str) -> str:
+        return next(position.kind for position in self.positions if position.name == name)
 
     def _groups(self) -> list[list[Position]]:
         """The waiting positions that one call of the op can take: same kind, same device."""

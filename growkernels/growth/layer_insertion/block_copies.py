@@ -1,0 +1,189 @@
+"""A copy of a residual block that is the identity: made, checked, and put into its stack."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from growkernels.growth.same_function import TOLERANCE, tensors_in
+from growkernels.growth.surgery import groups_for_new_layer, insert_child, join_group_of_each
+from growkernels.nn.exchange import configurations, group_of_each, places_of
+from growkernels.nn.hooks import DriverHook, hooks_of
+from growkernels.nn.optimizers import ParamGroup
+from growkernels.nn.records import Record, new_record, repeats
+from growkernels.nn.weights import why_computed
+
+BLOCK = "block"
+
+
+def block_record(position: str, template: str, zero: Sequence[str]) -> Record:
+    """What `insert_block` is called with, as a record."""
+    return new_record(BLOCK, position=position, template=template, zero=list(zero))
+
+
+@repeats(BLOCK)
+def repeat_block(model: nn.Module, record: Mapping[str, Any], optimizer: Optimizer | None) -> None:
+    """Insert what a record says; not undone on error."""
+    insert_block(model, record["position"], record["template"], record["zero"], optimizer)
+
+
+def identity_copy(model: nn.Module, template: str, zero: Sequence[str]) -> nn.Module:
+    """A copy of the block at a path with the named parameters at zero; no gradients, no hooks.
+
+    Everything in it can be trained. Objects that the block shares with the rest of the model, such
+    as a configuration, are shared with the copy too.
+
+    Raises:
+        ValueError: the block cannot be copied, or has no parameter of such a name.
+    """
+    block = model.get_submodule(template)
+    if (reason := why_not_copied(model, template)) is not None:
+        raise ValueError(f"Block {template!r} cannot be copied: {reason}.")
+    shared = {id(config): config for config in configurations(block)}
+    try:
+        new = copy.deepcopy(block, shared)
+    except Exception as error:
+        raise ValueError(
+            f"Block {template!r} cannot be copied: copy.deepcopy raises {type(error).__name__} "
+            f"({error})."
+        ) from error
+    held = dict(new.named_parameters())
+    for name in zero:
+        if name not in held:
+            raise ValueError(
+                f"Block {template!r} has no parameter {name!r} that could be zero; its parameters "
+                f"are {', '.join(map(repr, held))}."
+            )
+    with torch.no_grad():
+        for name in zero:
+            held[name].zero_()
+    for parameter in held.values():
+        parameter.grad = None
+        if parameter.is_floating_point():
+            parameter.requires_grad_(True)
+    return new
+
+
+def why_not_copied(model: nn.Module, template: str) -> str | None:
+    """Why a block of a model cannot be copied, as a clause; None: it can."""
+    block = model.get_submodule(template)
+    places = places_of(model)
+    for part in (*block.modules(), *block.parameters()):
+        inside = [p for p in places[id(part)] if p == template or p.startswith(f"{template}.")]
+        if len(inside) < len(places[id(part)]):
+            other = next(path for path in places[id(part)] if path not in inside)
+            return (
+                f"{inside[0]!r} is also used at {other!r}, and in a copy it would be another one; "
+                "untie the weights first"
+            )
+    for name, module in block.named_modules():
+        if (reason := why_computed(module)) is not None:
+            return f"of {name!r} {reason}"
+        if any(not isinstance(hook, DriverHook) for hook in hooks_of(module)):
+            return f"{name or 'it'!r} carries hooks, which a copy would share; remove them first"
+        if type(module).__module__.startswith("torch.ao.nn.quantized"):
+            return f"{name!r} is quantised, and has no weights that could be trained"
+    for name, parameter in block.named_parameters():
+        if not parameter.is_floating_point():
+            return f"its {name} is {parameter.dtype}, and has no gradient"
+    return None
+
+
+def first_tensor(output: Any) -> Tensor | None:
+    """The first tensor that a block returns, which is what goes on in the stack."""
+    return next(iter(tensors_in(output)), None)
+
+
+def check_identity(
+    new: nn.Module, h: Tensor, run: Callable[[nn.Module, Tensor], Tensor | None]
+) -> None:
+    """Raise RuntimeError unless run(new, h) is h to 1e-6 of its largest number.
+
+    In eval mode, without gradients; types with less precision are allowed four units in the last
+    place.
+    """
+    modes = [(module, module.training) for module in new.modules()]
+    try:
+        new.eval()
+        with torch.no_grad():
+            out = run(new, h.clone())
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    if out is None or out.shape != h.shape:
+        raise RuntimeError("it does not return what it is given")
+    error, largest = float((out.double() - h.double()).abs().max()), float(h.abs().max())
+    if not error <= max(TOLERANCE, 4 * torch.finfo(h.dtype).eps) * largest:
+        raise RuntimeError(
+            f"with these parameters at zero it changes its input by {error:.3g} (largest "
+            f"{largest:.3g})"
+        )
+
+
+def insert_block(
+    model: nn.Module,
+    position: str,
+    template: str,
+    zero: Sequence[str],
+    optimizer: Optimizer | None,
+) -> nn.Module:
+    """Put an identity copy of the block `template` behind the block at `position`.
+
+    Its parameters join the optimizer's groups of those that they are copies of, without a state.
+    Numbers that transformers' models keep per layer (``layer_idx``, ``config.num_hidden_layers``)
+    follow. Not undone on error.
+    """
+    new = identity_copy(model, template, zero)
+    old = model.get_submodule(template)
+    groups = None if optimizer is None else _groups(model, template, old, new, optimizer)
+    stack, _, child = position.rpartition(".")
+    parent = model.get_submodule(stack)
+    count = len(parent._modules)
+    new.train(model.get_submodule(position).training)
+    insert_child(parent, child, new)
+    _renumber(model, parent, list(parent._modules.values()).index(new), count)
+    if optimizer is not None and groups is not None:
+        join_group_of_each(model, new, optimizer, groups)
+    return new
+
+
+def _groups(
+    model: nn.Module, template: str, old: nn.Module, new: nn.Module, optimizer: Optimizer
+) -> dict[int, ParamGroup]:
+    held = group_of_each(optimizer)
+    others = groups_for_new_layer(model, template, optimizer)
+    groups: dict[int, ParamGroup] = {}
+    for (_, mine), (_, theirs) in zip(new.named_parameters(), old.named_parameters(), strict=True):
+        groups[id(mine)] = held.get(id(theirs), others[1] if mine.dim() <= 1 else others[0])
+    return groups
+
+
+def _renumber(model: nn.Module, stack: nn.Module, place: int, count: int) -> None:
+    """Numbers of layers, and of how many there are, in transformers' models."""
+    blocks = list(stack._modules.values())
+    numbered = False
+    for index, block in enumerate(blocks):
+        assert block is not None
+        for part in block.modules():
+            if isinstance(vars(part).get("layer_idx"), int):
+                part.layer_idx = index  # type: ignore[assignment]
+                numbered = True
+    holders = [module for module in model.modules() if stack in module._modules.values()]
+    for config in configurations(model):
+        concerned = numbered or any(vars(holder).get("config") is config for holder in holders)
+        if not concerned or getattr(config, "num_hidden_layers", None) != count:
+            continue
+        if getattr(config, "is_encoder_decoder", False):
+            raise ValueError(
+                "The model has an encoder and a decoder, whose numbers of layers its configuration "
+                "keeps by names that are not known here; no block is inserted."
+            )
+        for key, value in list(vars(config).items()):
+            if key.startswith("layer_") and isinstance(value, list) and len(value) == count:
+                setattr(config, key, [*value[:place], value[place - 1], *value[place:]])
+        config.num_hidden_layers = count + 1

@@ -1,0 +1,93 @@
+"""Candidate positions that one traced pass on a sample shows, and why there are no others."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from torch import nn
+
+from growkernels.growth.layer_insertion.block_positions import find_block_positions
+from growkernels.growth.layer_insertion.positions import (
+    KIND_BEHIND_RELU,
+    Position,
+    find_positions,
+)
+from growkernels.growth.layouts import runs_as
+from growkernels.growth.traced_graph import TracedGraph, traced
+from growkernels.nn.grown_layers import ENDING_IN_RELU
+
+
+def traced_positions(
+    model: nn.Module,
+    sample: Any,
+    kinds: Collection[str] | None = None,
+    zero: Sequence[str] | None = None,
+    graph: TracedGraph | None = None,
+) -> tuple[list[Position], dict[str, str]]:
+    """The positions in registration order, and {path: why not} of what looks like one.
+
+    Besides those of ``find_positions``: behind every nn.ReLU that ran once, on features of a layer,
+    wherever it is called; and behind the blocks of residual stacks.
+
+    Args:
+        sample: an input: a tensor, a tuple of arguments, or a dict of keyword arguments.
+        kinds: keep only these kinds.
+        zero: see ``find_block_positions``.
+        graph: of the model on the sample, if there is one already.
+
+    Raises:
+        ValueError: the model raises an error on the sample.
+    """
+    graph = traced(model, sample) if graph is None else graph
+    found = {position.name: position for position in find_positions(model)}
+    left_out: dict[str, str] = {}
+    for path, module in model.named_modules():
+        if path and path not in found and runs_as(module, (nn.ReLU, *ENDING_IN_RELU)):
+            kind, reason = _behind_relu(graph, path)
+            if kind is not None:
+                found[path] = Position(path, kind)
+            elif reason is not None:
+                left_out[path] = reason
+    for path in _calling_relu(model, graph):
+        left_out.setdefault(
+            path,
+            "its forward calls relu as a function, behind which no module can be inserted; make it "
+            "an nn.ReLU",
+        )
+    blocks, no_blocks = find_block_positions(model, graph.trace, sample, zero)
+    for position in blocks:
+        found.setdefault(position.name, position)
+    left_out.update(no_blocks)
+    order = [name for name, _ in model.named_modules(remove_duplicate=False)]
+    kept = [p for p in found.values() if kinds is None or p.kind in kinds]
+    return sorted(kept, key=lambda position: order.index(position.name)), left_out
+
+
+def _behind_relu(graph: TracedGraph, path: str) -> tuple[str | None, str | None]:
+    """The kind of a position behind a ReLU, or why there is none."""
+    calls = graph.trace.calls_of(path)
+    if len(calls) != 1:
+        times = f"runs {len(calls)} times in one pass" if calls else "did not run on the sample"
+        return None, f"it {times}, and an inserted layer would too" if calls else f"it {times}"
+    output = calls[0].outputs[0]
+    place = graph.axis_of(output)
+    if place is None:
+        return None, "what it acts on cannot be followed to a layer"
+    axes = len(graph.trace.values[output].shape)
+    if place[0] == axes - 1:
+        return KIND_BEHIND_RELU["features"], None
+    if place[0] == 1 and axes == 4:
+        return KIND_BEHIND_RELU["images"], None
+    return None, f"its features lie along axis {place[0]} of {axes}, where no layer fits"
+
+
+def _calling_relu(model: nn.Module, graph: TracedGraph) -> list[str]:
+    """The modules in whose forward relu is called as a function."""
+    found: dict[str, None] = {}
+    for operation in graph.trace.operations:
+        if operation.name == "relu" and operation.calls:
+            path = graph.trace.calls[operation.calls[-1]].module
+            if path and not runs_as(model.get_submodule(path), (nn.ReLU, *ENDING_IN_RELU)):
+                found[path] = None
+    return list(found)

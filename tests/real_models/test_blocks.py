@@ -1,0 +1,147 @@
+"""Blocks inserted between the residual blocks of real models: merits, function, training on."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import networks
+import pytest
+import torch
+from networks import loss_of, outputs_of
+from torch import Tensor, nn
+
+from growkernels.growth import LayerInsertion, insertions, rebuild
+
+# A block of each architecture, and what is zero in a new one: written down, not asked for.
+BLOCKS: dict[str, tuple[str, list[str]]] = {
+    "resnet18": ("layer1.0", ["bn2.weight", "bn2.bias"]),
+    "mobilenet": ("features.5", ["block.3.1.weight", "block.3.1.bias"]),
+    "convnext": ("features.3.1", ["layer_scale"]),
+    "torchvision_vit": (
+        "encoder.layers.encoder_layer_0",
+        [
+            *("self_attention.out_proj.weight", "self_attention.out_proj.bias"),
+            *("mlp.3.weight", "mlp.3.bias"),
+        ],
+    ),
+    "timm_deit": (
+        "blocks.1",
+        ["attn.proj.weight", "attn.proj.bias", "mlp.fc2.weight", "mlp.fc2.bias"],
+    ),
+    "timm_swin": (
+        "layers.1.blocks.1",
+        ["attn.proj.weight", "attn.proj.bias", "mlp.fc2.weight", "mlp.fc2.bias"],
+    ),
+    "timm_efficientnet": ("blocks.2.1", ["bn3.weight", "bn3.bias"]),
+    "timm_convnext": ("stages.1.blocks.0", ["gamma"]),
+    "gpt2": (
+        "transformer.h.0",
+        ["attn.c_proj.weight", "attn.c_proj.bias", "mlp.c_proj.weight", "mlp.c_proj.bias"],
+    ),
+    "llama": ("model.layers.1", ["self_attn.o_proj.weight", "mlp.down_proj.weight"]),
+    "hf_vit": (
+        "vit.layers.0",
+        ["attention.o_proj.weight", "attention.o_proj.bias", "mlp.fc2.weight", "mlp.fc2.bias"],
+    ),
+    "torch_encoder": (
+        "0.layers.0",
+        [
+            *("self_attn.out_proj.weight", "self_attn.out_proj.bias"),
+            *("linear2.weight", "linear2.bias"),
+        ],
+    ),
+}
+
+
+class Followed(nn.Module):
+    """A block with another one behind it, called as the first is."""
+
+    def __init__(self, first: nn.Module, second: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("first"), name)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        h = self.first(x, *args, **kwargs)
+        return self.second(h if isinstance(h, Tensor) else h[0], *args, **kwargs)
+
+
+def explicit_merit(model: nn.Module, sample: Any, path: str, zero: list[str]) -> float:
+    """||dL/dW||^2 by autograd on a network in which the new block is written in."""
+    extended = copy.deepcopy(model)
+    if hasattr(extended, "config"):
+        extended.config.use_cache = False  # two blocks of one number would share their keys
+    block = extended.get_submodule(path)
+    new = copy.deepcopy(block)
+    weights = [dict(new.named_parameters())[name] for name in zero]
+    for weight in weights:
+        weight.data.zero_()
+    parent, _, child = path.rpartition(".")
+    setattr(extended.get_submodule(parent), child, Followed(block, new))
+    grads = torch.autograd.grad(loss_of(extended, sample), weights)
+    return sum(float(grad.square().sum()) for grad in grads)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_merits_are_those_of_the_extended_network(name: str) -> None:
+    path, zero = BLOCKS[name]
+    model, sample = networks.build(name, torch.float64)
+    model.train()
+    inserter = LayerInsertion(model, sample=sample, kinds=["block"])
+    expected = explicit_merit(model, sample, path, zero)
+    with inserter.recording():
+        loss_of(model, sample).backward()
+    merits = inserter.merits()
+    assert float(merits.values[merits.names.index(path)]) == pytest.approx(expected, rel=1e-9)
+    assert expected > 0
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_an_inserted_block_keeps_the_function_and_trains(name: str) -> None:
+    path, zero = BLOCKS[name]
+    model, sample = networks.build(name)
+    base = copy.deepcopy(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    before = outputs_of(model, sample)
+    inserter = LayerInsertion(model, {path: "block"}, sample=sample)
+    train(model, sample, optimizer, inserter)
+    states = {id(p): optimizer.state[p]["exp_avg"].clone() for p in model.parameters()}
+    before = outputs_of(model, sample)
+    new = inserter.insert(path, optimizer)
+    assert torch.allclose(outputs_of(model, sample), before, rtol=0, atol=1e-6 * before.abs().max())
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in model.parameters()}
+    assert all(torch.equal(optimizer.state[p]["exp_avg"], states[id(p)])
+               for p in model.parameters() if id(p) in states)  # fmt: skip
+    weights = dict(new.named_parameters())
+    assert not any(weights[entry].any() for entry in zero)
+    for _ in range(5):
+        train(model, sample, optimizer)
+    assert all(weights[entry].any() for entry in zero)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert outputs_of(model, sample).isfinite().all()
+    rebuild(base, insertions(model))
+    base.load_state_dict(model.state_dict())
+    assert torch.equal(outputs_of(base, sample), outputs_of(model, sample))
+
+
+def train(
+    model: nn.Module,
+    sample: Any,
+    optimizer: torch.optim.Optimizer,
+    inserter: LayerInsertion | None = None,
+) -> None:
+    model.train()
+    optimizer.zero_grad()
+    if inserter is None:
+        loss_of(model, sample).backward()
+    else:
+        with inserter.recording():
+            loss_of(model, sample).backward()
+    optimizer.step()
