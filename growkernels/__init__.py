@@ -1,6 +1,6 @@
 """growkernels: fast ops and drivers for neural networks that grow while they train."""
 
-from growkernels import growth, nn, ops, solvers
+from growkernels import distributed, growth, nn, ops, solvers
 from growkernels.ops import (
     basis_conv2d,
     conv_algorithm,
@@ -19,6 +19,7 @@ __all__ = [
     "__version__",
     "basis_conv2d",
     "conv_algorithm",
+    "distributed",
     "growth",
     "nn",
     "ops",

@@ -12,7 +12,14 @@ from torch.optim import Optimizer
 from growkernels.nn.convert import CONVERSION
 from growkernels.nn.exchange import undone_on_error
 from growkernels.nn.optimizers import Optimizers, as_one
-from growkernels.nn.records import VERSION, Record, append_record, records_of, repeat_of_kind
+from growkernels.nn.records import (
+    VERSION,
+    Record,
+    append_record,
+    records_of,
+    repeat_of_kind,
+    why_incomplete_of_kind,
+)
 from growkernels.nn.separate_attention import SEPARATION
 from growkernels.nn.wrappers import check_plain_module
 
@@ -120,6 +127,17 @@ def repeat_all(
         except KeyError as error:
             raise ValueError(_lacks(number, error)) from error
         append_record(model, record)
+
+
+def check_complete(records: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ValueError for a record without all values that its surgery started from."""
+    for number, record in enumerate(records):
+        try:
+            reason = why_incomplete_of_kind[record["kind"]](record)
+        except KeyError as error:
+            raise ValueError(_lacks(number, error)) from error
+        if reason:
+            raise ValueError(f"Record {number} of the growth does not hold all values. {reason}")
 
 
 def _done_by_builder(own: Sequence[Mapping[str, Any]], records: Sequence[Mapping[str, Any]]) -> int:

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from growkernels.growth.records import Records, read_records, repeat_all
-from growkernels.nn.records import why_incomplete_of_kind
+from growkernels.growth.records import Records, check_complete, read_records, repeat_all
 
 State = dict[str, Any]
 
@@ -67,9 +66,7 @@ def grow_state(
         TypeError: an optimizer that the live surgery refuses too.
     """
     listed = read_records(records)
-    for number, record in enumerate(listed):
-        if reason := why_incomplete_of_kind[record["kind"]](record):
-            raise ValueError(f"Record {number} of the growth does not hold all values. {reason}")
+    check_complete(listed)
     model = build()
     _fill(model, model_state)
     if optimizer_state is None:

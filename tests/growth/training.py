@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import multiprocessing as standard_multiprocessing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -113,14 +114,37 @@ def check_that_training_resumes(
 
 def on_two_ranks(of_rank: Callable[[int], dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
     """What a function gives in each of two processes (gloo); it is one of its module's."""
-    multiprocessing.spawn(_one_rank, args=(of_rank, str(folder)), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    return on_ranks(of_rank, folder, 2)
 
 
-def _one_rank(rank: int, of_rank: Callable[[int], dict[str, Any]], folder: str) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
+def on_ranks(
+    of_rank: Callable[[int], dict[str, Any]], folder: Path, ranks: int, *fewer: int
+) -> list[dict[str, Any]]:
+    """What a function gives in each of several processes (gloo); it is one of its module's.
+
+    ``fewer``: what it gives, called again, in the first so many of them, is appended.
+    """
+    worlds = (ranks, *fewer)
+    # One server imports torch (a few seconds of DTensor's sympy), and all processes are its forks.
+    standard_multiprocessing.set_forkserver_preload(["growkernels.distributed.regrowing"])
+    multiprocessing.start_processes(
+        _one_rank, args=(of_rank, str(folder), worlds), nprocs=ranks, start_method="forkserver"
     )
-    torch.save(of_rank(rank), Path(folder) / f"{rank}.pt")
-    distributed.destroy_process_group()
+    return [
+        torch.load(folder / f"{world}.{rank}.pt", weights_only=True)
+        for world in worlds
+        for rank in range(world)
+    ]
+
+
+def _one_rank(
+    rank: int, of_rank: Callable[[int], dict[str, Any]], folder: str, worlds: Sequence[int]
+) -> None:
+    torch.set_num_threads(1)
+    for world in worlds:
+        if rank < world:
+            distributed.init_process_group(
+                "gloo", init_method=f"file://{folder}/meet{world}", rank=rank, world_size=world
+            )
+            torch.save(of_rank(rank), Path(folder) / f"{world}.{rank}.pt")
+            distributed.destroy_process_group()
