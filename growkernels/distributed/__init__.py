@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from growkernels.distributed.growing import Growing, growing
+
 if TYPE_CHECKING:
     from growkernels.distributed.regrowing import regrow
 
-__all__ = ["regrow"]
+__all__ = ["Growing", "growing", "regrow"]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,25 @@ from torch import distributed, multiprocessing
 Check = Callable[[int], Any]
 
 
+@dataclass
+class Failure:
+    """What a function gave that raised."""
+
+    text: str
+
+
 def on_ranks(checks: dict[str, Check], number: int, folder: Path) -> dict[str, list[Any]]:
     """What each function gives on each of `number` ranks, which are started once for all of them.
 
-    A function that raises gives its traceback, as a string in a list; the others still run.
+    Raises:
+        AssertionError: with the traceback of the first function that raised; all have run.
     """
     multiprocessing.spawn(_one, args=(checks, number, str(folder)), nprocs=number)
     told = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(number)]
+    for of_rank in told:
+        for result in of_rank.values():
+            if isinstance(result, Failure):
+                raise AssertionError(result.text)
     return {name: [of_rank[name] for of_rank in told] for name in checks}
 
 
@@ -40,6 +53,6 @@ def _one(rank: int, checks: dict[str, Check], number: int, folder: str) -> None:
         try:
             told[name] = check(rank)
         except Exception:
-            told[name] = [traceback.format_exc()]
+            told[name] = Failure(traceback.format_exc())
         distributed.destroy_process_group()
     torch.save(told, Path(folder) / f"{rank}.pt")
