@@ -118,7 +118,7 @@ def test_schedules_change_over_in_the_middle(data: ImageData) -> None:
 def test_the_training_is_sgd_with_momentum_on_a_cosine(data: ImageData) -> None:
     """Against torch's scheduler and a loop of its own."""
     ours = training(data, {}, epochs=2)
-    model = resnet18(10, width=4, generator=seeded(SETTINGS.seed, 0, 0))
+    model = resnet18(10, width=8, generator=seeded(SETTINGS.seed, 0, 0))
     optimizer = torch.optim.SGD(model.parameters(), 0.05, 0.9, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 2 * 3)
     for epoch in range(2):
