@@ -9,30 +9,30 @@ from fnmatch import fnmatchcase
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from growkernels.growth.module_graph import activations, followers
-from growkernels.nn import Attention, BasisConv2d
+from growkernels.growth.module_graph import activations
+from growkernels.growth.neuron_scaling.widenings import Widening, widenings
+from growkernels.growth.traced_graph import TracedGraph
+from growkernels.nn import BasisConv2d
 from growkernels.nn.grown_layers import Branch, GrownConv2d, GrownLinear, can_have_branches
 from growkernels.nn.weights import why_computed
 
 LAYER_TYPES = ("linear", "conv2d")
-WIDTHS = ("fc1", "v", "qk")
+
+_ATTENTION = (
+    "it needs a growkernels.nn.Attention, which growkernels.nn.separate_attention makes of torch's "
+    "and timm's."
+)
+_NEEDS = {
+    "fc1": "it needs a linear layer that only an elementwise module separates from the next one in "
+    "a Sequential (or named fc1, fc2 in one module), or anywhere if sample= is given.",
+    "v": _ATTENTION,
+    "qk": _ATTENTION,
+    "conv": "it needs sample=, kinds with 'conv2d', and a convolution whose outputs only "
+    "convolutions and linear layers read, through what acts on single channels.",
+    "gated": "it needs sample= and two linear layers whose outputs are multiplied.",
+}
 
 ATTENTION_INPUTS = ("q", "k", "v", "qkv", "query", "key", "value")
-
-
-@dataclass(frozen=True)
-class Widening:
-    """How a layer can get more outputs while the network computes the same.
-
-    Attributes:
-        role: ``"fc1"``, ``"v"`` or ``"qk"``.
-        follower: the layer that gets as many more inputs (fc1, v) or outputs (qk).
-        heads: into how many equal runs the outputs are cut.
-    """
-
-    role: str
-    follower: str
-    heads: int
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Candidate:
             that is not a number, q, k and v counted as ``"qkv"``.
         activation: path of the activation module that takes this layer's outputs, if known.
         widening: how the layer itself can be widened, if wished and known.
+        why_not_widened: why it cannot, as a clause, where it stands in a place for it.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Candidate:
     category: str
     activation: str | None
     widening: Widening | None
+    why_not_widened: str | None = None
 
 
 def find_candidates(
@@ -60,6 +62,7 @@ def find_candidates(
     layers: Sequence[str] | None,
     kinds: Collection[str],
     widen: Collection[str],
+    graph: TracedGraph | None = None,
 ) -> tuple[list[Candidate], dict[str, str]]:
     """The candidates in registration order, and {path: why not} for layers left out.
 
@@ -68,6 +71,7 @@ def find_candidates(
             None: all of ``kinds``, except the last linear layer, whose outputs are the logits.
         kinds: which types to look for, of ``"linear"`` and ``"conv2d"``.
         widen: the roles that shall be widened.
+        graph: what ran on a sample, where there is one.
 
     Raises:
         TypeError: layers is a single string.
@@ -110,14 +114,15 @@ def find_candidates(
             f"{tuple(kinds)} besides its output layer."
         )
     activation_of = activations(model)
-    widenings, unfit = _widenings(model)
+    ways, unfit = widenings(model, graph)
     candidates = [
         Candidate(
             name,
             root,
             _category(root),
             activation_of.get(name),
-            widening if (widening := widenings.get(name)) and widening.role in widen else None,
+            widening if (widening := ways.get(name)) and widening.role in widen else None,
+            unfit.get(name),
         )
         for name, root in roots.items()
     ]
@@ -126,10 +131,7 @@ def find_candidates(
         if not any(c.widening is not None and c.widening.role == role for c in candidates):
             reasons = [f" {n!r} would fit, but {why}." for n, why in unfit.items() if n in roots]
             raise ValueError(
-                f"No layer can be widened as {role!r}: 'fc1' needs a linear layer that only an "
-                "elementwise module separates from the next one in a Sequential (or named fc1, fc2 "
-                "in one module), 'v' and 'qk' need a growkernels.nn.Attention, which "
-                f"growkernels.nn.separate_attention makes of torch's and timm's.{''.join(reasons)}"
+                f"No layer can be widened as {role!r}: {_NEEDS[role]}{''.join(reasons)}"
             )
     return candidates, left_out
 
@@ -183,7 +185,7 @@ def _refuse_shared_weights(model: nn.Module, candidates: Sequence[Candidate]) ->
     for name, parameter in model.named_parameters(remove_duplicate=False):
         holders.setdefault(id(parameter), []).append(name)
     edited = [c.name for c in candidates]
-    edited += [c.widening.follower for c in candidates if c.widening is not None]
+    edited += [name for c in candidates if c.widening is not None for name in c.widening.others]
     for name in edited:
         for parameter in model.get_submodule(name).parameters(recurse=False):
             names = holders[id(parameter)]
@@ -199,42 +201,3 @@ def _category(root: str) -> str:
     names = [part for part in root.split(".") if not part.isdigit()]
     last = names[-1] if names else "layers"
     return "qkv" if last in ATTENTION_INPUTS else last
-
-
-def _widenings(model: nn.Module) -> tuple[dict[str, Widening], dict[str, str]]:
-    """How each layer can be widened, and why others cannot that stand in the right place."""
-    fitting: dict[str, Widening] = {
-        name: Widening("fc1", follower, heads=1)
-        for name, follower in followers(model)
-        if isinstance(model.get_submodule(follower), nn.Linear)
-    }
-    for name, module in model.named_modules():
-        if isinstance(module, Attention):
-            at = f"{name}." if name else ""
-            fitting[f"{at}v"] = Widening("v", f"{at}proj", module.heads)
-            fitting[f"{at}q"] = Widening("qk", f"{at}k", module.heads)
-            fitting[f"{at}k"] = Widening("qk", f"{at}q", module.heads)
-    found: dict[str, Widening] = {}
-    unfit: dict[str, str] = {}
-    for name, widening in fitting.items():
-        reason = _why_not_widened(model, name, widening.follower)
-        if reason is None:
-            found[name] = widening
-        else:
-            unfit[name] = reason
-    return found, unfit
-
-
-def _why_not_widened(model: nn.Module, *names: str) -> str | None:
-    """What is in the way of new rows and columns; None: linear layers whose weights are theirs.
-
-    A weight that a parametrization or a hook computes (weight_norm, spectral_norm, pruning) is no
-    parameter of the layer, so rows and columns cannot be added to it.
-    """
-    for name in names:
-        layer = model.get_submodule(name)
-        if reason := why_computed(layer):
-            return f"of {name!r} {reason}"
-        if not (can_have_branches(layer) and isinstance(layer, nn.Linear)):
-            return f"{name!r} is a {type(layer).__name__}"
-    return None

@@ -18,20 +18,21 @@ from growkernels.growth.neuron_scaling import criteria, growth_step, selection
 from growkernels.growth.neuron_scaling.activations import with_known_activation
 from growkernels.growth.neuron_scaling.candidates import (
     LAYER_TYPES,
-    WIDTHS,
     Candidate,
     find_candidates,
 )
 from growkernels.growth.neuron_scaling.costs import Ledger
 from growkernels.growth.neuron_scaling.criteria import CRITERIA, RECORDED, Scores
-from growkernels.growth.neuron_scaling.growth_step import NewNeurons
 from growkernels.growth.neuron_scaling.initial_values import initial_values
+from growkernels.growth.neuron_scaling.new_neurons import NewNeurons
 from growkernels.growth.neuron_scaling.repeating import with_values
 from growkernels.growth.neuron_scaling.samples import SampleRecorder
 from growkernels.growth.neuron_scaling.selection import Selection
+from growkernels.growth.neuron_scaling.widenings import WIDTHS
 from growkernels.growth.processes import Group, ranks_of
 from growkernels.growth.same_function import check_same_output, outputs_in_eval_mode
 from growkernels.growth.taps import one_batch
+from growkernels.growth.traced_graph import traced
 from growkernels.nn.exchange import undone_on_error
 from growkernels.nn.grown_layers import FORMS
 from growkernels.nn.module_paths import ModulePaths
@@ -106,6 +107,14 @@ class NeuronScaling:
     Every head gets the same number of features, behind its own, so no feature changes its head, and
     the softmax scale stays.
 
+    With ``sample`` these are found in a forward of any form, and two more: ``"conv"``, the inner
+    convolution of a residual block or of a chain, with batch, instance or group norm between, and
+    ``"gated"``, the gate of a gated MLP together with the half that it multiplies. A batch norm's
+    new channels are scaled by 1 and shifted by 0, and start with the running statistics that copies
+    of their parents have (``init="parent"``; else mean 0, variance 1); a group norm gets whole new
+    groups. Layer and RMS norm mix all features, so in front of them nothing is widened:
+    ``left_out`` has the reason, of every layer that could be meant, with ``depth=False``.
+
     Gradients accumulate in ``.grad`` as usual: clear them as usual.
 
     Args:
@@ -123,6 +132,9 @@ class NeuronScaling:
         rows: kept per layer; a convolution keeps images with about as many positions.
         relu_beta: for ``"s2d"`` behind a ReLU, whose second derivative is 0 or infinite: take that
             of log(1 + exp(beta z)) / beta instead. Wu et al. take 3.
+        sample: an input of the model (a tuple for several arguments), by which layers to widen are
+            found in a forward of any form: see ``growkernels.growth.traced_graph``. None: in
+            Sequentials and modules with fc1, act and fc2. It is kept, and run again after growths.
         generator: a CPU generator for the kept rows, the eigensolver's start and ``"random"``;
             None: the global one.
         group: the processes that decide together; None: those that a DistributedDataParallel trains
@@ -151,6 +163,7 @@ class NeuronScaling:
         relu_beta: float | None = None,
         generator: torch.Generator | None = None,
         group: Group = None,
+        sample: Any = None,
     ) -> None:
         check_watchable(model)
         _one_of("criterion", [criterion], CRITERIA)
@@ -174,6 +187,7 @@ class NeuronScaling:
         self._rows = rows
         self._relu_beta = relu_beta
         self._generator = generator
+        self._sample = sample
         self._roots: list[nn.Module] | None = None  # the layers that `layers` named
         self._paths = ModulePaths(model)  # what the candidates' names are paths of
         self._candidates, self.left_out = self._find()
@@ -259,7 +273,16 @@ class NeuronScaling:
         """Forget the recorded batches."""
         self._recorder.reset()
 
-    def select(self, scores: Scores, budget: int, min_eligible: int = 60) -> Selection:
+    def select(
+        self,
+        scores: Scores,
+        budget: float,
+        min_eligible: int = 60,
+        *,
+        unit: str = "parameters",
+        sample: Any = None,
+        round_to: int | None = None,
+    ) -> Selection:
         """The neurons to grow in this step; none if no layer has enough eligible ones.
 
         The budget is divided evenly among the categories (qkv, proj, fc1, fc2 in a DeiT; by name
@@ -268,8 +291,13 @@ class NeuronScaling:
 
         Args:
             scores: from ``scores()``.
-            budget: new parameters that the step may add.
+            budget: what the step may add, in ``unit``.
             min_eligible: how many neurons of a layer must be eligible (the paper: 60).
+            unit: ``"parameters"``; ``"flops"`` of one forward pass on the sample (two for each
+                product of the layers' weights, as ``forward_flops`` counts them); or ``"seconds"``
+                of it, in proportion to what each layer takes now.
+            sample: an input of the model, for the last two units.
+            round_to: widened layers get as many neurons as make their width a multiple of this.
 
         Raises:
             ValueError: a budget that does not pay for one neuron, or scores of other layers.
@@ -278,8 +306,13 @@ class NeuronScaling:
         scores = self._followed(scores)
         if set(scores.values) != set(self.layers):
             raise ValueError(OTHER_LAYERS)
-        ledger = Ledger(self.model, self.form, self.depth)
-        return selection.select(self._candidates, scores, ledger, budget, min_eligible)
+        if round_to is not None and round_to < 1:
+            raise ValueError(f"round_to is {round_to}; widths are multiples of a positive number.")
+        ledger = Ledger(self.model, self.form, self.depth, unit, sample)
+        widths = {name: len(self.model.get_submodule(name).weight) for name in self.layers}  # type: ignore[arg-type]
+        return selection.select(
+            self._candidates, scores, ledger, budget, min_eligible, widths, round_to
+        )
 
     def grow(
         self,
@@ -406,8 +439,15 @@ class NeuronScaling:
                     "others. Build a new NeuronScaling for it."
                 )
             layers = [glob.escape(paths[root]) for root in self._roots]
-        candidates, left_out = find_candidates(self.model, layers, self._kinds, self._widen)
+        graph = None
+        if self._sample is not None and self._widen:
+            graph = traced(self.model, self._sample)
+        candidates, left_out = find_candidates(self.model, layers, self._kinds, self._widen, graph)
         if not self.depth:
+            for candidate in candidates:
+                if candidate.widening is None:
+                    why = candidate.why_not_widened or "widen= names no role that it could have"
+                    left_out[candidate.name] = why
             candidates = [c for c in candidates if c.widening is not None]
         if self.criterion == "s2d":
             candidates = with_known_activation(self.model, candidates, self._relu_beta, left_out)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import nn
 
-from growkernels.growth.neuron_scaling.growth_step import NewNeurons
+from growkernels.growth.neuron_scaling.new_neurons import NewNeurons, share_of_parents
 from growkernels.growth.neuron_scaling.selection import Selection
 from growkernels.nn.weights import current_value
 
@@ -77,15 +77,3 @@ def _of_layer(
     return NewNeurons(
         direction.to(weight) * (scale * (norm or 1.0)), weight.new_zeros(len(outputs))
     )
-
-
-@torch.no_grad()
-def share_of_parents(
-    layer: nn.Linear | nn.Conv2d, outputs: Sequence[int], scale: float
-) -> NewNeurons:
-    """scale * (w_i, b_i) of these outputs; a bias of 0 where the layer has none."""
-    weight = current_value(layer)
-    index = torch.tensor(outputs, device=weight.device)
-    if layer.bias is None:
-        return NewNeurons(weight[index] * scale, weight.new_zeros(len(index)))
-    return NewNeurons(weight[index] * scale, current_value(layer, "bias")[index] * scale)

@@ -10,8 +10,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from growkernels.growth.neuron_scaling import growth_step
-from growkernels.growth.neuron_scaling.growth_step import NewNeurons, layer_to_grow
-from growkernels.growth.neuron_scaling.initial_values import share_of_parents
+from growkernels.growth.neuron_scaling.new_neurons import NewNeurons, share_of_parents
+from growkernels.growth.neuron_scaling.widening_step import layer_to_grow
 from growkernels.nn.records import Record, repeats
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -10,6 +10,8 @@ from torch import Tensor
 from growkernels.growth.neuron_scaling.candidates import Candidate
 from growkernels.growth.neuron_scaling.costs import Ledger
 from growkernels.growth.neuron_scaling.criteria import Scores
+
+DECREASES = ("gradmax", "tiny")  # criteria whose scores are predicted decreases of the loss
 
 
 @dataclass(frozen=True)
@@ -51,15 +53,23 @@ def select(
     candidates: Sequence[Candidate],
     scores: Scores,
     ledger: Ledger,
-    budget: int,
+    budget: float,
     min_eligible: int,
+    widths: Mapping[str, int],
+    round_to: int | None = None,
 ) -> Selection:
     """The best-scored neurons that the budget pays for.
 
     A neuron is eligible if its score is below 0, a layer if at least ``min_eligible`` of its
     neurons are. Each category with an eligible layer has an equal share of the budget and spends
     it in ascending order of scores; what the shares leave over is spent on the best of the rest.
-    In layers of an attention that are widened one neuron of every head is taken at a time.
+    In layers of an attention that are widened one neuron of every head is taken at a time, in front
+    of a group norm as many as a group has, and with ``round_to`` as many as make the width a
+    multiple of it. Criteria that predict a decrease of the loss (``DECREASES``) spend the whole
+    budget in ascending order of score per price.
+
+    Args:
+        widths: layer -> its outputs.
 
     Raises:
         ValueError: a budget that does not pay for a single neuron.
@@ -69,7 +79,7 @@ def select(
         unit
         for place in candidates
         if eligible[place] >= max(min_eligible, 1)
-        for unit in _units(place, scores.values[place.name])
+        for unit in _units(place, scores.values[place.name], widths[place.name], round_to)
     ]
     if not units:
         most = max(candidates, key=lambda c: eligible[c])
@@ -79,25 +89,38 @@ def select(
         )
         if eligible[most] >= max(min_eligible, 1):
             reason = (
-                f"{most.name!r} has {eligible[most]} eligible neurons (score below 0), but none in "
-                "one of its heads, which are widened together."
+                f"{most.name!r} has {eligible[most]} eligible neurons (score below 0), but "
+                + (
+                    "none in one of its heads, which are widened together."
+                    if most.widening is not None and most.widening.heads > 1
+                    else "not as many as it grows by at a time."
+                )
             )
         return Selection({}, 0, scores, reason)
     units.sort(key=lambda unit: unit.score)  # stable: registration order decides ties
     cheapest = min(units, key=lambda unit: ledger.cost(unit.candidate, len(unit.neurons)))
     price = ledger.cost(cheapest.candidate, len(cheapest.neurons))
     if budget < price:
-        what = "one neuron" if len(cheapest.neurons) == 1 else "one neuron in each head"
+        count = len(cheapest.neurons)
+        widening = cheapest.candidate.widening
+        in_heads = widening is not None and count == widening.heads > 1
+        what = "one neuron in each head" if in_heads else f"{count} neurons"
         raise ValueError(
-            f"The budget of {budget} parameters is too small for {what}: the cheapest, in "
-            f"{cheapest.candidate.name!r}, adds {price}."
+            f"The budget of {budget:g} {ledger.unit} is too small for "
+            f"{'one neuron' if count == 1 else what}: the cheapest, in "
+            f"{cheapest.candidate.name!r}, adds {price:g}."
         )
     categories = sorted({unit.candidate.category for unit in units})
+    if scores.criterion in DECREASES:
+        units.sort(
+            key=lambda u: u.score * len(u.neurons) / ledger.cost(u.candidate, len(u.neurons))
+        )
+        categories = []
     chosen: list[Unit] = []
-    spent = 0
+    spent = 0.0
     for category in categories:
         own = (unit for unit in units if unit.candidate.category == category)
-        spent += _spend(own, ledger, budget // len(categories), chosen)
+        spent += _spend(own, ledger, budget / len(categories), chosen)
     taken = set(map(id, chosen))
     rest = (unit for unit in units if id(unit) not in taken)
     spent += _spend(rest, ledger, budget - spent, chosen)
@@ -108,33 +131,47 @@ def select(
         if own_units:
             neurons[candidate.name] = tuple(sorted(i for unit in own_units for i in unit.neurons))
     count = sum(map(len, neurons.values()))
+    among = " in each category" if categories else ", for their price"
     return Selection(
         neurons,
-        spent,
+        ledger.parameters,
         scores,
-        f"{count} neurons in {len(neurons)} layers for {spent} of {budget} parameters, the lowest "
-        f"by {scores.criterion!r} in each category.",
+        f"{count} neurons in {len(neurons)} layers for {spent:.10g} of {budget:.10g} "
+        f"{ledger.unit}, the lowest by {scores.criterion!r}{among}.",
     )
 
 
-def _units(candidate: Candidate, values: Tensor) -> list[Unit]:
-    """The eligible neurons, one at a time, or one of each head at a time, the best first."""
+def _units(candidate: Candidate, values: Tensor, width: int, round_to: int | None) -> list[Unit]:
+    """The eligible neurons, the best first, in the smallest numbers that the layer can grow by.
+
+    That is one at a time, or one of each head; whole groups of a group norm; and as many as make
+    the layer's width a multiple of ``round_to``.
+    """
     numbers = values.tolist()
-    heads = 1 if candidate.widening is None else candidate.widening.heads
+    widening = candidate.widening
+    heads, multiple = (1, 1) if widening is None else (widening.heads, widening.multiple)
     per_head = len(numbers) // heads
     ranked = []
     for head in range(heads):
         own = range(head * per_head, (head + 1) * per_head)
         ranked.append(sorted((i for i in own if numbers[i] < 0), key=lambda i: numbers[i]))
-    return [
-        Unit(sum(numbers[i] for i in neurons) / heads, candidate, neurons)
-        for neurons in zip(*ranked, strict=False)
-    ]
+    units: list[Unit] = []
+    taken: list[int] = []
+    count = 0
+    for neurons in zip(*ranked, strict=False):
+        taken += neurons
+        count += len(neurons)
+        whole = len(taken) % multiple == 0
+        if whole and (round_to is None or widening is None or (width + count) % round_to == 0):
+            mean = sum(numbers[i] for i in taken) / len(taken)
+            units.append(Unit(mean, candidate, tuple(taken)))
+            taken = []
+    return units
 
 
-def _spend(units: Iterable[Unit], ledger: Ledger, share: int, chosen: list[Unit]) -> int:
+def _spend(units: Iterable[Unit], ledger: Ledger, share: float, chosen: list[Unit]) -> float:
     """Take every unit that what is left of the share pays for, in order; how much was spent."""
-    spent = 0
+    spent = 0.0
     for unit in units:
         price = ledger.cost(unit.candidate, len(unit.neurons))
         if spent + price <= share:

@@ -1,0 +1,40 @@
+"""What new neurons start with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from growkernels.nn.weights import current_value
+
+
+@dataclass(frozen=True)
+class NewNeurons:
+    """Initial values of new neurons of one layer.
+
+    Attributes:
+        weight, bias: incoming weights [neurons, ...] and biases [neurons].
+        outgoing: weights [outputs of the layer that reads them, neurons], or None: 0.
+        reader_bias: what is added to that layer's bias [outputs], so that it computes the same, or
+            None: nothing.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    outgoing: Tensor | None = None
+    reader_bias: Tensor | None = None
+
+
+@torch.no_grad()
+def share_of_parents(
+    layer: nn.Linear | nn.Conv2d, outputs: Sequence[int], scale: float
+) -> NewNeurons:
+    """scale * (w_i, b_i) of these outputs; a bias of 0 where the layer has none."""
+    weight = current_value(layer)
+    index = torch.tensor(outputs, device=weight.device)
+    if layer.bias is None:
+        return NewNeurons(weight[index] * scale, weight.new_zeros(len(index)))
+    return NewNeurons(weight[index] * scale, current_value(layer, "bias")[index] * scale)

@@ -1,0 +1,164 @@
+"""How layers can get more outputs while the network computes the same, and why others cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from growkernels.growth.module_graph import followers
+from growkernels.growth.traced_graph import Features, TracedGraph
+from growkernels.nn import Attention
+from growkernels.nn.grown_layers import can_have_branches
+from growkernels.nn.weights import why_computed
+
+WIDTHS = ("fc1", "v", "qk", "conv", "gated")
+
+# Normalise each feature, or each group of features, by itself.
+OF_EACH = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d),
+)
+
+
+@dataclass(frozen=True)
+class Widening:
+    """How a layer can get more outputs while the network computes the same.
+
+    Attributes:
+        role: one of ``WIDTHS``.
+        follower: the layer that gets as many more inputs, or outputs (qk).
+        heads: into how many equal runs the outputs are cut.
+        readers: more layers that get as many more inputs.
+        partners: layers that get as many more outputs: the other half of a gated MLP.
+        norms: paths of the normalisations between, which get as many more features.
+        multiple: new outputs come in such numbers: whole groups of a group norm.
+    """
+
+    role: str
+    follower: str
+    heads: int = 1
+    readers: tuple[str, ...] = ()
+    partners: tuple[str, ...] = ()
+    norms: tuple[str, ...] = ()
+    multiple: int = 1
+
+    @property
+    def all_readers(self) -> tuple[str, ...]:
+        """The layers that get new inputs."""
+        return () if self.role == "qk" else (self.follower, *self.readers)
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The layers that change along."""
+        return (self.follower, *self.readers, *self.partners)
+
+
+def widenings(
+    model: nn.Module, graph: TracedGraph | None
+) -> tuple[dict[str, Widening], dict[str, str]]:
+    """How each layer can be widened, and why others cannot that stand in the right place.
+
+    Args:
+        graph: what ran on a sample; None: Sequentials and modules with fc1, act and fc2.
+    """
+    fitting: dict[str, Widening] = {}
+    unfit: dict[str, str] = {}
+    if graph is None:
+        for name, follower in followers(model):
+            if isinstance(model.get_submodule(follower), nn.Linear):
+                fitting[name] = Widening("fc1", follower)
+    else:
+        for name in graph.layers:
+            if isinstance(model.get_submodule(name), nn.Linear | nn.Conv2d):
+                found = _traced(model, graph, name)
+                if isinstance(found, Widening):
+                    fitting[name] = found
+                else:
+                    unfit[name] = found
+    for name, module in model.named_modules():
+        if isinstance(module, Attention):
+            at = f"{name}." if name else ""
+            fitting[f"{at}v"] = Widening("v", f"{at}proj", module.heads)
+            fitting[f"{at}q"] = Widening("qk", f"{at}k", module.heads)
+            fitting[f"{at}k"] = Widening("qk", f"{at}q", module.heads)
+            for child in ("q", "k", "v"):
+                unfit.pop(f"{at}{child}", None)
+    for name, widening in list(fitting.items()):
+        reason = _why_not_widened(model, (name, *widening.others))
+        if reason is not None:
+            del fitting[name]
+            unfit[name] = reason
+    return fitting, unfit
+
+
+def _traced(model: nn.Module, graph: TracedGraph, name: str) -> Widening | str:
+    if (reason := graph.why_fixed(name)) is not None:
+        return reason
+    features = graph.made_by(name)
+    assert features is not None  # it can be changed
+    if features.gated and name != features.makers[0]:
+        return f"it is widened together with {features.makers[0]!r}, whose outputs it multiplies"
+    norms = _norms(model, features)
+    if isinstance(norms, str):
+        return norms
+    own = {f"{norm}.{parameter}" for norm in norms for parameter in ("weight", "bias")}
+    if rest := [parameter for parameter in features.parameters if parameter not in own]:
+        return f"the parameter {rest[0]!r} has one entry for each of its outputs"
+    groups = [model.get_submodule(norm) for norm in norms]
+    sizes = {m.num_channels // m.num_groups for m in groups if isinstance(m, nn.GroupNorm)}
+    if len(sizes) > 1:
+        listed = " and ".join(map(str, sorted(sizes)))
+        return f"group norms with groups of {listed} take its outputs"
+
+    convolution = isinstance(model.get_submodule(name), nn.Conv2d)
+    first, *more = features.readers
+    return Widening(
+        "gated" if features.gated else "conv" if convolution else "fc1",
+        first,
+        readers=tuple(more),
+        partners=features.makers[1:],
+        norms=norms,
+        multiple=sizes.pop() if sizes else 1,
+    )
+
+
+def _norms(model: nn.Module, features: Features) -> tuple[str, ...] | str:
+    """The paths of the normalisations, or why new features would not leave old ones alone."""
+    found: list[str] = []
+    for step in features.steps:
+        if step.kind == "depthwise":
+            return f"{step.module or step.name!r} convolves each of its outputs by itself"
+        if step.kind != "norm":
+            continue
+        if step.module is None:
+            return f"its outputs are normalised by {step.name!r}, which is no module of its own"
+        module = model.get_submodule(step.module)
+        if type(module) in OF_EACH or type(module) is nn.GroupNorm:
+            if reason := why_computed(module):
+                return f"of {step.module!r} {reason}"
+            found.append(step.module)
+            continue
+        return (
+            f"{step.module!r} normalises over all of its outputs together, so that new ones would "
+            "change what becomes of the old ones"
+        )
+    return tuple(dict.fromkeys(found))
+
+
+def _why_not_widened(model: nn.Module, names: Sequence[str]) -> str | None:
+    """What is in the way of new rows and columns; None: layers whose weights are theirs.
+
+    A weight that a parametrization or a hook computes (weight_norm, spectral_norm, pruning) is no
+    parameter of the layer, so rows and columns cannot be added to it.
+    """
+    for name in names:
+        layer = model.get_submodule(name)
+        if reason := why_computed(layer):
+            return f"of {name!r} {reason}"
+        if not (can_have_branches(layer) and isinstance(layer, nn.Linear | nn.Conv2d)):
+            return f"{name!r} is a {type(layer).__name__}"
+        if isinstance(layer, nn.Conv2d) and layer.groups != 1:
+            return f"{name!r} is a convolution with groups"
+    return None
