@@ -7,9 +7,8 @@ back to its input, and from each other summand to the layer, norm or layer scale
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -33,6 +32,7 @@ class Block:
         zero: names, below the block, of the parameters that have to be zero for it to be the
             identity, in the order in which what they belong to ran; empty if there is a reason.
         keeps_shape: whether its output is shaped like its input.
+        hands_on: whether the next block is given its output as it is, or there is none.
         reason: why it cannot be made the identity, a clause whose subject is the block; or None.
     """
 
@@ -41,10 +41,11 @@ class Block:
     zero: tuple[str, ...]
     keeps_shape: bool
     reason: str | None
+    hands_on: bool = True
 
 
 def stacks(model: nn.Module, trace: Trace) -> Iterator[tuple[str, list[Block]]]:
-    """Each ModuleList or Sequential whose children ran one behind the other, with these.
+    """Each ModuleList or Sequential whose children ran once, one behind the other, with these.
 
     A child's output is the first tensor it returns, its input the first that it is given. Stacks of
     layers and activations are not meant: a block has modules of its own.
@@ -58,13 +59,15 @@ def stacks(model: nn.Module, trace: Trace) -> Iterator[tuple[str, list[Block]]]:
         calls = [trace.calls_of(child) for child in children]
         if not calls or any(len(made) != 1 for made in calls):
             continue
-        chained = all(
-            before[0].outputs[:1] == (stream_of(behind[0]),)
-            for before, behind in itertools.pairwise(calls)
-        )
-        if not chained or all(is_layer(modules[c]) or not modules[c]._modules for c in children):
+        if all(is_layer(modules[c]) or not modules[c]._modules for c in children):
             continue
-        yield path, [_block(modules, trace, call[0], path) for call in calls]
+        blocks = []
+        for index, (call,) in enumerate(calls):
+            behind = calls[index + 1][0] if index + 1 < len(calls) else None
+            hands_on = behind is None or call.outputs[:1] == (stream_of(behind),)
+            blocks.append(replace(_block(modules, trace, call, path), hands_on=hands_on))
+        if any(block.hands_on for block in blocks[:-1]) or all(b.reason is None for b in blocks):
+            yield path, blocks
 
 
 def stream_of(call: Call) -> int | None:

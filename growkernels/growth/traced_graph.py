@@ -138,7 +138,8 @@ class TracedGraph:
         if not features.hidden:
             others = [maker for maker in features.makers if maker != layer]
             how = {step.kind for step in features.steps if step.kind in ("add", "multiply")}
-            more = f" and {len(others) - 1} more layers make" if len(others) > 1 else " makes"
+            count = len(others) - 1
+            more = f" and {count} more layer{'s' * (count > 1)} make" if count else " makes"
             return (
                 f"what it makes is {'multiplied by' if how == {'multiply'} else 'added to'} what "
                 f"{others[0]!r}{more}"

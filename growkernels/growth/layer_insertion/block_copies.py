@@ -12,7 +12,12 @@ from torch.optim import Optimizer
 
 from growkernels.growth.same_function import TOLERANCE, tensors_in
 from growkernels.growth.surgery import groups_for_new_layer, insert_child, join_group_of_each
-from growkernels.nn.exchange import configurations, group_of_each, places_of
+from growkernels.nn.exchange import (
+    check_takes_parameters,
+    configurations,
+    group_of_each,
+    places_of,
+)
 from growkernels.nn.hooks import DriverHook, hooks_of
 from growkernels.nn.optimizers import ParamGroup
 from growkernels.nn.records import Record, new_record, repeats
@@ -155,11 +160,15 @@ def insert_block(
 def _groups(
     model: nn.Module, template: str, old: nn.Module, new: nn.Module, optimizer: Optimizer
 ) -> dict[int, ParamGroup]:
+    """The group of each new parameter: that of the one it is a copy of, or of a near layer."""
+    check_takes_parameters(optimizer)
     held = group_of_each(optimizer)
-    others = groups_for_new_layer(model, template, optimizer)
-    groups: dict[int, ParamGroup] = {}
-    for (_, mine), (_, theirs) in zip(new.named_parameters(), old.named_parameters(), strict=True):
-        groups[id(mine)] = held.get(id(theirs), others[1] if mine.dim() <= 1 else others[0])
+    pairs = list(zip(new.parameters(), old.parameters(), strict=True))
+    groups = {id(mine): held[id(theirs)] for mine, theirs in pairs if id(theirs) in held}
+    if len(groups) < len(pairs):
+        near = groups_for_new_layer(model, template, optimizer)
+        for mine, _ in pairs:
+            groups.setdefault(id(mine), near[1] if mine.dim() <= 1 else near[0])
     return groups
 
 

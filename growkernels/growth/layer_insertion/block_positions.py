@@ -57,7 +57,9 @@ def find_block_positions(
             continue  # a chain of other things, or of stacks
         for index, block in enumerate(blocks):
             behind = index + 1 < len(blocks) and usable[index + 1]
-            if usable[index] or behind:
+            if not block.hands_on and (usable[index] or behind):
+                left_out[block.name] = "it does not hand its output on to the next block as it is"
+            elif usable[index] or behind:
                 template = block if usable[index] else blocks[index + 1]
                 positions[block.name] = template.name, template
             elif block.reason is not None:
