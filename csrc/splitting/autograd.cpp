@@ -13,6 +13,7 @@
 #include <ATen/ops/conv2d.h>
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/matmul.h>
+#include <ATen/ops/zeros_like.h>
 
 namespace growkernels::splitting {
 namespace {
@@ -113,8 +114,11 @@ at::Tensor hvp_conv2d(const HvpConv2d& call) {
   return recorded(
       "SplittingHvpConv2dBackward", {call.x, call.w, call.v}, [&] { return call_op(call); },
       [stride = call.stride.vec(), padding = call.padding.vec(), dilation = call.dilation.vec()](
-          const Tensors& inputs, const Tensors& incoming, const Wanted& wanted) {
+          const Tensors& inputs, const Tensors& incoming, const Wanted& wanted) -> Tensors {
         const at::Tensor &images = inputs[0], &weights = inputs[1], &vectors = inputs[2], &y_grad = incoming[0];
+        if (images.sym_numel() == 0 || vectors.sym_numel() == 0) {  // torch's convolutions refuse most of these
+          return Tensors{at::zeros_like(images), at::zeros_like(weights), at::zeros_like(vectors)};
+        }
         const int64_t neuron_dims = vectors.dim() - 3;
         const at::Tensor wide_images = wide(images);
         Tensors out = gradients_of_x_and_w(

@@ -257,7 +257,7 @@ OPS = [
         small=[CONVOLUTIONS[5], convolution((2, 2, 4, 3), (2, 1, 3, 2), (2, 1), (1, 0))],
         large=[CONVOLUTIONS[4]],
         empty=[convolution((0, 2, 4, 4), (3, 1, 3, 3))],
-        without_gradients=[
+        empty_for_torch=[
             convolution((1, 0, 4, 4), (3, 1, 3, 3)),
             convolution((1, 2, 4, 4), (0, 1, 3, 3)),
         ],

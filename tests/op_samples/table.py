@@ -111,8 +111,8 @@ class Op:
     """Of these what NaN and infinity do."""
     spreads: frozenset[int] = frozenset()
     """Tensors in which a number that is not finite may spread further than in plain torch."""
-    without_gradients: Sequence[Sample] = ()
-    """Samples with sizes of 0 of which torch's own convolutions refuse the gradients."""
+    empty_for_torch: Sequence[Sample] = ()
+    """Samples with sizes of 0 that torch's own convolutions refuse."""
 
     def __str__(self) -> str:
         return self.name

@@ -146,12 +146,12 @@ def test_zero_sizes(op: Op, sample: Sample, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@over("without_gradients")
-def test_zero_sizes_without_gradients(op: Op, sample: Sample, dtype: torch.dtype) -> None:
+@over("empty_for_torch")
+def test_zero_sizes_that_torch_refuses(op: Op, sample: Sample, dtype: torch.dtype) -> None:
     tensors = sample.tensors(dtype)
-    (y,) = op.results(op.function, tensors, sample)
-    assert y.shape == tensors[-1].shape
-    assert y.eq(0).all()
+    y, *gradients = op.with_gradients(op.function, tensors, sample)
+    assert [g.shape for g in (y, *gradients)] == [t.shape for t in (tensors[-1], *tensors)]
+    assert not any(g.any() for g in (y, *gradients))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
