@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from eigen_checks import symmetric
+from op_samples.eigen import symmetric
 from torch import Tensor
 
 from growkernels.solvers.search_space import SearchSpace

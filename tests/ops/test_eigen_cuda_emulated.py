@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from eigen_checks import check_eigenpairs, symmetric
 from host_compiler import HERE, HostCompiler, HostLibrary
+from op_samples.eigen import check_eigenpairs, symmetric
 from torch import Tensor
 
 DTYPES = [torch.float32, torch.float64]

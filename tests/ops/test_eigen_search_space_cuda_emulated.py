@@ -11,8 +11,8 @@ import math
 
 import pytest
 import torch
-from eigen_checks import symmetric
 from host_compiler import HERE, HostCompiler, HostLibrary
+from op_samples.eigen import symmetric
 from torch import Tensor
 
 from growkernels.solvers.search_space import SearchSpace
