@@ -206,6 +206,13 @@ class BackwardPasses:
         return None if first == backward_pass else SEVERAL_PASSES
 
 
+def left_out(overflowed: int) -> str:
+    """A parenthesis about batches that a loss scale made infinite; nothing if there are none."""
+    if not overflowed:
+        return ""
+    return f" ({overflowed} batches overflowed under their loss scale and were left out)"
+
+
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:
     """In which batches of this dtype are summed up."""
     return torch.float64 if dtype == torch.float64 else torch.float32

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from all_surgeries import SURGERIES, Network, batch, grown, inserter_at, network, train
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.nn import functional as F
 from torch.optim import Optimizer
+from training import check_equal
 
 from growkernels.growth import NeuronScaling, grow_state, insertions, rebuild
 from growkernels.nn import convert
@@ -57,24 +58,6 @@ def optimizer_of(model: nn.Module, name: str) -> Optimizer:
 def names_in_order(model: nn.Module, optimizer: Optimizer) -> list[str]:
     names = {id(p): name for name, p in model.named_parameters()}
     return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
-
-
-def check_equal(a: Any, b: Any, at: str = "") -> None:
-    """The same keys, the same bits."""
-    assert type(a) is type(b), at
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), at
-        for key in a:
-            check_equal(a[key], b[key], f"{at}/{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), at
-        for number, (x, y) in enumerate(zip(a, b, strict=True)):
-            check_equal(x, y, f"{at}/{number}")
-    elif isinstance(a, Tensor):
-        assert (a.dtype, a.device) == (b.dtype, b.device), at
-        assert torch.equal(a, b), at
-    else:
-        assert a == b, at
 
 
 def by_names(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:

@@ -112,6 +112,24 @@ def check_that_training_resumes(
             assert torch.equal(a, b)
 
 
+def check_equal(a: Any, b: Any, at: str = "") -> None:
+    """The same keys, the same bits."""
+    assert type(a) is type(b), at
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), at
+        for key in a:
+            check_equal(a[key], b[key], f"{at}/{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), at
+        for number, (x, y) in enumerate(zip(a, b, strict=True)):
+            check_equal(x, y, f"{at}/{number}")
+    elif isinstance(a, Tensor):
+        assert (a.dtype, a.device) == (b.dtype, b.device), at
+        assert torch.equal(a, b), at
+    else:
+        assert a == b, at
+
+
 def on_two_ranks(of_rank: Callable[[int], dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
     """What a function gives in each of two processes (gloo); it is one of its module's."""
     return on_ranks(of_rank, folder, 2)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -21,10 +22,11 @@ from growkernels.growth.layer_insertion.positions import (
     named_positions,
 )
 from growkernels.growth.layer_insertion.recorder import Recorder
+from growkernels.growth.layer_insertion.sums_state import state_of, sums_from
 from growkernels.growth.layer_insertion.traced_positions import traced_positions
 from growkernels.growth.processes import Group, ranks_of
 from growkernels.growth.same_function import check_same_output, outputs_in_eval_mode
-from growkernels.growth.taps import one_batch
+from growkernels.growth.taps import left_out, one_batch
 from growkernels.nn import ResidualBlock
 from growkernels.nn.exchange import undone_on_error
 from growkernels.nn.module_paths import ModulePaths
@@ -155,7 +157,8 @@ class LayerInsertion:
 
         Args:
             loss_scale: what the loss was multiplied by, ``scaler.get_scale()`` under a GradScaler;
-                merits are those of the unscaled loss.
+                merits are those of the unscaled loss. A batch that such a factor makes infinite or
+                NaN does not count (``Merits.overflowed``), as its step is skipped.
 
         Raises:
             RuntimeError: the model was changed by others since earlier batches. At the end of the
@@ -188,9 +191,10 @@ class LayerInsertion:
     def _check_recorded(self) -> None:
         self._follow()
         recorder = self._recorder
-        if recorder.sums.batches == 0:
+        if not recorder.sums.recorded:
             raise RuntimeError(
-                "No batches are recorded; run a backward pass inside `with inserter.recording():`."
+                f"No batches are recorded{left_out(recorder.sums.overflowed)}; run a backward "
+                "pass inside `with inserter.recording():`."
             )
         for position in recorder.positions:
             if position.kind not in ("residual", BLOCK) and bool(
@@ -229,7 +233,8 @@ class LayerInsertion:
         if merits.knows(self.model):
             self._shown = ModulePaths(self.model)
         if rule == "max":
-            self.reason = f"{name!r} has the largest merit, {value:.4g}."
+            overflowed = left_out(merits.overflowed)
+            self.reason = f"{name!r} has the largest merit, {value:.4g}{overflowed}."
             return name
         if rule != "relative":
             raise ValueError(f"Unknown rule {rule!r}; choose 'max' or 'relative'.")
@@ -237,7 +242,8 @@ class LayerInsertion:
         accepted = ratio >= tau
         self.reason = (
             f"The largest merit, {value:.4g} at {name!r}, is {ratio:.4g} times the mean "
-            f"base-layer merit: {'at least' if accepted else 'declined, below'} tau = {tau:g}."
+            f"base-layer merit: {'at least' if accepted else 'declined, below'} tau = {tau:g}"
+            f"{left_out(merits.overflowed)}."
         )
         return name if accepted else None
 
@@ -306,6 +312,26 @@ class LayerInsertion:
         """
         return self._record_of(*self._recorded_at(position))
 
+    def state_dict(self) -> dict[str, Any]:
+        """What was recorded in this process, as tensors, numbers and strings, for a checkpoint."""
+        self._follow()
+        return state_of(self._recorder.sums, self._recorder.positions)
+
+    def load_state_dict(self, state: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
+        """Go on from what was recorded before, in place of what is recorded here.
+
+        Args:
+            state: from ``state_dict`` of a driver with the same arguments on the same model; or
+                several, of processes that are one process now: their sum.
+
+        Raises:
+            ValueError: a state of other positions.
+        """
+        states = [state] if isinstance(state, Mapping) else state
+        self._follow()
+        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        self._recorder.load(sums_from(states, self._recorder.positions, device))
+
     def close(self) -> None:
         """Take the hooks off the model."""
         self._recorder.close()
@@ -316,7 +342,7 @@ class LayerInsertion:
             raise RuntimeError("recording() is still open; insert after its block.")
         self._follow()
         place = self._position(position)
-        if self._recorder.sums.batches == 0:
+        if not self._recorder.sums.recorded:
             raise RuntimeError(
                 "No batches are recorded, so the new layer's width is not known and it cannot be "
                 "checked; run one backward pass inside `with inserter.recording():` first."
@@ -386,7 +412,7 @@ class LayerInsertion:
         recorder = self._recorder
         if recorder.recording:
             return
-        if recorder.sums.batches == 0 and not self._named:
+        if not recorder.sums.recorded and not self._named:
             current = self._paths.is_current(self.model)
             if current and self._sample is not None:
                 return
@@ -398,7 +424,7 @@ class LayerInsertion:
         elif self._paths.is_current(self.model):
             return
         else:
-            if recorder.sums.batches:
+            if recorder.sums.recorded:
                 difference = self._paths.difference(self.model)
                 if difference is not None:
                     raise RuntimeError(
@@ -412,12 +438,12 @@ class LayerInsertion:
                         f"The module that was at position {position.name!r} is not in the model "
                         "any more; build a new LayerInsertion for the model as it is."
                     )
-            if recorder.sums.batches:
+            if recorder.sums.recorded:
                 recorder.rename(now)
             else:
                 recorder.watch(self.model, [p.renamed(now) for p in recorder.positions])
         self._paths = ModulePaths(self.model)
-        if recorder.sums.batches == 0:  # no name that was given before can be one to insert at
+        if not recorder.sums.recorded:  # no name that was given before can be one to insert at
             self._shown = self._paths
 
     def _position(self, name: str) -> Position:

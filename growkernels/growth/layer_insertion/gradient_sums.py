@@ -25,6 +25,7 @@ class GradientSums:
         feature_maps: position, or index of an existing convolution -> (H, W) of its last input.
         batches: how many batches.
         loss_scale: the factor the recorded losses were multiplied by (a GradScaler's).
+        overflowed: how many batches were left out because such a factor made them infinite.
     """
 
     virtual: dict[str, Tensor] = field(default_factory=dict)
@@ -34,6 +35,18 @@ class GradientSums:
     feature_maps: dict[str | int, tuple[int, int]] = field(default_factory=dict)
     batches: int = 0
     loss_scale: float = 1.0
+    overflowed: int = 0
+
+    @property
+    def recorded(self) -> bool:
+        """Whether there are sums, if only those of other processes' share of a checkpoint: 0."""
+        return bool(self.virtual)
+
+    @property
+    def finite(self) -> bool:
+        """Whether all sums are numbers."""
+        tensors = (*self.virtual.values(), *self.base.values())
+        return all(bool(total.isfinite().all()) for total in tensors)
 
     def renamed(self, paths: Mapping[str, str]) -> GradientSums:
         """The same sums for positions that are at other paths now."""
@@ -88,6 +101,7 @@ class GradientSums:
             feature_maps={**self.feature_maps, **batch.feature_maps},
             batches=self.batches + 1,
             loss_scale=batch.loss_scale,
+            overflowed=self.overflowed,
         )
 
     def over(self, ranks: Ranks) -> GradientSums:
@@ -122,19 +136,24 @@ class GradientSums:
             *own.virtual.values(),
             *own.second_moments.values(),
             *base.values(),
-            torch.tensor([float(own.batches)], device="cpu"),
+            torch.tensor([float(own.batches), float(own.overflowed)], device="cpu"),
         ]
         flat = torch.cat([t.to(device, dtype).flatten() for t in tensors])
         pieces = torch.split(ranks.sum(flat), [t.numel() for t in tensors])
         summed = iter([piece.view_as(t) for piece, t in zip(pieces, tensors, strict=True)])
         feature_maps = {key: size for _, _, maps, _ in reversed(told) for key, size in maps.items()}
+        virtual = {name: next(summed) for name in own.virtual}
+        moments = {name: next(summed) for name in own.second_moments}
+        total = {index: next(summed) for index in base}
+        batches, overflowed = next(summed).tolist()
         return GradientSums(
-            virtual={name: next(summed) for name in own.virtual},
-            second_moments={name: next(summed) for name in own.second_moments},
-            base={index: next(summed) for index in base},
+            virtual=virtual,
+            second_moments=moments,
+            base=total,
             samples=own.samples,
             feature_maps=feature_maps,
-            batches=round(float(next(summed))),
+            batches=round(batches),
+            overflowed=round(overflowed),
         )
 
     def merits(self, names: Sequence[str], norm: str) -> Merits:
@@ -161,4 +180,5 @@ class GradientSums:
             snr=snr,
             batches=self.batches,
             norm=norm,
+            overflowed=self.overflowed,
         )

@@ -22,6 +22,8 @@ class Merits(NotedByPath):
             estimated variance of that mean over the mini-batches; inf where all batches agree.
         batches: number of batches, over all processes.
         norm: which norm ``values`` and ``base`` are.
+        overflowed: number of further batches that a loss scale made infinite, and that therefore
+            do not count, over all processes.
     """
 
     names: tuple[str, ...]
@@ -30,6 +32,7 @@ class Merits(NotedByPath):
     snr: Tensor | None
     batches: int
     norm: str
+    overflowed: int = 0
 
     @property
     def note(self) -> str | None:

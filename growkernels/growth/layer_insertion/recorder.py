@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -114,6 +114,10 @@ class Recorder:
         self.sums = GradientSums()
         self._base_buffers.update(buffers)
 
+    def load(self, sums: GradientSums) -> None:
+        """Go on from the sums of another recorder of such a model."""
+        self.sums, self._base_buffers = sums, {}
+
     def begin(self) -> None:
         """Start one batch."""
         self.end()  # whatever an interrupt left
@@ -146,6 +150,9 @@ class Recorder:
             raise RuntimeError(self._problems[0])
         before, batch = self.sums, self._batch
         batch.loss_scale = loss_scale
+        if loss_scale != 1.0 and not batch.finite:  # a GradScaler skips this step too
+            self.sums = replace(before, overflowed=before.overflowed + 1)
+            return
         batch.feature_maps.update(self._base.feature_maps)
         sums = before.with_batch(batch)
         self._base_buffers = {}  # those of the batch are parts of the sums now, those of the

@@ -36,6 +36,7 @@ class Scores(NotedByPath):
             the layer's weight. Empty for criteria without directions.
         residuals: layer -> [n], ||S v - value v|| / ||S|| of the eigenpairs. Empty as above.
         batches: how many recorded batches the scores are from, over all processes.
+        overflowed: how many further ones a loss scale made infinite, which therefore do not count.
     """
 
     criterion: str
@@ -43,6 +44,7 @@ class Scores(NotedByPath):
     directions: dict[str, Tensor] = field(default_factory=dict)
     residuals: dict[str, Tensor] = field(default_factory=dict)
     batches: int = 0
+    overflowed: int = 0
 
     def renamed(self, paths: Mapping[str, str]) -> Scores:
         """The scores of these layers alone, under other paths."""
@@ -60,6 +62,8 @@ class Scores(NotedByPath):
     def __str__(self) -> str:
         """One line per layer: how many neurons are eligible, and the lowest score."""
         lines = [f"{self.criterion}, {self.batches} batches"]
+        if self.overflowed:
+            lines.append(f"{self.overflowed} batches overflowed under their loss scale: left out")
         for layer, values in self.values.items():
             eligible = int((values < 0).sum())
             lines.append(
@@ -89,7 +93,8 @@ def scores(
     directions: dict[str, Tensor] = {}
     residuals: dict[str, Tensor] = {}
     device = next(model.parameters()).device
-    batches = round(ranks.sum(torch.tensor(float(recording.batches), device=device)).item())
+    counts = torch.tensor([recording.batches, recording.overflowed], device=device)
+    batches, overflowed = ranks.sum(counts).tolist()
     for candidate in candidates:
         layer = model.get_submodule(candidate.name)
         assert isinstance(layer, nn.Linear | nn.Conv2d)
@@ -118,7 +123,7 @@ def scores(
     for candidate in candidates:
         _check_finite(values[candidate.name], candidate)
     values = {name: v.cpu() for name, v in values.items()}
-    return Scores(criterion, values, directions, residuals, batches)
+    return Scores(criterion, values, directions, residuals, batches, overflowed)
 
 
 def _check_recorded(

@@ -27,11 +27,12 @@ from growkernels.growth.neuron_scaling.initial_values import initial_values
 from growkernels.growth.neuron_scaling.new_neurons import NewNeurons
 from growkernels.growth.neuron_scaling.repeating import with_values
 from growkernels.growth.neuron_scaling.samples import SampleRecorder
+from growkernels.growth.neuron_scaling.samples_state import kept_from, state_of
 from growkernels.growth.neuron_scaling.selection import Selection
 from growkernels.growth.neuron_scaling.widenings import WIDTHS
 from growkernels.growth.processes import Group, ranks_of
 from growkernels.growth.same_function import check_same_output, outputs_in_eval_mode
-from growkernels.growth.taps import one_batch
+from growkernels.growth.taps import left_out, one_batch
 from growkernels.growth.traced_graph import traced
 from growkernels.nn.exchange import undone_on_error
 from growkernels.nn.grown_layers import FORMS
@@ -223,6 +224,8 @@ class NeuronScaling:
 
         Args:
             loss_scale: what the loss was multiplied by, ``scaler.get_scale()`` under a GradScaler.
+                A batch that such a factor makes infinite or NaN does not count
+                (``Scores.overflowed``), as its step is skipped.
 
         Raises:
             RuntimeError: the model was changed by others since earlier batches. At the end of the
@@ -251,9 +254,10 @@ class NeuronScaling:
         ranks = ranks_of(self.model, self.group)
         with ranks.agreed():
             self._follow()
-            if self.criterion in RECORDED and self._recorder.kept.batches == 0:
+            if self.criterion in RECORDED and not self._recorder.kept.layers:
+                overflowed = left_out(self._recorder.kept.overflowed)
                 raise RuntimeError(
-                    "No batches are recorded; run a backward pass inside "
+                    f"No batches are recorded{overflowed}; run a backward pass inside "
                     "`with scaling.recording():`."
                 )
         scores = criteria.scores(
@@ -418,6 +422,34 @@ class NeuronScaling:
             self._candidates, chosen, self.form, gain, self.depth, init, scale
         )
         return record, values
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was recorded in this process, as tensors, numbers and strings, for a checkpoint.
+
+        The state of a generator that was given is in it too.
+        """
+        self._follow()
+        state = state_of(self._recorder.kept, self.criterion)
+        if self._generator is not None:
+            state["generator"] = self._generator.get_state()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
+        """Go on from what was recorded before, in place of what is recorded here.
+
+        Args:
+            state: from ``state_dict`` of a driver with the same arguments on the same model; or
+                several, of processes that are one process now: a sample of all their rows.
+
+        Raises:
+            ValueError: a state of other layers, or for another criterion.
+        """
+        states = [state] if isinstance(state, Mapping) else state
+        self._follow()
+        kept = [kept_from(s, self.criterion, self.layers, self.model) for s in states]
+        self._recorder.load(kept)
+        if self._generator is not None and "generator" in states[0]:
+            self._generator.set_state(states[0]["generator"].cpu())
 
     def close(self) -> None:
         """Take the hooks off the model.

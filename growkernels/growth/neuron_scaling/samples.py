@@ -87,10 +87,14 @@ class Input:
 
 @dataclass
 class Recording:
-    """The layers' samples over the batches so far."""
+    """The layers' samples over the batches so far.
+
+    ``overflowed``: how many batches were left out because a loss scale made them infinite.
+    """
 
     layers: dict[str, LayerSample] = field(default_factory=dict)
     batches: int = 0
+    overflowed: int = 0
 
 
 class SampleRecorder:
@@ -150,7 +154,7 @@ class SampleRecorder:
         """Follow layers to the paths at which they are now."""
         names = {layer: paths[name] for layer, name in self._names.items()}
         layers = {paths[name]: sample for name, sample in self.kept.layers.items()}
-        self._names, self.kept = names, Recording(layers, self.kept.batches)
+        self._names, self.kept = names, replace(self.kept, layers=layers)
 
     def close(self) -> None:
         """Take all hooks off the model, for good."""
@@ -160,6 +164,18 @@ class SampleRecorder:
     def reset(self) -> None:
         """Forget the recorded batches."""
         self.kept = Recording()
+
+    def load(self, kept: Sequence[Recording]) -> None:
+        """Go on from the samples of other recorders of such a model, joined."""
+        joined = Recording()
+        for other in kept:
+            layers = dict(joined.layers)
+            for name, sample in other.layers.items():
+                old = layers.get(name)
+                layers[name] = sample if old is None else old.joined(sample, self._limit(sample))
+            batches, overflowed = other.batches, other.overflowed
+            joined = Recording(layers, joined.batches + batches, joined.overflowed + overflowed)
+        self.kept = joined
 
     def begin(self) -> None:
         """Start one batch."""
@@ -201,13 +217,20 @@ class SampleRecorder:
                 )
         if self._problems:
             raise RuntimeError(self._problems[0])
+        if loss_scale != 1.0 and not self._batch_is_finite():  # a GradScaler skips this step too
+            self.kept = replace(self.kept, overflowed=self.kept.overflowed + 1)
+            return
         layers = dict(self.kept.layers)
         for name, sample in self._batch.items():
             sums = self._of_weight(name, sample.gradient_sums)
             new = replace(sample, gradient_sums=sums).times(1 / loss_scale)
             old = layers.get(name)
             layers[name] = new if old is None else old.joined(new, self._limit(new))
-        self.kept = Recording(layers, self.kept.batches + 1)
+        self.kept = replace(self.kept, layers=layers, batches=self.kept.batches + 1)
+
+    def _batch_is_finite(self) -> bool:
+        tensors = [t for s in self._batch.values() for t in (s.grad, s.gradient_sums)]
+        return all(bool(t.isfinite().all()) for t in tensors)
 
     def forward_ran(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Called by the hooks after every forward pass of a watched module."""

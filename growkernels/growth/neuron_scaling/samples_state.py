@@ -1,0 +1,79 @@
+"""The samples of recorded batches as a plain dict, for checkpoints, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from growkernels.growth.neuron_scaling.samples import LayerSample, Recording
+
+KIND = "NeuronScaling"
+TENSORS = ("x", "grad", "preact", "keys", "gradient_sums")
+
+
+def state_of(kept: Recording, criterion: str) -> dict[str, Any]:
+    """Tensors, numbers and names; keys are strings, as torch.distributed.checkpoint needs them."""
+    return {
+        "driver": KIND,
+        "criterion": criterion,
+        "layers": {
+            name: {**{key: getattr(sample, key) for key in TENSORS}, "seen": sample.seen}
+            for name, sample in kept.layers.items()
+        },
+        "batches": kept.batches,
+        "overflowed": kept.overflowed,
+    }
+
+
+def kept_from(
+    state: Mapping[str, Any], criterion: str, layers: Collection[str], model: nn.Module
+) -> Recording:
+    """What a state says was kept of these layers.
+
+    Raises:
+        ValueError: a state of another driver, criterion or model.
+    """
+    if state.get("driver") != KIND:
+        raise ValueError(
+            f"The state is of a {state.get('driver', 'driver unknown')}, not of a {KIND}."
+        )
+    if state["criterion"] != criterion:
+        raise ValueError(
+            f"The state was recorded for criterion {state['criterion']!r}, and this driver's is "
+            f"{criterion!r}."
+        )
+    samples: dict[str, LayerSample] = {}
+    for name, entries in state["layers"].items():
+        layer = dict(model.named_modules()).get(name) if name in layers else None
+        if not isinstance(layer, nn.Linear | nn.Conv2d):
+            raise ValueError(
+                f"The state is of a layer {name!r}, which is no candidate here: rebuild the model "
+                "as it was, and build the NeuronScaling with the same arguments."
+            )
+        weight = layer.weight
+        if entries["x"].shape[1] != weight.shape[1] or len(entries["gradient_sums"]) != len(weight):
+            raise ValueError(
+                f"The state is of a layer {name!r} of another width; rebuild the model as it was."
+            )
+        tensors = {
+            key: entries[key].to("cpu" if key == "keys" else weight.device, copy=True)
+            for key in TENSORS
+        }
+        samples[name] = LayerSample(**tensors, seen=entries["seen"])
+    return Recording(samples, state["batches"], state["overflowed"])
+
+
+def nothing_of(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of a process that has recorded nothing yet, beside one that has."""
+    layers = {
+        name: {
+            **{key: entries[key][:0] for key in TENSORS},
+            "gradient_sums": torch.zeros_like(entries["gradient_sums"]),
+            "seen": 0,
+        }
+        for name, entries in state["layers"].items()
+    }
+    return {**state, "layers": layers, "batches": 0, "overflowed": 0}
