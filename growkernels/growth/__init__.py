@@ -1,6 +1,7 @@
 """Drivers that let networks grow while they train."""
 
 from growkernels.growth.basis_search import BasisSearch, LayerTimes, Sensitivities, SkipSchedule
+from growkernels.growth.describe import Description, describe
 from growkernels.growth.layer_insertion import (
     FixedStep,
     Interval,
@@ -20,6 +21,7 @@ from growkernels.growth.warm_up import WarmUp
 
 __all__ = [
     "BasisSearch",
+    "Description",
     "FixedStep",
     "Interval",
     "LayerInsertion",
@@ -34,6 +36,7 @@ __all__ = [
     "SkipSchedule",
     "Trigger",
     "WarmUp",
+    "describe",
     "find_positions",
     "grow_state",
     "insertions",

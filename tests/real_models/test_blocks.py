@@ -145,3 +145,54 @@ def train(
         with inserter.recording():
             loss_of(model, sample).backward()
     optimizer.step()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_grown_language_models_keep_their_cache_and_their_configuration(name: str) -> None:
+    model, sample = networks.build(name)
+    inserter = LayerInsertion(model, sample=sample)
+    train(model, sample, torch.optim.SGD(model.parameters(), lr=0.0), inserter)
+    inserter.insert(inserter.select(inserter.merits()))
+    assert model.config.num_hidden_layers == 3
+    assert len(inserter.positions) == 3
+    model.eval()
+    ids = sample["input_ids"]
+    with torch.no_grad():
+        whole = model(input_ids=ids).logits[:, -1]
+        first = model(input_ids=ids[:, :-1], use_cache=True)
+        last = model(input_ids=ids[:, -1:], past_key_values=first.past_key_values).logits[:, -1]
+    assert torch.allclose(whole, last, atol=1e-5)
+    assert len(first.past_key_values) == 3
+    again = type(model)(model.config)  # the configuration describes the grown model
+    again.load_state_dict(model.state_dict())
+
+
+def test_configurations_are_as_before_after_an_error() -> None:
+    model, sample = networks.build("llama")
+    inserter = LayerInsertion(model, sample=sample)
+    train(model, sample, torch.optim.SGD(model.parameters(), lr=0.0), inserter)
+    other = torch.optim.SGD([nn.Parameter(torch.zeros(2))])
+    with pytest.raises(ValueError, match="optimizer holds none"):
+        inserter.insert("model.layers.0", other)
+    assert model.config.num_hidden_layers == 2
+    assert [layer.self_attn.layer_idx for layer in model.model.layers] == [0, 1]
+    assert len(model.model.layers) == 2
+
+
+@pytest.mark.parametrize("name", ["hf_vit", "torch_encoder"])
+def test_grown_models_compile(name: str) -> None:
+    model, sample = networks.build(name)
+    inserter = LayerInsertion(model, sample=sample)
+    train(model, sample, torch.optim.SGD(model.parameters(), lr=0.0), inserter)
+    inserter.insert(inserter.positions[0].name)
+    inserter.close()
+    model.eval()
+    expected = outputs_of(model, sample)
+    compiled = torch.compile(model, backend="aot_eager")
+    assert torch.allclose(outputs_of(compiled, sample), expected, atol=1e-5)
+
+
+def test_a_post_norm_model_is_refused() -> None:
+    model, sample = networks.build("bert")
+    with pytest.raises(ValueError, match=r"of 'bert.encoder.layer.0', it does not end in adding"):
+        LayerInsertion(model, sample=sample)

@@ -44,7 +44,7 @@ def traced_positions(
     left_out: dict[str, str] = {}
     for path, module in model.named_modules():
         if path and path not in found and runs_as(module, (nn.ReLU, *ENDING_IN_RELU)):
-            kind, reason = _behind_relu(graph, path)
+            kind, reason = _behind_relu(model, graph, path)
             if kind is not None:
                 found[path] = Position(path, kind)
             elif reason is not None:
@@ -64,8 +64,10 @@ def traced_positions(
     return sorted(kept, key=lambda position: order.index(position.name)), left_out
 
 
-def _behind_relu(graph: TracedGraph, path: str) -> tuple[str | None, str | None]:
+def _behind_relu(model: nn.Module, graph: TracedGraph, path: str) -> tuple[str | None, str | None]:
     """The kind of a position behind a ReLU, or why there is none."""
+    if isinstance(model.get_submodule(path.rpartition(".")[0]), nn.TransformerEncoderLayer):
+        return None, "torch's TransformerEncoderLayer does not call it when it evaluates"
     calls = graph.trace.calls_of(path)
     if len(calls) != 1:
         times = f"runs {len(calls)} times in one pass" if calls else "did not run on the sample"

@@ -83,7 +83,7 @@ def find_candidates(
     roots: dict[str, str] = {}  # of each layer found
     left_out: dict[str, str] = {}
     for name, module in model.named_modules():
-        reason = _why_not(model, name, module, kinds)
+        reason = why_not_grown(model, name, module, kinds)
         if reason is None:
             roots[name] = _root(model, name)
         elif reason:
@@ -145,7 +145,9 @@ def _root(model: nn.Module, name: str) -> str:
     return name
 
 
-def _why_not(model: nn.Module, name: str, module: nn.Module, kinds: Collection[str]) -> str | None:
+def why_not_grown(
+    model: nn.Module, name: str, module: nn.Module, kinds: Collection[str]
+) -> str | None:
     """None for a layer to grow, a reason for one that looks like it, "" for anything else."""
     if isinstance(module, BasisConv2d):
         return (
@@ -162,6 +164,8 @@ def _why_not(model: nn.Module, name: str, module: nn.Module, kinds: Collection[s
     parent, _, child = name.rpartition(".")
     if child == "minus" and isinstance(model.get_submodule(parent), Branch):
         return "it always receives the gradients of its partner, 'plus'"
+    if isinstance(model.get_submodule(parent), nn.TransformerEncoderLayer):
+        return "torch's TransformerEncoderLayer computes with its weight alone when it evaluates"
     if isinstance(module.weight, UninitializedParameter):
         return "it is lazy and has no weights yet"
     if "parametrizations" in module._modules:
