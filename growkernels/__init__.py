@@ -1,6 +1,6 @@
 """growkernels: fast ops and drivers for neural networks that grow while they train."""
 
-from growkernels import distributed, growth, nn, ops, solvers
+from growkernels import distributed, growth, integrations, nn, ops, solvers
 from growkernels.ops import (
     basis_conv2d,
     conv_algorithm,
@@ -21,6 +21,7 @@ __all__ = [
     "conv_algorithm",
     "distributed",
     "growth",
+    "integrations",
     "nn",
     "ops",
     "set_conv_algorithm",
