@@ -158,7 +158,7 @@ struct BasisConv2dBackward final : torch::autograd::Node {
                          task_should_compute_output(3)};
     variable_list out(4);
     if (incoming[0].defined()) {
-      const auto [z, z_bias] = saved_maps(image, filters, f);
+      const auto [z, z_bias] = saved_maps(image, filters, mixing, f);
       std::tie(out[0], out[1], out[2], out[3]) =
           call_backward({incoming[0], image, filters, mixing, z, z_bias, f, wanted});
     }
@@ -178,15 +178,25 @@ struct BasisConv2dBackward final : torch::autograd::Node {
   }
 
  private:
+  // By the op itself, with nothing mixed.
+  static at::Tensor maps_alone(const at::Tensor& image, const at::Tensor& filters, const at::Tensor& mixing,
+                               const Form& f) {
+    static const auto op = registered_op<Forward::Signature<at::Tensor>>("growkernels::basis_conv2d");
+    const at::Tensor none = mixing.narrow_symint(0, 0, 0);
+    return op.call(image, filters, none, std::nullopt, f.stride, f.padding, f.dilation, true);
+  }
+
   // The maps and the bias they contain. A convolution may be followed by an operation in place, such as
   // ReLU(inplace=True): where the output was overwritten, the maps are computed once more. So they are where a
   // bias may have cost their digits: the CPU's kernel looks (cpu.cpp), but other devices would have to be waited
   // for, and second derivatives would contain the same maps.
-  std::tuple<at::Tensor, OptionalTensor> saved_maps(const at::Tensor& image, const at::Tensor& filters, const Form& f) {
+  std::tuple<at::Tensor, OptionalTensor> saved_maps(const at::Tensor& image, const at::Tensor& filters,
+                                                    const at::Tensor& mixing, const Form& f) {
     const at::Tensor full_bias = bias.unpack();
     const bool digits_may_lack = full_bias.defined() && (!image.is_cpu() || at::GradMode::is_enabled());
     if (output_now.current_version() != output_then || digits_may_lack) {
-      return {convolution(image, filters, f), std::nullopt};
+      const bool own = image.is_cpu() && !at::GradMode::is_enabled();
+      return {own ? maps_alone(image, filters, mixing, f) : convolution(image, filters, f), std::nullopt};
     }
     const at::Tensor saved = maps.unpack(getptr());
     if (!f.include_basis) {

@@ -1,7 +1,8 @@
-// basis_conv2d and its backward pass on the CPU: our kernels for float32, the vendor's for the rest.
+// basis_conv2d and its backward pass on the CPU: our kernels for bfloat16 and float32, the vendor's for the rest.
 
 #include "basis_conv/basis_conv.h"
 #include "basis_conv/cpu_mix.h"
+#include "basis_conv/cpu_tiles.h"
 #include "basis_conv/plan.h"
 #include "common/huge_pages.h"
 #include "common/kernels_ran.h"
@@ -34,7 +35,7 @@ at::Tensor fresh(const at::Tensor& like, at::IntArrayRef shape) {
 
 // Results lie in channels_last order until here, or come from the vendor in some order.
 at::Tensor arranged(const at::Tensor& images, at::MemoryFormat format) {
-  const bool convert = format == at::MemoryFormat::Contiguous && images.scalar_type() == at::kFloat;
+  const bool convert = format == at::MemoryFormat::Contiguous && images.element_size() <= 4;
   return laid_out(convert ? to_contiguous(images) : images, format);
 }
 
@@ -269,14 +270,11 @@ Gradients own_backward(Algorithm algorithm, const Backward& arguments) {
   return {dx, dbasis, dcoeff, dbias};
 }
 
-// oneDNN's convolutions of 16-bit images crash for some images that are smaller than the kernel reaches, or padded
-// by more than that, and are wrong for some that are 1 or 2 pixels wide with a stride. These are computed in float32.
-bool beyond_16_bit_convolutions(const at::Tensor& x, const at::Tensor& basis, const Form& form) {
-  const auto beyond = [&](int64_t axis) {
-    const c10::SymInt size = x.sym_size(axis + 2), reach = form.dilation[axis] * (basis.sym_size(axis + 2) - 1);
-    return size <= reach || form.padding[axis] > reach || (size <= 2 && form.stride[axis] > 1);
-  };
-  return x.element_size() == 2 && (beyond(0) || beyond(1));
+// 16-bit images without tiles are computed in float32. oneDNN's convolutions of them are wrong or crash for some odd
+// channels, narrow images and wide paddings, have no fast backward pass in float16, and are generated anew and kept
+// for every shape.
+bool widened(const at::Tensor& x, const at::Tensor& basis, const at::Tensor& coeff, const Form& form) {
+  return x.element_size() == 2 && choose_algorithm(at::kCPU, x, basis, coeff, form) != Algorithm::Tiles;
 }
 
 at::Tensor as_float(const at::Tensor& tensor) { return tensor.to(at::kFloat); }
@@ -286,7 +284,7 @@ OptionalTensor as_float(const OptionalTensor& tensor) {
 }
 
 WithMaps compute(const Forward& call, bool maps_wanted) {
-  if (beyond_16_bit_convolutions(call.x, call.basis, call.form)) {
+  if (widened(call.x, call.basis, call.coeff, call.form)) {
     const at::Tensor x = as_float(call.x), basis = as_float(call.basis), coeff = as_float(call.coeff);
     const OptionalTensor bias = as_float(call.bias);
     const auto [y, z] = compute({x, basis, coeff, bias, call.form}, maps_wanted);
@@ -294,6 +292,9 @@ WithMaps compute(const Forward& call, bool maps_wanted) {
     return {y.to(dtype), z.defined() ? z.to(dtype) : z};
   }
   const Algorithm algorithm = choose_algorithm(at::kCPU, call.x, call.basis, call.coeff, call.form);
+  if (algorithm == Algorithm::Tiles) {
+    return tiles_forward(call);
+  }
   if (algorithm == Algorithm::TwoConvolutions || algorithm == Algorithm::Reconstruct) {
     if (maps_wanted) {
       return two_convolutions_with_maps(call);
@@ -342,6 +343,8 @@ Gradients compute(const Backward& call) {
     case Algorithm::Pointwise:
     case Algorithm::Direct:
       return laid_out(own_backward(algorithm, call), call.x, call.basis);
+    case Algorithm::Tiles:
+      return laid_out(tiles_backward(call), call.x, call.basis);
     case Algorithm::TwoConvolutions:
       return laid_out(backward_by_two_convolutions(call), call.x, call.basis);
     case Algorithm::Reconstruct:
@@ -356,10 +359,14 @@ Gradients backward(const Backward& call) {
       call.wanted[2] && choose_algorithm(at::kCPU, call.x, call.basis, call.coeff, form) != Algorithm::Reconstruct;
   const bool again = maps_used && call.z_bias.has_value() && bias_cost_digits(call.z, *call.z_bias);
   const auto maps_of = [&](const at::Tensor& x, const at::Tensor& basis) {
+    if (choose_algorithm(at::kCPU, x, basis, call.coeff, form) == Algorithm::Tiles) {
+      const Form maps_alone{form.stride, form.padding, form.dilation, true};
+      return std::get<0>(tiles_forward({x, basis, call.coeff.narrow(0, 0, 0), std::nullopt, maps_alone}));
+    }
     return at::conv2d_symint(x, basis, std::nullopt, form.stride, form.padding, form.dilation);
   };
   const OptionalTensor z_bias = again ? std::nullopt : call.z_bias;
-  if (!beyond_16_bit_convolutions(call.x, call.basis, form)) {
+  if (!widened(call.x, call.basis, call.coeff, form)) {
     const at::Tensor z = again ? maps_of(call.x, call.basis) : call.z;
     return compute({call.grad, call.x, call.basis, call.coeff, z, z_bias, form, call.wanted});
   }

@@ -1,5 +1,6 @@
 #include "basis_conv/plan.h"
 
+#include "common/bfloat16_tile.h"
 #include "convolution/algorithm.h"
 
 #include <torch/library.h>
@@ -28,6 +29,8 @@ const char* name(Algorithm algorithm) {
       return "winograd";
     case Algorithm::Pointwise:
       return "pointwise";
+    case Algorithm::Tiles:
+      return "tiles";
     case Algorithm::Direct:
       return "direct";
     case Algorithm::TwoConvolutions:
@@ -67,6 +70,17 @@ const char* pointwise_obstacle(const at::Tensor& basis, const Form& form) {
              : "it is for 1 x 1 kernels with stride 1 and without padding";
 }
 
+// Its packed rows hold what lies beyond the image as well.
+const char* tiles_obstacle(const at::Tensor& basis, const Form& form, const c10::SymDimVector& maps_shape) {
+  for (size_t axis = 0; axis < 2; ++axis) {
+    const c10::SymInt reach = form.dilation[axis] * (basis.sym_size(axis + 2) - 1);
+    if (reach > 4 * maps_shape[axis + 2] + 64) {
+      return "its kernel reaches far beyond the images";
+    }
+  }
+  return nullptr;
+}
+
 }  // namespace
 
 Algorithm choose_algorithm(at::DeviceType device, const at::Tensor& x, const at::Tensor& basis, const at::Tensor& coeff,
@@ -83,8 +97,15 @@ Algorithm choose_algorithm(at::DeviceType device, const at::Tensor& x, const at:
   }
   const c10::SymDimVector shape = maps_shape(x, basis, form);
   const bool empty = x.sym_numel() == 0 || shape[0] * shape[2] * shape[3] == 0;
-  // Against all of our kernels, and against those that write channels_last alone.
-  const char* const any = x.scalar_type() != at::kFloat ? "it is for float32" : empty ? "there are no images" : nullptr;
+  if (taken(Algorithm::Tiles, {bfloat16_tiles_obstacle(x.scalar_type()), empty ? "there are no images" : nullptr,
+                               tiles_obstacle(basis, form, shape)})) {
+    return Algorithm::Tiles;
+  }
+  // Against all of our kernels of float32, which 16-bit images are widened to, and against those that write
+  // channels_last alone.
+  const char* const any = x.scalar_type() == at::kDouble ? "it is for float32"
+                          : empty                        ? "there are no images"
+                                                         : nullptr;
   const char* const other = output_format(x, basis) != at::MemoryFormat::ChannelsLast
                                 ? "neither the images nor the basis are channels_last"
                                 : nullptr;

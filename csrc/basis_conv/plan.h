@@ -9,6 +9,7 @@ namespace growkernels::basis_conv {
 enum class Algorithm {
   Winograd,         // our F(4x4, 3x3) in both directions, the combinations mixed in while in cache
   Pointwise,        // our tile products for a 1 x 1 kernel and for the combinations, in one pass
+  Tiles,            // our direct convolution of bfloat16 in both directions, the combinations mixed in while in cache
   Direct,           // the vendor's convolution for the maps, our one pass for the combinations
   TwoConvolutions,  // the vendor's convolutions for both
   Reconstruct,      // one vendor's convolution with the full kernel

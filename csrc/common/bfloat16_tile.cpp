@@ -237,10 +237,16 @@ Bfloat16Unit wanted_unit() {
   return name == "amx" ? Bfloat16Unit::Amx : name == "avx512" ? Bfloat16Unit::Avx512 : Bfloat16Unit::None;
 }
 
+bool torch_is_limited() {
+  const char* const value = std::getenv("ATEN_CPU_CAPABILITY");
+  const std::string_view name = value == nullptr ? "" : value;
+  return name == "default" || name == "avx2";
+}
+
 }  // namespace
 
 Bfloat16Unit bfloat16_unit() {
-  static const Bfloat16Unit unit = std::min(wanted_unit(), unit_of_cpu());
+  static const Bfloat16Unit unit = torch_is_limited() ? Bfloat16Unit::None : std::min(wanted_unit(), unit_of_cpu());
   return unit;
 }
 
@@ -250,6 +256,9 @@ const char* bfloat16_tiles_obstacle(c10::ScalarType dtype) {
   }
   if (bfloat16_unit() != Bfloat16Unit::None) {
     return nullptr;
+  }
+  if (torch_is_limited()) {
+    return "ATEN_CPU_CAPABILITY keeps torch from AVX-512";
   }
   return wanted_unit() == Bfloat16Unit::None ? "GROWKERNELS_BFLOAT16_TILES=none" : "this CPU has none";
 }

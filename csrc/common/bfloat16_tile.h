@@ -12,7 +12,8 @@ namespace growkernels {
 enum class Bfloat16Unit { None, Avx512, Amx };
 
 // The best one that this CPU has and its system lets us use. GROWKERNELS_BFLOAT16_TILES in the environment, one of
-// "none", "avx512" and "amx", names the best one that may be used.
+// "none", "avx512" and "amx", names the best one that may be used. None where torch itself is kept from AVX-512 by
+// ATEN_CPU_CAPABILITY.
 Bfloat16Unit bfloat16_unit();
 
 // Why values of a dtype are not multiplied by them; null where they are.

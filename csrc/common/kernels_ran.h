@@ -10,6 +10,7 @@ enum class Ran : uint32_t {
   Aten,
   Winograd,
   Pointwise,
+  Tiles,
   Direct,
   TwoConvolutions,
   Reconstruct,

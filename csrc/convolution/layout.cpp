@@ -12,19 +12,25 @@ namespace growkernels::convolution {
 namespace {
 
 // Every image is a matrix of [rows, columns]. A task is some columns of one image.
-void transpose_images(const at::Tensor& in, const at::Tensor& out, int64_t rows, int64_t columns) {
-  const float* const source = in.const_data_ptr<float>();
-  float* const target = out.mutable_data_ptr<float>();
+template <typename T>
+void transpose_elements(const at::Tensor& in, const at::Tensor& out, int64_t rows, int64_t columns) {
+  const T* const source = static_cast<const T*>(in.const_data_ptr());
+  T* const target = static_cast<T*>(out.mutable_data_ptr());
   constexpr int64_t block = 64;
   const int64_t blocks = at::divup(columns, block);
   at::parallel_for(0, in.size(0) * blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t image = task / blocks * rows * columns, first = task % blocks * block;
-      using Source = Column<float, float>;
+      using Source = Column<T, T>;
       widest<Transpose<Source>>(Source{source + image + first, columns}, rows, rows, std::min(block, columns - first),
                                 target + image + first * rows);
     }
   });
+}
+
+void transpose_images(const at::Tensor& in, const at::Tensor& out, int64_t rows, int64_t columns) {
+  in.element_size() == 2 ? transpose_elements<at::BFloat16>(in, out, rows, columns)
+                         : transpose_elements<float>(in, out, rows, columns);
 }
 
 at::Tensor fresh(const at::Tensor& like, at::MemoryFormat format) {
@@ -64,11 +70,6 @@ at::Tensor with_adjacent_channels(const at::Tensor& tensor) {
   return has_adjacent_channels(tensor) ? tensor : to_channels_last(tensor);
 }
 
-Images<const float> images(const at::Tensor& tensor) {
-  // Strides of size-1 dimensions say nothing.
-  const bool dense = tensor.is_contiguous(at::MemoryFormat::ChannelsLast);
-  return {tensor.const_data_ptr<float>(),           tensor.size(0), tensor.size(2), tensor.size(3), tensor.size(1),
-          dense ? tensor.size(1) : tensor.stride(3)};
-}
+Images<const float> images(const at::Tensor& tensor) { return images_of<float>(tensor); }
 
 }  // namespace growkernels::convolution

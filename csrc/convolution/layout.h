@@ -1,6 +1,6 @@
 #pragma once
-// float32 images on the CPU: between contiguous and channels_last order (ATen's copy is made for any strides
-// and takes a multiple of the time), and from tensors to the kernels' views.
+// Images on the CPU, float32 or of 16 bits: between contiguous and channels_last order (ATen's copy is made for any
+// strides and takes a multiple of the time), and from tensors to the kernels' views.
 
 #include "convolution/images.h"
 
@@ -18,6 +18,18 @@ at::Tensor with_adjacent_channels(const at::Tensor& tensor);
 
 // Of what with_adjacent_channels returned.
 Images<const float> images(const at::Tensor& tensor);
+
+template <typename T>
+Images<const T> images_of(const at::Tensor& tensor) {
+  // Strides of size-1 dimensions say nothing.
+  const bool dense = tensor.is_contiguous(at::MemoryFormat::ChannelsLast);
+  return {tensor.const_data_ptr<T>(),
+          tensor.size(0),
+          tensor.size(2),
+          tensor.size(3),
+          tensor.size(1),
+          dense ? tensor.size(1) : tensor.stride(3)};
+}
 
 // [outputs, inputs, height, width] at `data`, laid out as `kernels` is.
 template <typename T>

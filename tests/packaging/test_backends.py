@@ -18,7 +18,7 @@ CPU_CASES = [(op, dtype) for op in backends.EXAMPLES for dtype in backends.DTYPE
 def test_cpu_always_has_a_backend(op: str, dtype: torch.dtype) -> None:
     choice = backends.choose_backend(op, "cpu", dtype)
     if op.startswith("basis_conv2d"):
-        expected: tuple[str, ...] = ("winograd", "pointwise", "two convolutions")
+        expected: tuple[str, ...] = ("tiles", "winograd", "pointwise", "two convolutions")
     elif op.endswith("[conv2d_relu]"):
         expected = ("winograd",) if dtype == torch.float32 else ("aten",)
     elif op == "symmetric_eigs" and dtype.itemsize == 2:

@@ -5,8 +5,14 @@
     two convolutions  the vendor's convolutions for both, composed of ATen's ops
     reconstruct       one vendor's convolution with the full kernel, composed of ATen's ops
 
-and elsewhere what the compiled library chooses. Triton is not imported here, so that the choice can
-be asked for anywhere.
+and elsewhere what the compiled library chooses: on the CPU, besides the last three,
+
+    tiles             our direct convolution of bfloat16, mixed while it is in cache
+    winograd          our F(4x4, 3x3) of float32, mixed likewise
+    pointwise         our products for a 1 x 1 kernel and the mix, float32
+
+and the vendor's for float64. 16-bit images without tiles are widened to float32. Triton is not
+imported here, so that the choice can be asked for anywhere.
 """
 
 from __future__ import annotations
@@ -202,6 +208,7 @@ def _residual_layer(kernel: int, device: torch.device, dtype: torch.dtype) -> Pl
 
 _BACKENDS = {
     "triton": ("cuda",),
+    "tiles": ("cpu",),
     "winograd": ("cpu",),
     "pointwise": ("cpu",),
     "direct": ("cpu", "cuda"),
