@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 
 from growkernels.growth import grow_state, insertions, rebuild
 from growkernels.growth.records import Records, read_records
+from growkernels.growth.state import shared_parameters_kept
 from growkernels.nn.grown_layers import Branch
 
 Outcome = Mapping[str, Any]
@@ -74,6 +75,11 @@ def regrow(
         ValueError: what ``grow_state`` raises, on every rank; a mesh that is not of all ranks; a
             buffer that is in no state and that ``build`` leaves on the meta device.
     """
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"optimizer is a {type(optimizer).__name__}; regrow takes one torch.optim optimizer of "
+            "the whole model."
+        )
     _check_sharding(model)
     history = insertions(model)
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -160,7 +166,8 @@ def give_memory(model: nn.Module, device: torch.device) -> None:
                     "no state dict, so its values would be lost; let build() or shard() give it "
                     "values, or build on the CPU."
                 )
-    model.to_empty(device=device)
+    with shared_parameters_kept(model):
+        model.to_empty(device=device)
 
 
 def _sharded(model: nn.Module, shard: Callable[[nn.Module], object]) -> nn.Module:

@@ -9,7 +9,8 @@ implementation of each surgery, and a state grows by the same bits as a live mod
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -97,17 +98,25 @@ def _fill(model: nn.Module, state: Mapping[str, Any]) -> None:
                 f"{name!r} has shape {tuple(given.shape)} in the state and {tuple(value.shape)} in "
                 "the model that build() gives; pass full states, and build the same model."
             )
+    with shared_parameters_kept(model):
+        model.load_state_dict(
+            {k: v.detach() if isinstance(v, Tensor) else v for k, v in state.items()}, assign=True
+        )
+
+
+@contextmanager
+def shared_parameters_kept(model: nn.Module) -> Iterator[None]:
+    """Parameters that are one at several places are one afterwards, whatever replaces them."""
     holders: defaultdict[int, list[str]] = defaultdict(list)
     for name, parameter in model.named_parameters(remove_duplicate=False):
         holders[id(parameter)].append(name)
-    model.load_state_dict(
-        {k: v.detach() if isinstance(v, Tensor) else v for k, v in state.items()}, assign=True
-    )
+    yield
     for first, *others in holders.values():
         for name in others:
             parent, _, child = name.rpartition(".")
             shared = model.get_parameter(first)
-            model.get_submodule(parent)._parameters[child] = shared
+            if model.get_parameter(name) is not shared:
+                model.get_submodule(parent)._parameters[child] = shared
 
 
 def _stand_in(
