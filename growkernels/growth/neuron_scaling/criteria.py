@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from growkernels.growth.neuron_scaling.activations import activation_name
 from growkernels.growth.neuron_scaling.candidates import Candidate
+from growkernels.growth.neuron_scaling.new_neurons import NewNeurons
 from growkernels.growth.neuron_scaling.samples import LayerSample, Recording
 from growkernels.growth.processes import Ranks
 from growkernels.nn.module_paths import NotedByPath
@@ -19,10 +20,13 @@ from growkernels.nn.weights import current_value
 from growkernels.ops.splitting import splitting_hvp, splitting_hvp_conv2d, splitting_weight
 from growkernels.solvers import smallest_eigenpairs, splitting_eigs
 
-CRITERIA = ("splitting", "s2d", "gradient_sum", "magnitude", "random")
+CRITERIA = ("splitting", "s2d", "gradient_sum", "magnitude", "random", "gradmax", "tiny")
 CURVATURE = ("splitting", "s2d")  # those that come with a direction
-RECORDED = (*CURVATURE, "gradient_sum")  # those that need recorded batches
+DECREASES = ("gradmax", "tiny")  # whose scores are predicted decreases of the loss
+RECORDED = (*CURVATURE, "gradient_sum", *DECREASES)  # those that need recorded batches
 GELU_CURVATURE = math.sqrt(2 / math.pi)  # GELU''(0) = 2 * the normal density at 0
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,9 @@ class Scores(NotedByPath):
         residuals: layer -> [n], ||S v - value v|| / ||S|| of the eigenpairs. Empty as above.
         batches: how many recorded batches the scores are from, over all processes.
         overflowed: how many further ones a loss scale made infinite, which therefore do not count.
+        snr: layer -> signal to noise of what ``"gradmax"`` and ``"tiny"`` score by, see
+            ``neuron_scaling.closed_form``. Empty for the other criteria.
+        starts: layer -> what new neurons start with, in the order of ``values``, for these two.
     """
 
     criterion: str
@@ -45,11 +52,13 @@ class Scores(NotedByPath):
     residuals: dict[str, Tensor] = field(default_factory=dict)
     batches: int = 0
     overflowed: int = 0
+    snr: dict[str, float] = field(default_factory=dict)
+    starts: dict[str, NewNeurons] = field(default_factory=dict)
 
     def renamed(self, paths: Mapping[str, str]) -> Scores:
         """The scores of these layers alone, under other paths."""
 
-        def moved(table: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        def moved(table: Mapping[str, T]) -> dict[str, T]:
             return {paths[name]: value for name, value in table.items() if name in paths}
 
         return replace(
@@ -57,6 +66,8 @@ class Scores(NotedByPath):
             values=moved(self.values),
             directions=moved(self.directions),
             residuals=moved(self.residuals),
+            snr=moved(self.snr),
+            starts=moved(self.starts),
         )
 
     def __str__(self) -> str:
@@ -66,8 +77,10 @@ class Scores(NotedByPath):
             lines.append(f"{self.overflowed} batches overflowed under their loss scale: left out")
         for layer, values in self.values.items():
             eligible = int((values < 0).sum())
+            noise = f", signal to noise {self.snr[layer]:.3g}" if layer in self.snr else ""
             lines.append(
-                f"{layer}: {eligible} of {len(values)} eligible, lowest {values.min().item():.3g}"
+                f"{layer}: {eligible} of {len(values)} eligible, lowest "
+                f"{values.min().item():.3g}{noise}"
             )
         return "\n".join(lines)
 

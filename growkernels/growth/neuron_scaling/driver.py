@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import math
 import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -21,9 +21,16 @@ from growkernels.growth.neuron_scaling.candidates import (
     Candidate,
     find_candidates,
 )
+from growkernels.growth.neuron_scaling.closed_form_scores import (
+    closed_form_scores,
+    with_closed_form,
+)
 from growkernels.growth.neuron_scaling.costs import Ledger
-from growkernels.growth.neuron_scaling.criteria import CRITERIA, RECORDED, Scores
+from growkernels.growth.neuron_scaling.criteria import CRITERIA, DECREASES, RECORDED, Scores
+from growkernels.growth.neuron_scaling.cross_sums import CrossRecorder
+from growkernels.growth.neuron_scaling.cross_sums import Recording as CrossRecording
 from growkernels.growth.neuron_scaling.initial_values import initial_values
+from growkernels.growth.neuron_scaling.line_search import best_scale
 from growkernels.growth.neuron_scaling.new_neurons import NewNeurons
 from growkernels.growth.neuron_scaling.repeating import with_values
 from growkernels.growth.neuron_scaling.samples import SampleRecorder
@@ -88,6 +95,12 @@ class NeuronScaling:
       gradient. It is what the paper's authors' code computes: there S_i is an outer product of
       ones with that row, whose eigenvalues are this sum and zeros. A first-order number; it
       changes with the sign of an input feature, and holds no curvature.
+    * ``"gradmax"`` (Evci et al. 2022) and ``"tiny"`` (Verbockhaven et al. 2024): minus the decrease
+      of the loss, to first order, by new neurons of a linear layer that one linear layer reads, in
+      closed form; one score for each singular vector. With ``widen=("fc1",)``, ``depth=False`` and
+      ``grow(init=...)`` of the same name. Layers share the whole budget by score per price instead
+      of having equal parts. ``neuron_scaling.closed_form`` has the formulas, what is done for a
+      ReLU, and the noise that comes with every score (``Scores.snr``).
     * ``"magnitude"``: -||w_i||, the largest neurons first. ``"random"``: -uniform(0, 1).
       Controls; they need no recorded batches.
 
@@ -175,6 +188,11 @@ class NeuronScaling:
             raise ValueError(f"rows is {rows}; at least one row per layer is needed.")
         if relu_beta is not None and not relu_beta > 0:
             raise ValueError(f"relu_beta is {relu_beta}; a softplus needs a positive sharpness.")
+        if depth and criterion in DECREASES:
+            raise ValueError(
+                f"Criterion {criterion!r} chooses new neurons of wider layers; pass depth=False "
+                "and widen=('fc1',)."
+            )
         if not depth and not widen:
             raise ValueError("With depth=False name what to widen: widen=('fc1', 'v', 'qk').")
         self.model = model
@@ -260,10 +278,14 @@ class NeuronScaling:
                     f"No batches are recorded{overflowed}; run a backward pass inside "
                     "`with scaling.recording():`."
                 )
+        kept = self._recorder.kept
+        if isinstance(kept, CrossRecording):
+            found = closed_form_scores(self.model, self._candidates, kept, self.criterion, ranks)
+            return found.noted(self._paths)
         scores = criteria.scores(
             self.model,
             self._candidates,
-            self._recorder.kept,
+            kept,
             self.criterion,
             relu_beta=self._relu_beta,
             tol=tol,
@@ -326,8 +348,9 @@ class NeuronScaling:
         init: str = "parent",
         scale: float = 0.2,
         sample: Any = None,
+        loss: Callable[[nn.Module], float] | None = None,
     ) -> None:
-        """Grow the chosen neurons; the network computes what it did before.
+        """Grow the chosen neurons; the network computes what it did before, but for ``"tiny"``.
 
         Existing parameters keep their values, ``.grad`` and optimizer state, widened ones too; new
         parameters join the groups of the weights and biases beside them. If anything fails, model
@@ -342,8 +365,11 @@ class NeuronScaling:
             optimizer: the model's optimizer, a list of them, or None. Under SGD a ``"single"``
                 branch gets gain sqrt(2), else 2, so that it trains like the pair.
             init: ``"parent"`` or ``"eigenvector"``, what new neurons start with (``"single"``
-                branches: 0 in any case).
-            scale: of that start; the authors use 0.2.
+                branches: 0 in any case); of neurons that ``"gradmax"`` or ``"tiny"`` chose, that.
+            scale: of that start; the authors use 0.2. With ``"tiny"`` of the new neurons' effect;
+                ``"gradmax"`` takes the mean norm of the layer's outgoing weights.
+            loss: of a model, such as the mean over the recorded batches: with ``"tiny"`` the scale
+                is the one that lowers it most, of 4, 2, 1, ... 1/4096, tried on copies.
             sample: an input of the model (a tuple for several arguments) to check with, in eval
                 mode, that the output changes by no more than 1e-5 of the largest.
 
@@ -357,8 +383,23 @@ class NeuronScaling:
         ranks = ranks_of(self.model, self.group)
         joint: Optimizer | None = None
         with ranks.agreed():
+            if init == "tiny" and sample is not None:
+                raise ValueError(
+                    "init='tiny' changes what the network computes, so there is nothing to check "
+                    "on sample=; leave it out."
+                )
+            if init != "tiny" and loss is not None:
+                raise ValueError(f"loss= is for the scale of init='tiny', and init is {init!r}.")
             joint = as_one(optimizer)
             check_plain_module(self.model)
+        if loss is not None:
+
+            def grow_copy(twin: nn.Module, scale: float) -> None:
+                record, values = self._planned(chosen, joint, init, scale)
+                growth_step.apply(twin, record, None, values)
+
+            scale = best_scale(self.model, grow_copy, loss, ranks)
+        with ranks.agreed():
             record, values = self._planned(chosen, joint, init, scale)
         neurons = repr(sorted(chosen.neurons.items()))
         doing = f"grow {', '.join(chosen.neurons)} (choice {zlib.crc32(neurons.encode()):x})"
@@ -446,7 +487,8 @@ class NeuronScaling:
         """
         states = [state] if isinstance(state, Mapping) else state
         self._follow()
-        kept = [kept_from(s, self.criterion, self.layers, self.model) for s in states]
+        # Of one kind: that of the criterion.
+        kept: list[Any] = [kept_from(s, self.criterion, self.layers, self.model) for s in states]
         self._recorder.load(kept)
         if self._generator is not None and "generator" in states[0]:
             self._generator.set_state(states[0]["generator"].cpu())
@@ -481,11 +523,15 @@ class NeuronScaling:
                     why = candidate.why_not_widened or "widen= names no role that it could have"
                     left_out[candidate.name] = why
             candidates = [c for c in candidates if c.widening is not None]
+        if self.criterion in DECREASES:
+            candidates = with_closed_form(self.model, candidates, left_out)
         if self.criterion == "s2d":
             candidates = with_known_activation(self.model, candidates, self._relu_beta, left_out)
         return candidates, left_out
 
-    def _watch(self, candidates: Sequence[Candidate]) -> SampleRecorder:
+    def _watch(self, candidates: Sequence[Candidate]) -> SampleRecorder | CrossRecorder:
+        if self.criterion in DECREASES:
+            return CrossRecorder(self.model, candidates, covariances=self.criterion == "tiny")
         return SampleRecorder(
             self.model,
             self._recorded(candidates),

@@ -7,11 +7,12 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import nn
 
+from growkernels.growth.neuron_scaling.criteria import DECREASES
 from growkernels.growth.neuron_scaling.new_neurons import NewNeurons, share_of_parents
 from growkernels.growth.neuron_scaling.selection import Selection
 from growkernels.nn.weights import current_value
 
-INITS = ("parent", "eigenvector")
+INITS = ("parent", "eigenvector", *DECREASES)
 
 
 @torch.no_grad()
@@ -23,6 +24,8 @@ def initial_values(
     * ``"parent"``: scale * (w_i, b_i) of the neuron itself.
     * ``"eigenvector"``: the unit eigenvector of its splitting matrix times scale times the root
       mean square norm of the layer's rows w; bias 0.
+    * ``"gradmax"``, ``"tiny"``: what the criterion of that name found, see ``closed_form``; of
+      TINY both sides times the root of scale.
 
     Args:
         must_move: layers that grow in a form in which weights of 0 would never get a gradient.
@@ -40,10 +43,39 @@ def initial_values(
             f"Criterion {selection.scores.criterion!r} has no eigenvectors to start from; use "
             "init='parent', or choose by 'splitting' or 's2d'."
         )
+    criterion = selection.scores.criterion
+    if init in DECREASES and criterion != init:
+        raise ValueError(
+            f"init={init!r} takes the neurons that criterion {init!r} finds, and these are chosen "
+            f"by {criterion!r}; choose by criterion {init!r}."
+        )
+    if criterion in DECREASES and init != criterion:
+        raise ValueError(
+            f"Criterion {criterion!r} chooses directions and no neurons, so none is a parent; pass "
+            f"init={criterion!r}."
+        )
+    if init in DECREASES:
+        return {
+            name: _found(selection.scores.starts[name], outputs, scale if init == "tiny" else 1.0)
+            for name, outputs in selection.neurons.items()
+        }
     return {
         name: _of_layer(model, name, outputs, selection, init, scale, name in must_move)
         for name, outputs in selection.neurons.items()
     }
+
+
+def _found(start: NewNeurons, outputs: tuple[int, ...], scale: float) -> NewNeurons:
+    index = torch.tensor(outputs, device=start.weight.device)
+    side = scale**0.5
+    assert start.outgoing is not None
+    assert start.reader_bias is not None
+    return NewNeurons(
+        start.weight[index] * side,
+        start.bias[index] * side,
+        start.outgoing[:, index] * side,
+        start.reader_bias[:, index].sum(1) * side if bool(start.reader_bias.any()) else None,
+    )
 
 
 def _of_layer(

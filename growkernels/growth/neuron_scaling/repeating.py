@@ -23,7 +23,9 @@ def with_values(record: Record, values: Mapping[str, NewNeurons]) -> Record:
     if not _needs_values(record) or record["init"] == "parent":
         return record
     listed = {
-        name: {"weight": new.weight.double().tolist(), "bias": new.bias.double().tolist()}
+        name: {
+            key: value.double().tolist() for key, value in vars(new).items() if value is not None
+        }
         for name, new in values.items()
     }
     return {**record, "values": listed}
@@ -69,13 +71,16 @@ def _values(model: nn.Module, record: Mapping[str, Any]) -> dict[str, NewNeurons
             values[name] = share_of_parents(layer, outputs, record["scale"])
             continue
         given = record["values"][name]
-        weight = torch.tensor(given["weight"], dtype=torch.float64).to(layer.weight)
-        bias = torch.tensor(given["bias"], dtype=torch.float64).to(layer.weight)
+        parts = {
+            key: torch.tensor(value, dtype=torch.float64).to(layer.weight)
+            for key, value in given.items()
+        }
+        weight = parts["weight"]
         if weight.shape[1:] != layer.weight.shape[1:]:
             raise ValueError(
                 f"The record starts new neurons of layer {name!r} with weights of shape "
                 f"{tuple(weight.shape[1:])}, and the layer has {tuple(layer.weight.shape[1:])}; it "
                 "belongs to another model."
             )
-        values[name] = NewNeurons(weight, bias)
+        values[name] = NewNeurons(**parts)
     return values

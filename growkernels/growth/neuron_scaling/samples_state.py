@@ -6,23 +6,27 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from growkernels.growth.neuron_scaling.criteria import DECREASES
+from growkernels.growth.neuron_scaling.cross_sums import CrossSums
+from growkernels.growth.neuron_scaling.cross_sums import Recording as CrossRecording
 from growkernels.growth.neuron_scaling.samples import LayerSample, Recording
 
 KIND = "NeuronScaling"
+WHOLE = (  # sums, of the same shape for any number of rows
+    *("gradient_sums", "seen"),
+    *("cross", "passed", "inputs", "mixed", "hidden", "rows", "squares"),
+)
 TENSORS = ("x", "grad", "preact", "keys", "gradient_sums")
 
 
-def state_of(kept: Recording, criterion: str) -> dict[str, Any]:
+def state_of(kept: Recording | CrossRecording, criterion: str) -> dict[str, Any]:
     """Tensors, numbers and names; keys are strings, as torch.distributed.checkpoint needs them."""
     return {
         "driver": KIND,
         "criterion": criterion,
-        "layers": {
-            name: {**{key: getattr(sample, key) for key in TENSORS}, "seen": sample.seen}
-            for name, sample in kept.layers.items()
-        },
+        "layers": {name: dict(vars(sample)) for name, sample in kept.layers.items()},
         "batches": kept.batches,
         "overflowed": kept.overflowed,
     }
@@ -30,7 +34,7 @@ def state_of(kept: Recording, criterion: str) -> dict[str, Any]:
 
 def kept_from(
     state: Mapping[str, Any], criterion: str, layers: Collection[str], model: nn.Module
-) -> Recording:
+) -> Recording | CrossRecording:
     """What a state says was kept of these layers.
 
     Raises:
@@ -46,6 +50,7 @@ def kept_from(
             f"{criterion!r}."
         )
     samples: dict[str, LayerSample] = {}
+    sums: dict[str, CrossSums] = {}
     for name, entries in state["layers"].items():
         layer = dict(model.named_modules()).get(name) if name in layers else None
         if not isinstance(layer, nn.Linear | nn.Conv2d):
@@ -54,6 +59,18 @@ def kept_from(
                 "as it was, and build the NeuronScaling with the same arguments."
             )
         weight = layer.weight
+        if "cross" in entries:
+            if entries["cross"].shape[1] - weight.shape[1] not in (0, 1):
+                raise ValueError(
+                    f"The state is of a layer {name!r} of another width; rebuild the model as it "
+                    "was."
+                )
+            own: dict[str, Any] = {
+                key: value.to(weight.device, copy=True) if isinstance(value, Tensor) else value
+                for key, value in entries.items()
+            }
+            sums[name] = CrossSums(**own)
+            continue
         if entries["x"].shape[1] != weight.shape[1] or len(entries["gradient_sums"]) != len(weight):
             raise ValueError(
                 f"The state is of a layer {name!r} of another width; rebuild the model as it was."
@@ -63,6 +80,8 @@ def kept_from(
             for key in TENSORS
         }
         samples[name] = LayerSample(**tensors, seen=entries["seen"])
+    if criterion in DECREASES:
+        return CrossRecording(sums, state["batches"], state["overflowed"])
     return Recording(samples, state["batches"], state["overflowed"])
 
 
@@ -70,10 +89,12 @@ def nothing_of(state: Mapping[str, Any]) -> dict[str, Any]:
     """The state of a process that has recorded nothing yet, beside one that has."""
     layers = {
         name: {
-            **{key: entries[key][:0] for key in TENSORS},
-            "gradient_sums": torch.zeros_like(entries["gradient_sums"]),
-            "seen": 0,
+            key: _nothing(value) if key in WHOLE else value[:0] for key, value in entries.items()
         }
         for name, entries in state["layers"].items()
     }
     return {**state, "layers": layers, "batches": 0, "overflowed": 0}
+
+
+def _nothing(value: Tensor | float) -> Tensor | float:
+    return torch.zeros_like(value) if isinstance(value, Tensor) else type(value)(0)

@@ -9,9 +9,7 @@ from torch import Tensor
 
 from growkernels.growth.neuron_scaling.candidates import Candidate
 from growkernels.growth.neuron_scaling.costs import Ledger
-from growkernels.growth.neuron_scaling.criteria import Scores
-
-DECREASES = ("gradmax", "tiny")  # criteria whose scores are predicted decreases of the loss
+from growkernels.growth.neuron_scaling.criteria import DECREASES, Scores
 
 
 @dataclass(frozen=True)

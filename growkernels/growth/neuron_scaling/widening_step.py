@@ -175,7 +175,8 @@ def widen_readers(
                 continue
             fill = None
             if values is not None and inner is reader and values.outgoing is not None:
-                fill = values.outgoing
+                # Rows that the reader itself has got in this step read nothing new.
+                fill = _padded(values.outgoing, len(inner.weight))
             _replace(inner, "weight", places, 1, fill, optimizer)
             if isinstance(inner, nn.Linear):
                 inner.in_features += places.new
@@ -183,9 +184,14 @@ def widen_readers(
                 inner.in_channels += places.new
         if values is not None and values.reader_bias is not None:
             assert reader.bias is not None
-            shift = values.reader_bias.to(reader.bias)
+            shift = _padded(values.reader_bias, len(reader.bias)).to(reader.bias)
             _replace(reader, "bias", Places(len(shift), 0, 1), 0, None, optimizer)
             reader.bias.data.add_(shift)  # of a parameter of its own by now
+
+
+def _padded(values: Tensor, rows: int) -> Tensor:
+    """With rows of 0 behind, so that there are as many."""
+    return torch.cat([values, values.new_zeros(rows - len(values), *values.shape[1:])])
 
 
 def _widen_rows(

@@ -34,6 +34,9 @@ class Widening:
         partners: layers that get as many more outputs: the other half of a gated MLP.
         norms: paths of the normalisations between, which get as many more features.
         multiple: new outputs come in such numbers: whole groups of a group norm.
+        activation: path of the module, or "function NAME", that acts on the outputs, where it ran
+            on a sample.
+        only_activation: whether at most that and dropout stand between.
     """
 
     role: str
@@ -43,6 +46,8 @@ class Widening:
     partners: tuple[str, ...] = ()
     norms: tuple[str, ...] = ()
     multiple: int = 1
+    activation: str | None = None
+    only_activation: bool = True
 
     @property
     def all_readers(self) -> tuple[str, ...]:
@@ -114,6 +119,11 @@ def _traced(model: nn.Module, graph: TracedGraph, name: str) -> Widening | str:
 
     convolution = isinstance(model.get_submodule(name), nn.Conv2d)
     first, *more = features.readers
+    between = [step for step in features.steps if step.kind not in ("dropout", "view", "norm")]
+    acts = [step for step in between if step.kind == "activation"]
+    activation = None
+    if acts:
+        activation = acts[0].module or f"function {acts[0].name}"
     return Widening(
         "gated" if features.gated else "conv" if convolution else "fc1",
         first,
@@ -121,6 +131,8 @@ def _traced(model: nn.Module, graph: TracedGraph, name: str) -> Widening | str:
         partners=features.makers[1:],
         norms=norms,
         multiple=sizes.pop() if sizes else 1,
+        activation=activation,
+        only_activation=len(acts) == len(between) <= 1,
     )
 
 
