@@ -33,7 +33,7 @@ from growkernels.experiments.scaling.settings import (
     Recipe,
     preset_setting,
 )
-from growkernels.experiments.scaling.training import ScalingTraining, target_parameters
+from growkernels.experiments.scaling.training import ScalingTraining, epochs_of, target_parameters
 from growkernels.experiments.study import Result
 from growkernels.growth import insertions
 
@@ -312,3 +312,27 @@ def test_images_of_a_folder_are_used_and_a_bad_one_leaves_nothing(tmp_path: Path
     with pytest.raises(ValueError, match=r"3\.jpg cannot be read as an image"):
         provide_images(tmp_path / "bad" / "images.pt", folder, Selection(None, None, 10, 64, 32))
     assert not (tmp_path / "bad").exists()
+
+
+def test_a_control_does_no_fewer_operations_than_what_it_is_compared_with(
+    images: ImageData,
+) -> None:
+    """Counted on the trainings themselves: forward operations times images, and recorded passes."""
+    whole = replace(STUDY, epochs=12, first_growth=4)
+    classes, count = len(images.classes), len(images.train_labels)
+    grown = whole.variant("splitting")
+    training = ScalingTraining(whole, grown, 0, images)
+    epoch_images = whole.recipe.epoch_images
+    assert epoch_images is not None
+    done = 0
+    for epoch in range(whole.epochs):
+        if epoch in whole.growth_epochs(grown):
+            recorded = whole.growth_batches * whole.recipe.batch
+            done += recorded * training.measured["flops"]
+        training.advance(epoch)
+        done += epoch_images * training.measured["flops"]
+    for name in ("homogeneous_matched", "even_start_matched"):
+        variant = whole.variant(name)
+        epochs = epochs_of(whole, variant, classes, count)
+        per_epoch = epoch_images * ScalingTraining(whole, variant, 0, images).measured["flops"]
+        assert 0.95 * done <= epochs * per_epoch < done + per_epoch

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy
+
 from growkernels.experiments.claims import OF_SETTING, Evidence, Value
 from growkernels.experiments.plots import Plot
 from growkernels.experiments.run_folder import number
@@ -64,6 +66,9 @@ class ScalingEvidence(Evidence):
             shares = [100 * (1 - flops / full) for flops in self.flops[variant]]
             measured = f"{estimate(shares).text(1)} % fewer per image than the full network"
             return Value(f"{variant}: {measured}", min(shares), max(shares))
+        if kind == "seconds":
+            times = estimate(list(self.seconds(USUAL) / self.seconds(variant)))
+            return Value(f"{times.text(2)} times the seconds of {variant}", times.mean, times.mean)
         share, recipe = estimate(self.growth_shares(variant)), self.setting.recipe
         measured = (
             f"{variant}: {share.text(1)} % of the time for {len(self.growth[variant][0])} growths "
@@ -78,18 +83,24 @@ class ScalingEvidence(Evidence):
         """At the end, [runs]."""
         return values(self.table.final(variant, "parameters"))
 
+    def seconds(self, variant: str) -> Floats:
+        """Of training and growth, without tests, [runs]."""
+        training: Floats = self.table.curve(variant, "seconds").sum().to_numpy()
+        of_growth = [
+            sum(step[f"{part}_seconds"] for step in steps for part in PARTS)
+            for steps in self.growth[variant]
+        ]
+        whole: Floats = training + numpy.array(of_growth, dtype=numpy.float64)
+        return whole
+
     def growth_seconds(self, variant: str, part: str) -> float:
         """Of all runs, in one of PARTS."""
         return float(sum(s[f"{part}_seconds"] for run in self.growth[variant] for s in run))
 
     def growth_shares(self, variant: str) -> list[float]:
         """Seconds of growth per 100 seconds of training and growth, [runs]."""
-        training = self.table.curve(variant, "seconds").sum().to_numpy()
-        shares = []
-        for steps, seconds in zip(self.growth[variant], training, strict=True):
-            grown = sum(step[f"{part}_seconds"] for step in steps for part in PARTS)
-            shares.append(100 * grown / (grown + float(seconds)))
-        return shares
+        training: Floats = self.table.curve(variant, "seconds").sum().to_numpy()
+        return list(100 * (1 - training / self.seconds(variant)))
 
 
 def conclude(

@@ -44,12 +44,17 @@ class Growth:
 
 @dataclass(frozen=True)
 class Variant:
-    """One curve: it starts ``start`` of the way from the reduced (0) to the full (1) size."""
+    """One curve: it starts ``start`` of the way from the reduced (0) to the full (1) size.
+
+    ``operations_of`` names a grown variant: this one, which does not grow, is trained by the same
+    recipe for as many epochs as that one's operations pay for.
+    """
 
     name: str
     title: str
     start: float = 0.0
     growth: Growth | None = None
+    operations_of: str | None = None
 
 
 @dataclass(frozen=True)
@@ -155,7 +160,7 @@ def preset_setting(preset: str, stored_size: int) -> Setting:
                 batch=32, rate=2e-3, warmup_epochs=2, drop_path=0.0, mixup=0.0, cutmix=0.0,
                 erasing=0.0, rand_augment=False, resized_crops=False, repeats=1, epoch_images=256,
             ),
-            variants=variants((3, 6, 9, 15)),
+            variants=tuple(v for v in variants((3, 6, 9, 15)) if v.operations_of is None),
             epochs=28,
             first_growth=5,
             growth_batches=4,
@@ -165,8 +170,8 @@ def preset_setting(preset: str, stored_size: int) -> Setting:
             test_every=3,
         )  # fmt: skip
     if preset == "desk":  # about four hours on two cores
-        names = ("reduced", "homogeneous", "splitting", "gradient_sum", "magnitude", "random",
-                 "uniform")  # fmt: skip
+        names = ("reduced", "homogeneous", "homogeneous_matched", "even_start_matched", "splitting",
+                 "gradient_sum", "magnitude", "random", "uniform")  # fmt: skip
         return Setting(
             architecture=Architecture(embed=64, depth=3, heads=4, patch=size // 8, image_size=size),
             recipe=Recipe(
@@ -217,6 +222,18 @@ def variants(intervals: Sequence[int]) -> tuple[Variant, ...]:
         Variant("reduced", "reduced, never grown"),
         Variant("homogeneous", "homogeneous, full size from the start", start=1.0),
         Variant("even_start", "evenly reduced, small size from the start", start=SMALL),
+        Variant(
+            "homogeneous_matched",
+            "full size, trained for as many operations as splitting",
+            start=1.0,
+            operations_of="splitting",
+        ),
+        Variant(
+            "even_start_matched",
+            "small size, trained for as many operations as splitting",
+            start=SMALL,
+            operations_of="splitting",
+        ),
         grown("splitting", "grown to the small size by the splitting matrix"),
         grown("splitting_large", "grown to the large size by the splitting matrix", LARGE),
         grown("s2d", "grown by S2D's own matrix", criterion="s2d"),

@@ -7,7 +7,7 @@ network.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,12 +15,13 @@ import torch
 
 from growkernels.experiments.images.store import ImageSource, Selection
 from growkernels.experiments.run_folder import RunFolder, number
-from growkernels.experiments.scaling.settings import SELECTIONS, Setting, preset_setting
-from growkernels.experiments.scaling.training import ScalingTraining
+from growkernels.experiments.scaling.settings import SELECTIONS, Setting, Variant, preset_setting
+from growkernels.experiments.scaling.training import ScalingTraining, epochs_of
 from growkernels.experiments.study import (
     Conclusion,
     Content,
     Fork,
+    Forks,
     Result,
     Results,
     Stretch,
@@ -51,28 +52,31 @@ class ScalingStudy(Content):
         setting = self.setting
         graph: list[Stretch] = []
         paths: dict[tuple[str, int], list[str]] = {}
+        by_epochs: dict[int, dict[str, Forks]] = {}
+        for v in setting.variants:
+            begins = Fork(0, v.name if v.growth is None else "reduced")
+            forks = (begins,) if v.growth is None else (begins, Fork(setting.first_growth, v.name))
+            by_epochs.setdefault(self.epochs(v), {})[v.name] = forks
         for run in range(setting.runs):
-            variants = {
-                v.name: (Fork(0, v.name),)
-                if v.growth is None
-                else (Fork(0, "reduced"), Fork(setting.first_growth, v.name))
-                for v in setting.variants
-            }
-            stretches, of_run = stretches_of(
-                variants, setting.epochs, f"run{run}", bar=f"run {run + 1}", about=run
-            )
-            graph += stretches
-            paths |= {(name, run): path for name, path in of_run.items()}
+            for epochs, variants in by_epochs.items():
+                stretches, of_run = stretches_of(
+                    variants, epochs, f"run{run}", bar=f"run {run + 1}", about=run
+                )
+                graph += stretches
+                paths |= {(name, run): path for name, path in of_run.items()}
         return graph, paths
+
+    def epochs(self, variant: Variant) -> int:
+        images = self.source.images
+        return epochs_of(self.setting, variant, len(images.classes), len(images.train_labels))
 
     def stretches(self) -> list[Stretch]:
         return self._graph()[0]
 
     def _training(self, stretch: Stretch) -> ScalingTraining:
         variant = self.setting.variant(stretch.forks[-1].way)
-        return ScalingTraining(
-            self.setting, variant, stretch.about, self.source.images, self.device
-        )
+        setting = replace(self.setting, epochs=self.epochs(variant))
+        return ScalingTraining(setting, variant, stretch.about, self.source.images, self.device)
 
     def begin(self, stretch: Stretch, parent: Result | None) -> ScalingTraining:
         training = self._training(stretch)
@@ -93,7 +97,7 @@ class ScalingStudy(Content):
                 continue
             where = {"variant": variant, "run": run}
             curves, steps = along(results, path), {s["epoch"]: s for s in growth(results, path)}
-            for epoch in range(self.setting.epochs):
+            for epoch in range(len(curves["loss"])):
                 if epoch in steps:
                     grown = {"growth_before_epoch": epoch + 1, **_in_short(steps[epoch])}
                     records.append({**where, **grown})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from itertools import islice
 from typing import Any
@@ -178,24 +179,58 @@ class ScalingTraining:
 
 def target_parameters(setting: Setting, share: float, classes: int) -> int:
     """Parameters of a network ``share`` of the way from the reduced to the full size."""
-    architecture = setting.architecture
-    with torch.device("meta"):
-        reduced, full = (
-            sum(
-                p.numel()
-                for p in DeiT(
-                    embed=architecture.embed,
-                    depth=architecture.depth,
-                    heads=architecture.heads,
-                    attention_width=widths[0],
-                    mlp_width=widths[1],
-                    patch=architecture.patch,
-                    image_size=architecture.image_size,
-                    channels=3,
-                    classes=classes,
-                    drop_path=0.0,
-                ).parameters()
-            )
-            for widths in (architecture.widths(0.0), architecture.widths(1.0))
-        )
+    reduced, full = (
+        sum(p.numel() for p in _static(setting, of, classes).parameters()) for of in (0.0, 1.0)
+    )
     return round(reduced + share * (full - reduced))
+
+
+def epochs_of(setting: Setting, variant: Variant, classes: int, train_images: int) -> int:
+    """How many epochs the variant is trained for.
+
+    With ``operations_of``: the fewest whose operations are not below those of the grown variant,
+    whose network is taken to have those of an evenly scaled one of its size, and whose passes for
+    the scores count; the scores' own arithmetic is in its seconds alone.
+    """
+    if variant.operations_of is None:
+        return setting.epochs
+    grown = setting.variant(variant.operations_of)
+    assert grown.growth is not None
+    recipe = setting.recipe
+    due = setting.growth_epochs(grown)
+    rates = [learning_rate(recipe, setting.epochs, epoch) for epoch in due]
+    epoch_images = recipe.epoch_images or train_images
+    reduced, full = (_operations(setting, of, classes) for of in (0.0, 1.0))
+    total, share = 0.0, 0.0
+    for epoch in range(setting.epochs):
+        if epoch in due:
+            total += setting.growth_batches * recipe.batch * (reduced + share * (full - reduced))
+            share += grown.growth.share * rates[due.index(epoch)] / sum(rates)
+        total += epoch_images * (reduced + share * (full - reduced))
+    return math.ceil(total / (epoch_images * _operations(setting, variant.start, classes)))
+
+
+def _operations(setting: Setting, share: float, classes: int) -> int:
+    """Of the forward pass of one image."""
+    side = setting.architecture.image_size
+    image = torch.zeros(1, 3, side, side, device="meta")
+    return forward_flops(_static(setting, share, classes), image)
+
+
+def _static(setting: Setting, share: float, classes: int) -> DeiT:
+    """A network without values, evenly ``share`` of the way from the reduced to the full size."""
+    architecture = setting.architecture
+    attention, hidden = architecture.widths(share)
+    with torch.device("meta"):
+        return DeiT(
+            embed=architecture.embed,
+            depth=architecture.depth,
+            heads=architecture.heads,
+            attention_width=attention,
+            mlp_width=hidden,
+            patch=architecture.patch,
+            image_size=architecture.image_size,
+            channels=3,
+            classes=classes,
+            drop_path=0.0,
+        )
