@@ -64,14 +64,19 @@ _MODULES = (
 )
 
 
-def function_of(model: nn.Module, activation: str | None) -> Callable[[Tensor], Tensor] | None:
-    """The activation of a candidate (see Widening.activation), or None where it is not known."""
+def function_of(
+    model: nn.Module, activation: str | None, traced: bool
+) -> Callable[[Tensor], Tensor] | None:
+    """The activation of a candidate (see Widening.activation), or None where it is not known.
+
+    What was seen to act on single elements in a traced pass may be a module of any type.
+    """
     if activation is None:
         return lambda z: z
     if activation.startswith("function "):
         return _FUNCTIONS.get(activation.removeprefix("function "))
     module = model.get_submodule(activation)
-    if type(module) not in _MODULES:
+    if not (traced or type(module) in _MODULES):
         return None
     return lambda z: module(z.clone())  # some overwrite their input
 

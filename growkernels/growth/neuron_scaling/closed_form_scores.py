@@ -74,7 +74,8 @@ def _has_bias(layer: nn.Module) -> bool:
 
 def _function(model: nn.Module, candidate: Candidate) -> Callable[[Tensor], Tensor] | None:
     assert candidate.widening is not None
-    return closed_form.function_of(model, candidate.widening.activation or candidate.activation)
+    traced = candidate.widening.activation
+    return closed_form.function_of(model, traced or candidate.activation, traced is not None)
 
 
 @torch.no_grad()
