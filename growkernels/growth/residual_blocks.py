@@ -165,10 +165,15 @@ class _Walk:
         ]
         if operation.name in ("mul", *axes.NORMS) and parameters:
             return parameters
-        if operation.name == "add" and len(operation.inputs) == 2 and parameters:
-            others = [n for n in operation.inputs if self._trace.values[n].source not in PARAMETERS]
-            found = self.zero_of(others[0]) if others else None
-            return None if found is None else [*found, *parameters]
+        if operation.name == "add" and len(operation.inputs) == 2:
+            summands = [
+                self.zero_of(number)
+                for number in operation.inputs
+                if self._trace.values[number].source not in PARAMETERS
+            ]
+            if any(names is None for names in summands):
+                return None
+            return [*parameters, *(name for names in summands if names for name in names)]
         if operation.name in _ZERO_TO_ZERO or (
             operation.name in ("mul", "div") and len(operation.inputs) == 1
         ):

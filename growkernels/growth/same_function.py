@@ -95,3 +95,20 @@ def check_same_output(
             f"{largest:.3g}): its forward does more with the grown layer than pass on its output. "
             "Model and optimizer are as before."
         )
+
+
+@contextmanager
+def running_once(new: nn.Module, position: str) -> Iterator[None]:
+    """Raise RuntimeError unless the module ran exactly once in the block."""
+    runs: list[None] = []
+    handle = new.register_forward_hook(lambda *_: runs.append(None))
+    try:
+        yield
+    finally:
+        handle.remove()
+    if len(runs) != 1:
+        raise RuntimeError(
+            f"What was inserted behind {position!r} ran {len(runs)} times in one pass of the model "
+            "instead of once: the forward does not run the modules there one after the other. "
+            "Model and optimizer are as before."
+        )

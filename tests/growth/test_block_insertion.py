@@ -207,17 +207,73 @@ def test_blocks_that_cannot_be_copied(change: Any, reason: str) -> None:
 
 def test_a_forward_that_does_not_run_the_new_block_is_found_out() -> None:
     model = model_of(mode="first")
-    optimizer = torch.optim.SGD(model.parameters())
+    before = dict(model.named_modules())
+    positions, left_out = traced_positions(model, SAMPLE)
+    assert positions == []
+    assert "does not run one more block there as it runs the others" in left_out["blocks.0"]
+    assert dict(model.named_modules()) == before
+    model.mode = "all"
     inserter = recorded(model)
-    before = copy.deepcopy(model.state_dict())
+    model.mode = "first"  # the user's doing, after the positions were found
+    optimizer = torch.optim.SGD(model.parameters())
+    state = copy.deepcopy(model.state_dict())
     with pytest.raises(
         RuntimeError, match=r"behind 'blocks\.1' ran 0 times in one pass of the model"
     ):
         inserter.insert("blocks.1", optimizer)
-    assert list(model.state_dict()) == list(before)
+    assert list(model.state_dict()) == list(state)
     assert len(optimizer.param_groups[0]["params"]) == len(list(model.parameters()))
     assert insertions(model) == []
     assert [p.name for p in inserter.positions] == ["blocks.0", "blocks.1"]
+
+
+def test_a_merit_under_autocast_is_taken_under_it() -> None:
+    model = model_of()
+    inserter = LayerInsertion(model, sample=SAMPLE)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(**SAMPLE).float().square().mean()
+    with inserter.recording():
+        loss.backward()
+    exact = recorded(model_of()).merits().values
+    assert torch.allclose(inserter.merits().values, exact, rtol=0.05)
+
+
+def test_frozen_blocks_are_copied_into_trained_ones() -> None:
+    model = model_of()
+    model.blocks.requires_grad_(False)
+    model.embed.requires_grad_(True)
+    new = recorded(model).insert("blocks.0")
+    assert all(p.requires_grad for p in new.parameters())
+    model.blocks[0].fc2.requires_grad_(True)
+    model.blocks[0].norm.requires_grad_(True)
+    new = recorded(model).insert("blocks.0")
+    assert not new.fc1.weight.requires_grad
+    assert new.fc2.weight.requires_grad
+
+
+def test_parallel_branches() -> None:
+    class Parallel(Block):
+        def __init__(self) -> None:
+            super().__init__()
+            self.other = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor, *, shift: Tensor) -> tuple[Tensor, None]:
+            branches = self.other(x) + self.fc2(F.silu(self.fc1(self.norm(x)) + shift))
+            return branches + x, None
+
+    model = model_of(Parallel)
+    inserter = recorded(model)
+    assert inserter.positions[0].zero == ("fc2.weight", "fc2.bias", "other.weight", "other.bias")
+    extended = copy.deepcopy(model)
+    extended.blocks.insert(1, copy.deepcopy(extended.blocks[0]))
+    weights = [
+        p for m in (extended.blocks[1].fc2, extended.blocks[1].other) for p in m.parameters()
+    ]
+    for weight in weights:
+        weight.data.zero_()
+    grads = torch.autograd.grad(extended(**SAMPLE).square().mean(), weights)
+    expected = sum(float(grad.square().sum()) for grad in grads)
+    assert float(inserter.merits().values[0]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_other_norms_are_refused() -> None:

@@ -40,8 +40,8 @@ def repeat_block(model: nn.Module, record: Mapping[str, Any], optimizer: Optimiz
 def identity_copy(model: nn.Module, template: str, zero: Sequence[str]) -> nn.Module:
     """A copy of the block at a path with the named parameters at zero; no gradients, no hooks.
 
-    Everything in it can be trained. Objects that the block shares with the rest of the model, such
-    as a configuration, are shared with the copy too.
+    What is trained in the block is trained in the copy, and so are the parameters at zero; if none
+    is trained in the block, then all are in the copy. A configuration is shared with it.
 
     Raises:
         ValueError: the block cannot be copied, or has no parameter of such a name.
@@ -67,9 +67,10 @@ def identity_copy(model: nn.Module, template: str, zero: Sequence[str]) -> nn.Mo
     with torch.no_grad():
         for name in zero:
             held[name].zero_()
-    for parameter in held.values():
+    frozen = not any(parameter.requires_grad for parameter in held.values())
+    for name, parameter in held.items():
         parameter.grad = None
-        if parameter.is_floating_point():
+        if frozen or name in zero:
             parameter.requires_grad_(True)
     return new
 
@@ -151,7 +152,7 @@ def insert_block(
     count = len(parent._modules)
     new.train(model.get_submodule(position).training)
     insert_child(parent, child, new)
-    _renumber(model, parent, list(parent._modules.values()).index(new), count)
+    _renumber(model, stack, list(parent._modules.values()).index(new), count)
     if optimizer is not None and groups is not None:
         join_group_of_each(model, new, optimizer, groups)
     return new
@@ -172,27 +173,31 @@ def _groups(
     return groups
 
 
-def _renumber(model: nn.Module, stack: nn.Module, place: int, count: int) -> None:
+def why_not_counted(model: nn.Module, stack: str) -> str | None:
+    """Why the number of blocks in a stack cannot be changed in a model's configuration, or None."""
+    holder = model.get_submodule(stack.rpartition(".")[0])
+    counted = vars(holder).get("config") is not None
+    if counted and any(getattr(c, "is_encoder_decoder", False) for c in configurations(model)):
+        return (
+            "the model has an encoder and a decoder, and by which names its configuration keeps "
+            "their numbers of layers is not known"
+        )
+    return None
+
+
+def _renumber(model: nn.Module, stack: str, place: int, count: int) -> None:
     """Numbers of layers, and of how many there are, in transformers' models."""
-    blocks = list(stack._modules.values())
-    numbered = False
-    for index, block in enumerate(blocks):
-        assert block is not None
+    if (reason := why_not_counted(model, stack)) is not None:
+        raise ValueError(f"No block is inserted into {stack!r}: {reason}.")
+    for index, block in enumerate(model.get_submodule(stack).children()):
         for part in block.modules():
             if isinstance(vars(part).get("layer_idx"), int):
                 part.layer_idx = index  # type: ignore[assignment]
-                numbered = True
-    holders = [module for module in model.modules() if stack in module._modules.values()]
-    for config in configurations(model):
-        concerned = numbered or any(vars(holder).get("config") is config for holder in holders)
-        if not concerned or getattr(config, "num_hidden_layers", None) != count:
-            continue
-        if getattr(config, "is_encoder_decoder", False):
-            raise ValueError(
-                "The model has an encoder and a decoder, whose numbers of layers its configuration "
-                "keeps by names that are not known here; no block is inserted."
-            )
-        for key, value in list(vars(config).items()):
-            if key.startswith("layer_") and isinstance(value, list) and len(value) == count:
-                setattr(config, key, [*value[:place], value[place - 1], *value[place:]])
-        config.num_hidden_layers = count + 1
+    config = vars(model.get_submodule(stack.rpartition(".")[0])).get("config")
+    if getattr(config, "num_hidden_layers", None) != count:
+        return
+    assert config is not None
+    for key, value in list(vars(config).items()):
+        if key.startswith("layer_") and isinstance(value, list) and len(value) == count:
+            setattr(config, key, [*value[:place], value[place - 1], *value[place:]])
+    config.num_hidden_layers = count + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,13 +15,22 @@ from growkernels.growth.layer_insertion.block_copies import (
     check_identity,
     first_tensor,
     identity_copy,
+    insert_block,
+    why_not_counted,
 )
 from growkernels.growth.layer_insertion.block_merits import BlockCall, block_call, run
 from growkernels.growth.layer_insertion.positions import Position
 from growkernels.growth.residual_blocks import Block, stacks
-from growkernels.growth.same_function import call, evaluating
+from growkernels.growth.same_function import (
+    call,
+    check_same_output,
+    evaluating,
+    outputs_in_eval_mode,
+    running_once,
+)
 from growkernels.growth.tracing import Trace, unchanged
 from growkernels.nn import ResidualBlock
+from growkernels.nn.exchange import undone_on_error
 
 
 def find_block_positions(
@@ -44,7 +54,7 @@ def find_block_positions(
             (stack, [_named(model, block, zero) for block in blocks]) for stack, blocks in found
         ]
     residual = {stack for stack, blocks in found if any(b.reason is None for b in blocks)}
-    for _stack, blocks in found:
+    for stack, blocks in found:
         kinds = {type(model.get_submodule(block.name)) for block in blocks}
         alike = len(blocks) > 1 and len(kinds) == 1 and all(b.keeps_shape for b in blocks)
         usable = [
@@ -55,10 +65,13 @@ def find_block_positions(
         ]
         if not any(usable) and not alike:
             continue  # a chain of other things, or of stacks
+        uncounted = why_not_counted(model, stack)
         for index, block in enumerate(blocks):
             behind = index + 1 < len(blocks) and usable[index + 1]
             if not block.hands_on and (usable[index] or behind):
                 left_out[block.name] = "it does not hand its output on to the next block as it is"
+            elif uncounted is not None and (usable[index] or behind):
+                left_out[block.name] = uncounted
             elif usable[index] or behind:
                 template = block if usable[index] else blocks[index + 1]
                 positions[block.name] = template.name, template
@@ -103,7 +116,37 @@ def _checked(
             left_out[name] = reason[0].lower() + reason[1:].rstrip(".")
         else:
             fitting.append(Position(name, BLOCK, template, block.zero))
+    for stack in dict.fromkeys(position.name.rpartition(".")[0] for position in fitting):
+        inside = [p for p in fitting if p.name.rpartition(".")[0] == stack]
+        if (refused := _why_not_run(model, sample, inside)) is not None:
+            fitting = [position for position in fitting if position not in inside]
+            left_out.update((position.name, refused) for position in inside)
     return fitting, left_out
+
+
+class _Tried(Exception):  # noqa: N818
+    """Undoes a trial."""
+
+
+def _why_not_run(model: nn.Module, sample: Any, positions: Sequence[Position]) -> str | None:
+    """Why the model would not run blocks inserted at all of a stack's positions, or None."""
+    before = outputs_in_eval_mode(model, sample)
+    try:
+        with unchanged(model), undone_on_error(model, None), ExitStack() as counters:
+            for position in reversed(positions):  # the names of those in front stay
+                new = insert_block(model, position.name, position.template, position.zero, None)
+                counters.enter_context(running_once(new, position.name))
+            check_same_output(before, outputs_in_eval_mode(model, sample))
+            counters.close()
+            raise _Tried
+    except _Tried:
+        pass
+    except Exception:
+        return (
+            "the model does not run one more block there as it runs the others: with a copy that "
+            "is the identity it computes something else, or fails"
+        )
+    return None
 
 
 def _output(seen: BlockCall, block: nn.Module, h: Tensor) -> Tensor | None:

@@ -25,7 +25,11 @@ from growkernels.growth.layer_insertion.recorder import Recorder
 from growkernels.growth.layer_insertion.sums_state import state_of, sums_from
 from growkernels.growth.layer_insertion.traced_positions import traced_positions
 from growkernels.growth.processes import Group, ranks_of
-from growkernels.growth.same_function import check_same_output, outputs_in_eval_mode
+from growkernels.growth.same_function import (
+    check_same_output,
+    outputs_in_eval_mode,
+    running_once,
+)
 from growkernels.growth.taps import left_out, one_batch
 from growkernels.nn import ResidualBlock
 from growkernels.nn.exchange import undone_on_error
@@ -480,23 +484,6 @@ class LayerInsertion:
 
 def _width(place: Position, h: Tensor) -> int:
     return h.shape[1 if place.kind == "conv2d_relu" else -1]
-
-
-@contextmanager
-def running_once(new: nn.Module, position: str) -> Iterator[None]:
-    """Raise RuntimeError unless the module ran exactly once in the block."""
-    runs: list[None] = []
-    handle = new.register_forward_hook(lambda *_: runs.append(None))
-    try:
-        yield
-    finally:
-        handle.remove()
-    if len(runs) != 1:
-        raise RuntimeError(
-            f"What was inserted behind {position!r} ran {len(runs)} times in one pass of the model "
-            "instead of once: the forward does not run the modules there one after the other. "
-            "Model and optimizer are as before."
-        )
 
 
 def _refuse_none(positions: Sequence[Position], left_out: Mapping[str, str]) -> None:
