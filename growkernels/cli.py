@@ -103,6 +103,46 @@ def bench(context: typer.Context) -> None:
     raise typer.Exit(importlib.import_module("benchmarks.__main__").main(context.args))
 
 
+@app.command()
+def grow(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            help="From torch.save: a model's state dict, or a dict with 'model' and, if there is "
+            "one, 'optimizer' and 'insertions'."
+        ),
+    ],
+    record: Annotated[
+        Path, typer.Option(help="JSON of one record or several, from a driver's record().")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The grown checkpoint.")],
+    build: Annotated[
+        str,
+        typer.Option(
+            help="MODULE:FUNCTION that gives the model before any growth; found from this folder "
+            "too."
+        ),
+    ],
+) -> None:
+    """Do to a checkpoint what a record of growth says, without a run.
+
+    Parameters and optimizer states are those that the growth leaves in a live run.
+    """
+    from growkernels.growth.offline import grow_file
+
+    module, _, function = build.partition(":")
+    sys.path.insert(0, "")
+    found = getattr(importlib.import_module(module), function, None) if function else None
+    if not callable(found):
+        raise ValueError(
+            f"--build is {build!r}; give MODULE:FUNCTION, a function that gives the model without "
+            "arguments."
+        )
+    grown = grow_file(checkpoint, record.read_text(), out, found)
+    before, after = grown["parameters"]
+    print(f"{out}: {before:,} numbers in the model's state before, {after:,} after")
+
+
 Images = Annotated[
     Path | None,
     typer.Option(

@@ -46,7 +46,7 @@ def test_info_names_every_op_and_reason() -> None:
 def test_help_lists_the_commands() -> None:
     finished = run("--help")
     assert finished.returncode == 0
-    for command in ("info", "reproduce", "bench"):
+    for command in ("info", "reproduce", "bench", "grow"):
         assert command in finished.stdout
     assert "sensli" in run("reproduce", "--help").stdout
 

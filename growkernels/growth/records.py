@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from growkernels.nn.compiled import without_compiling_wrapper
 from growkernels.nn.convert import CONVERSION
 from growkernels.nn.exchange import undone_on_error
 from growkernels.nn.optimizers import Optimizers, as_one
@@ -102,6 +103,7 @@ def rebuild(model: nn.Module, records: Records, optimizer: Optimizers | None = N
         ValueError: a record that does not fit the model; model and optimizer are untouched.
     """
     check_plain_module(model)
+    model = without_compiling_wrapper(model)
     listed = read_records(records)
     optimizer = as_one(optimizer)
     done = _done_by_builder(records_of(model), listed)

@@ -18,6 +18,7 @@ from growkernels.nn.basis_conv2d import (
     weight_count,
     zeros_like_exchanged,
 )
+from growkernels.nn.compiled import without_compiling_wrapper
 from growkernels.nn.exchange import (
     MOMENTUM,
     Places,
@@ -109,7 +110,7 @@ def convert(
     (``gk.growth.insertions``), and ``gk.growth.rebuild`` repeats it.
 
     Args:
-        model: any module; not a DataParallel wrapper.
+        model: any module, compiled or not; not a DataParallel wrapper.
         plan: {module path: R or fraction}. One from ``BasisSearch.plan`` is carried out on the
             layers it was made for, wherever in the model they are by now.
         optimizer: the model's optimizer, a list of them, or None.
@@ -125,6 +126,7 @@ def convert(
             that holds no parameter of the model.
     """
     check_plain_module(model)
+    model = without_compiling_wrapper(model)
     if not isinstance(plan, Mapping):
         raise TypeError(
             f"The plan is a {type(plan).__name__}; pass a dictionary of module paths and numbers "

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Adagrad, Muon, Optimizer, SparseAdam
 
+from growkernels.nn.compiled import forget_compiled
 from growkernels.nn.hooks import hooks_of, is_watched
 from growkernels.nn.optimizers import (
     Optimizers,
@@ -312,6 +313,7 @@ def undone_on_error(
     try:
         yield
         outdate_wrappers(model)
+        forget_compiled(model)
     except BaseException:
         for module, kind in classes:
             module.__class__ = kind

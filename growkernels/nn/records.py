@@ -38,8 +38,12 @@ def append_record(model: nn.Module, record: Mapping[str, Any]) -> None:
     """Note one more surgery in the model, without the ``"values"`` that new weights started with:
     the model has those, and they are as large as the weights.
     """
-    noted = {key: value for key, value in record.items() if key != "values"}
-    setattr(model, RECORD, [*records_of(model), copy.deepcopy(noted)])
+    setattr(model, RECORD, [*records_of(model), copy.deepcopy(without_values(record))])
+
+
+def without_values(record: Mapping[str, Any]) -> Record:
+    """The record as a model keeps it."""
+    return {key: value for key, value in record.items() if key != "values"}
 
 
 def repeats(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from growkernels.nn.attention import Attention
+from growkernels.nn.compiled import without_compiling_wrapper
 from growkernels.nn.exchange import (
     Places,
     check_holds_parameters,
@@ -111,7 +112,7 @@ def separate_attention(
     On any error model and optimizer are as before.
 
     Args:
-        model: any module; not a DataParallel wrapper.
+        model: any module, compiled or not; not a DataParallel wrapper.
         optimizer: the model's optimizer, a list of them, or None.
         record_only: say what would be done, and leave model and optimizer as they are.
 
@@ -126,6 +127,7 @@ def separate_attention(
             whose state is not shaped like its parameter.
     """
     check_plain_module(model)
+    model = without_compiling_wrapper(model)
     optimizer = as_one(optimizer)
     found, skipped = _separable(model, optimizer)
     if not found:

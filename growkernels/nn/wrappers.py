@@ -64,11 +64,23 @@ def check_watchable(model: object) -> None:
     check_plain_module(model)
     assert isinstance(model, nn.Module)
     for name, module in model.named_modules():
-        if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
+        what = f"Module {name!r}" if name else "The model"
+        if "_orig_mod" in module._modules:
+            remedy = (
+                "pass the plain module (compiled._orig_mod), run the recorded batches with it, and "
+                "go on with the compiled one, which compiles anew after growing"
+                if not name
+                else "put the plain one (its ._orig_mod) in its place, and compile it again after "
+                "growing"
+            )
             raise TypeError(
-                f"{'The model' if not name else f'Module {name!r}'} is compiled, and hooks do not "
-                "run in a compiled graph: pass the plain module (compiled._orig_mod), run the "
-                "recorded batches with it, and call torch.compile again after growing."
+                f"{what} is compiled, and hooks do not run in a compiled graph: {remedy}."
+            )
+        if module._compiled_call_impl is not None:
+            raise TypeError(
+                f"{what} is compiled in place, by its .compile(), and hooks do not run in a "
+                "compiled graph: set its ._compiled_call_impl to None, and call .compile() again "
+                "after growing."
             )
 
 

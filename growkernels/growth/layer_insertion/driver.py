@@ -262,7 +262,8 @@ class LayerInsertion:
         weights and biases in front of them. If anything fails, model and optimizer are untouched.
         Afterwards the positions are found anew and nothing is recorded.
 
-        Wrap again what held the old model: build a new DistributedDataParallel, compile again.
+        Wrap again what held the old model: build a new DistributedDataParallel. What torch.compile
+        has made of the model compiles anew at the next call, as often as it grows.
 
         Args:
             position: one of ``positions``.

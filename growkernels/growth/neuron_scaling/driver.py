@@ -358,7 +358,8 @@ class NeuronScaling:
         recorded. ``gk.growth.insertions(model)`` has the record of the growth for checkpoints,
         ``gk.growth.rebuild`` repeats it.
 
-        Wrap again what held the old model: build a new DistributedDataParallel, compile again.
+        Wrap again what held the old model: build a new DistributedDataParallel. What torch.compile
+        has made of the model compiles anew at the next call, as often as it grows.
 
         Args:
             chosen: from ``select``.
