@@ -14,6 +14,7 @@ from growkernels.experiments.basis.settings import (
     BY_TAYLOR,
     BY_TRAINING,
     DENSE,
+    DENSE_SHORTER,
     EVERYWHERE,
     VARIANTS,
     preset_settings,
@@ -35,6 +36,7 @@ NAMES = {
     BY_TAYLOR: "layers chosen by Taylor",
     BASIS_FIRST: "basis first, then full",
     "full_first": "full first, then basis",
+    DENSE_SHORTER: "dense, for the time of basis everywhere",
 }
 
 
@@ -96,13 +98,18 @@ class BasisEvidence(Evidence):
     def time_ratio(self, variant: str) -> tuple[float, float, float]:
         """Time per epoch relative to dense: lower quartile, median, upper quartile.
 
-        That of a skip schedule is the mean over its epochs.
+        That of a skip schedule is the mean over its epochs, and what a shorter training takes is
+        spread over as many epochs as the others have.
         """
         times = self.study.step_times
         assert times is not None
         if variant in times:
             return times[variant].ratio
-        before = self.study.switch / self.study.settings.epochs
+        epochs = self.study.settings.epochs
+        if variant == DENSE_SHORTER:
+            shorter = self.study.epochs(variant) / epochs
+            return shorter, shorter, shorter
+        before = self.study.switch / epochs
         share = before if variant == BASIS_FIRST else 1 - before
         low, middle, high = (1 + share * (r - 1) for r in times[EVERYWHERE].ratio)
         return low, middle, high

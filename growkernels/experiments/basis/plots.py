@@ -15,6 +15,7 @@ from growkernels.experiments.basis.settings import (
     BY_TAYLOR,
     BY_TRAINING,
     DENSE,
+    DENSE_SHORTER,
     EVERYWHERE,
     FULL_FIRST,
     VARIANTS,
@@ -32,6 +33,7 @@ COLOURS = {
     BY_TAYLOR: style.BLUE,
     BASIS_FIRST: style.PINK,
     FULL_FIRST: style.GREEN,
+    DENSE_SHORTER: style.BLACK,
 }
 AXIS = {"loss": "training loss", "accuracy": "test accuracy, %"}
 
@@ -65,7 +67,7 @@ def accuracy_by_time(evidence: BasisEvidence, names: Mapping[str, str]) -> bytes
 def time_and_accuracy(evidence: BasisEvidence, names: Mapping[str, str]) -> bytes:
     """Every variant's accuracy against its time per epoch, both relative to dense."""
     figure, (ax,) = style.panels(1, columns=1, size=(7.6, 4.0))
-    for variant, marker in zip(VARIANTS, "soDv^P", strict=True):
+    for variant, marker in zip(VARIANTS, "soDv^PX", strict=True):
         accuracies = (evidence.runs("", v, "accuracy") for v in (variant, DENSE))
         gain, colour = estimate(differences(*accuracies)), COLOURS[variant]
         low, middle, high = (100 * ratio for ratio in evidence.time_ratio(variant))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from growkernels.experiments.basis.search import Search, run_search
 from growkernels.experiments.basis.settings import (
     BASIS_FIRST,
     DENSE,
+    DENSE_SHORTER,
     EVERYWHERE,
     FULL_FIRST,
     VARIANTS,
@@ -25,6 +27,7 @@ from growkernels.experiments.study import (
     Conclusion,
     Content,
     Fork,
+    Forks,
     Result,
     Results,
     Stretch,
@@ -97,21 +100,30 @@ class BasisStudy(Content):
 
     def _graph(self) -> tuple[list[Stretch], dict[tuple[str, int], list[str]]]:
         """All stretches, and the path of every variant and run."""
-        variants = {
-            name: (Fork(0, BRANCHES[name]), Fork(self.switch, name))
-            if name in BRANCHES
-            else (Fork(0, name),)
-            for name in VARIANTS
-        }
+        by_epochs: dict[int, dict[str, Forks]] = {}
+        for name in VARIANTS:
+            forks: Forks = (Fork(0, name),)
+            if name in BRANCHES:
+                forks = (Fork(0, BRANCHES[name]), Fork(self.switch, name))
+            by_epochs.setdefault(self.epochs(name), {})[name] = forks
         graph: list[Stretch] = []
         paths: dict[tuple[str, int], list[str]] = {}
         for run in range(self.settings.runs):
-            stretches, of_run = stretches_of(
-                variants, self.settings.epochs, f"run{run}", bar="training", about=run
-            )
-            graph += stretches
-            paths |= {(variant, run): path for variant, path in of_run.items()}
+            for epochs, variants in by_epochs.items():
+                stretches, of_run = stretches_of(
+                    variants, epochs, f"run{run}", bar="training", about=run
+                )
+                graph += stretches
+                paths |= {(variant, run): path for variant, path in of_run.items()}
         return graph, paths
+
+    def epochs(self, variant: str) -> int:
+        """How many the variant is trained for; rounded up where a time pays for them."""
+        if variant != DENSE_SHORTER:
+            return self.settings.epochs
+        assert self.step_times is not None
+        paid = min(1.0, self.step_times[EVERYWHERE].ratio[1]) * self.settings.epochs
+        return math.ceil(paid)
 
     def stretches(self) -> list[Stretch]:
         return self._graph()[0]
@@ -119,15 +131,16 @@ class BasisStudy(Content):
     def plan(self, variant: str) -> Plan:
         """The basis convolutions of a variant; of a skip schedule, where it has any."""
         assert self.search is not None
-        if variant == DENSE:
+        if variant in (DENSE, DENSE_SHORTER):
             return {}
         return self.search.plans[EVERYWHERE if variant in BRANCHES else variant]
 
     def _training(self, stretch: Stretch) -> BasisTraining:
         way = stretch.forks[-1].way
         schedule = SkipSchedule(way, self.switch) if way in BRANCHES else SkipSchedule("none")
+        settings = replace(self.settings, epochs=self.epochs(way))
         return BasisTraining(
-            self.settings, self.source.images, self.device, stretch.about, schedule, self.plan(way)
+            settings, self.source.images, self.device, stretch.about, schedule, self.plan(way)
         )
 
     def begin(self, stretch: Stretch, parent: Result | None) -> BasisTraining:
@@ -154,7 +167,7 @@ class BasisStudy(Content):
             for run in range(self.settings.runs)
             if finished(results, paths[variant, run])
             for curves in [along(results, paths[variant, run])]
-            for epoch in range(self.settings.epochs)
+            for epoch in range(self.epochs(variant))
         ]
 
     def conclude(self, results: Results, folder: RunFolder) -> Conclusion:
