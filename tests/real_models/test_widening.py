@@ -14,7 +14,9 @@ from growkernels.growth import NeuronScaling, insertions, rebuild
 # How many layers can be widened, by role: written down, not asked for.
 FOUND: dict[str, dict[str, int]] = {
     "resnet18": {"conv": 8},
-    "resnet50": {"conv": 32},
+    "resnet50": {"conv": 33},  # the stem too, which two layers read
+    "mobilenet": {"conv": 11, "fc1": 1},
+    "timm_efficientnet": {"conv": 16},
     "convnext": {"fc1": 4},
     "torchvision_vit": {"fc1": 2},
     "timm_deit": {"fc1": 2},
