@@ -70,6 +70,30 @@ def test_first_steps_are_no_larger_than_those_of_old_entries(name: str) -> None:
     assert min(ratios) > 0.05
 
 
+def test_steps_in_training_stay_within_the_learning_rate() -> None:
+    """With the gradients that there are; with means of 0 some would be larger."""
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    x = torch.randn(200, 16, 3, generator=torch.Generator().manual_seed(2)).double()
+
+    def train(batch: Tensor) -> None:
+        optimizer.zero_grad()
+        (model(batch) - batch[:, :2].sin()).square().mean().backward()
+        optimizer.step()
+
+    for batch in x[:100]:
+        train(batch)
+    since = NewSince(model)
+    widen(model, optimizer)
+    new = [(p, since.mask(p)) for p in model.parameters()]
+    for batch in x[100:]:
+        before = [p.detach().clone() for p, _ in new]
+        train(batch)
+        for (parameter, mask), old in zip(new, before, strict=True):
+            if mask is not None:
+                assert float((parameter.detach() - old)[mask].abs().max()) <= 1e-3
+
+
 def test_the_factors_without_it_that_the_docstring_names() -> None:
     b1, b2, t = 0.9, 0.999, 10**6
     for s, factor in ((1, 3.2), (10, 6.5), (1000, 1.3)):
