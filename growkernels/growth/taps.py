@@ -20,6 +20,7 @@ from torch.autograd.forward_ad import unpack_dual
 from torch.utils.hooks import RemovableHandle
 
 from growkernels.nn.hooks import DriverHook
+from growkernels.nn.wrappers import is_fully_sharded_unit
 
 HIGHER_ORDER = (
     "has a gradient that was taken with create_graph=True (a gradient penalty, a higher-order "
@@ -108,7 +109,11 @@ class Tap(DriverHook):
 
 def watch(recorder: Watcher, modules: Iterable[nn.Module]) -> Callable[[], object]:
     """Put taps on modules until what is returned is called, or the recorder is gone."""
-    handles = [module.register_forward_hook(Tap(recorder)) for module in modules]
+    # fully_shard's own hook, after which the weights are shards again, is behind the tap.
+    handles = [
+        module.register_forward_hook(Tap(recorder), prepend=is_fully_sharded_unit(module))
+        for module in modules
+    ]
     for handle in handles:
         weakref.finalize(recorder, handle.remove).atexit = False
     return partial(remove, handles)

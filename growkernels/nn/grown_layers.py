@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from growkernels.nn.hooks import hooks_of
 from growkernels.nn.identity_layers import Conv2dReLU, LinearReLU
+from growkernels.nn.wrappers import type_of_unit
 
 FORMS = ("pair", "single", "gated")
 
@@ -187,7 +188,8 @@ GROWN: dict[type[nn.Module], type[GrownLinear | GrownConv2d]] = {
 
 def can_have_branches(layer: nn.Module) -> bool:
     """Whether what a layer's forward does with its weights is known, by its exact type."""
-    return type(layer) in GROWN or type(layer) in GROWN.values()
+    kind = type_of_unit(layer)
+    return kind in GROWN or kind in GROWN.values()
 
 
 def with_branches(layer: nn.Linear | nn.Conv2d) -> GrownLinear | GrownConv2d:

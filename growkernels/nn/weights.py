@@ -17,6 +17,8 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from growkernels.nn.wrappers import is_dtensor
+
 # torch's layers that have weight matrices (or kernels), by the names of these. Layers of this
 # package say theirs in an attribute ``weight_matrices``.
 WEIGHTS: tuple[tuple[type[nn.Module], tuple[str, ...]], ...] = (
@@ -60,7 +62,8 @@ def current_value(layer: nn.Module, name: str = "weight") -> Tensor:
     """The weight that an evaluation of the layer would compute with now; reading changes nothing.
 
     (A spectral norm moves its vectors whenever it is asked in training mode, and a hook leaves
-    behind the weight of the last forward pass, which is stale after an optimizer's step.)
+    behind the weight of the last forward pass, which is stale after an optimizer's step.) Of a
+    sharded weight it is the whole one, and all ranks ask for it.
     """
     with torch.no_grad():
         for hook in layer._forward_pre_hooks.values():
@@ -74,8 +77,8 @@ def current_value(layer: nn.Module, name: str = "weight") -> Tensor:
                 value = hook.compute_weight(layer, do_power_iteration=False)
                 return value.detach()
         if not parametrize.is_parametrized(layer, name):
-            value = getattr(layer, name)
-            return value.detach()
+            value = getattr(layer, name).detach()
+            return value.full_tensor() if is_dtensor(value) else value  # type: ignore[attr-defined]
         steps = list(layer.get_submodule(f"parametrizations.{name}").modules())
         modes = [step.training for step in steps]
         try:

@@ -55,13 +55,19 @@ def check_plain_module(model: object) -> None:
         own = {**module._parameters, **module._buffers}
         for key, tensor in own.items():
             path = f"{name}.{key}" if name else key
-            if tensor is not None and _is_dtensor(tensor):
+            if tensor is not None and is_dtensor(tensor):
                 raise TypeError(f"{path!r} is a DTensor. {_REMEDY_OF_SHARDS}")
 
 
-def check_watchable(model: object) -> None:
-    """Raise TypeError where `check_plain_module` does, and for a model with a compiled part."""
-    check_plain_module(model)
+def check_watchable(model: object, sharded: bool = False) -> None:
+    """Raise TypeError where `check_plain_module` does, and for a model with a compiled part.
+
+    Args:
+        model: to be watched.
+        sharded: whether it may be sharded by ``fully_shard``, under which passes run as ever.
+    """
+    if not (sharded and isinstance(model, nn.Module) and _is_fully_sharded(model)):
+        check_plain_module(model)
     assert isinstance(model, nn.Module)
     for name, module in model.named_modules():
         what = f"Module {name!r}" if name else "The model"
@@ -134,6 +140,57 @@ def _knows_its_parameters(wrapper: DistributedDataParallel) -> bool:
     return now == [id(p) for p in wrapper._module_parameters]
 
 
+def is_fully_sharded_unit(module: nn.Module) -> bool:
+    """Whether ``fully_shard`` was applied to this module itself."""
+    kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
+    return kind is not None and isinstance(module, kind)
+
+
+def type_of_unit(module: nn.Module) -> type:
+    """The type of a module, for one that ``fully_shard`` was applied to what it was before."""
+    kind = type(module)
+    return kind.__bases__[-1] if is_fully_sharded_unit(module) else kind
+
+
+def _is_fully_sharded(model: nn.Module) -> bool:
+    """Whether ``fully_shard``, and nothing else, has distributed a model.
+
+    Its parameters are cut along their first axis; any other cut is of tensor parallelism, whose
+    layers see parts of features.
+    """
+    if not is_fully_sharded_unit(model):
+        return False
+    for module in model.modules():
+        if _is_other_wrapper(module):
+            return False
+        if any(buffer is not None and is_dtensor(buffer) for buffer in module._buffers.values()):
+            return False
+        for parameter in module._parameters.values():
+            if parameter is not None and is_dtensor(parameter):
+                kind = getattr(sys.modules["torch.distributed.tensor"], "Shard", None)
+                cuts: Any = parameter.placements  # type: ignore[attr-defined]
+                if not all(
+                    cut.is_replicate() or (type(cut) is kind and cut.dim == 0) for cut in cuts
+                ):
+                    return False
+    return True
+
+
+def _is_other_wrapper(module: nn.Module) -> bool:
+    others = (
+        known
+        for file, kind in _DISTRIBUTED
+        if kind != "FSDPModule"
+        if (known := getattr(sys.modules.get(file), kind, None)) is not None
+    )
+    return isinstance(module, (nn.DataParallel, DistributedDataParallel, *others))
+
+
+def _along_first_axis(cut: Any) -> bool:
+    kind = getattr(sys.modules["torch.distributed.tensor"], "Shard", None)
+    return type(cut) is kind and cut.dim == 0
+
+
 def _distributed_by(module: nn.Module) -> str | None:
     for file, kind in _DISTRIBUTED:
         known = getattr(sys.modules.get(file), kind, None)
@@ -144,6 +201,7 @@ def _distributed_by(module: nn.Module) -> str | None:
     return None
 
 
-def _is_dtensor(tensor: object) -> bool:
+def is_dtensor(tensor: object) -> bool:
+    """Whether a tensor is distributed over processes."""
     known = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
     return known is not None and isinstance(tensor, known)

@@ -4,7 +4,8 @@ The gradient is that of the weight that a layer computes with. Where this is a p
 the parameter has it. Where it is computed anew in every forward pass (a parametrization,
 weight_norm, pruning), the hook is on what was computed, and the sum over the passes is taken.
 A basis convolution never computes its kernel; there the gradient is made of the layer's input and
-its output's gradient.
+its output's gradient. A layer that ``fully_shard`` has sharded computes with a weight that is
+gathered for the pass, and there the hook is on that.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch.utils.hooks import RemovableHandle
 
 from growkernels.nn import BasisConv2d
 from growkernels.nn.weights import sources
+from growkernels.nn.wrappers import is_dtensor
 
 Arrived = Callable[[int, Tensor], None]
 
@@ -61,7 +63,9 @@ class BaseWeights:
             key = tuple(map(id, made_of))  # tied weights are one
             number = numbers.setdefault(key, len(numbers))
             parameter = None if isinstance(layer, BasisConv2d) else layer._parameters.get("weight")
-            if parameter is not None:
+            if parameter is not None and is_dtensor(parameter):
+                self._makers[layer] = number  # gathers it for each pass, if need be
+            elif parameter is not None:
                 self._holders[number] = layer
             elif parametrize.is_parametrized(layer, "weight"):
                 self._makers[layer.get_submodule("parametrizations.weight")] = number
@@ -96,7 +100,10 @@ class BaseWeights:
                     partial(_tell_kernel, self._arrived, number, module, args[0].detach())
                 )
             return
-        weight = vars(module).get("weight", output)  # that of a hook, or of a parametrization
+        # That of a hook, what fully_shard has gathered, or the output of a parametrization.
+        weight = vars(module).get("weight")
+        if weight is None:
+            weight = module._parameters.get("weight", output)
         last = self._last.get(module)
         if weight.requires_grad and (last is None or last() is not weight):
             self._last[module] = weakref.ref(weight)

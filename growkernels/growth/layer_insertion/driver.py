@@ -108,7 +108,7 @@ class LayerInsertion:
         sample: Any = None,
         zero: Sequence[str] | None = None,
     ) -> None:
-        check_watchable(model)
+        check_watchable(model, sharded=True)
         if norm not in NORMS:
             raise ValueError(f"Unknown norm {norm!r}; choose one of {', '.join(NORMS)}.")
         unknown = set(kinds or ()) - set(ALL_KINDS)

@@ -179,7 +179,7 @@ class NeuronScaling:
         group: Group = None,
         sample: Any = None,
     ) -> None:
-        check_watchable(model)
+        check_watchable(model, sharded=True)
         _one_of("criterion", [criterion], CRITERIA)
         _one_of("kinds", kinds, LAYER_TYPES)
         _one_of("form", [form], FORMS)
