@@ -29,7 +29,7 @@ ARITHMETIC = _names(
 )
 COPIES = _names("contiguous to float half bfloat16 double type type_as clone detach data")
 NORMS = _names("batch_norm group_norm instance_norm layer_norm rms_norm")
-REDUCTIONS = _names("mean sum amax amin max min var std norm softmax logsumexp")
+REDUCTIONS = _names("mean sum amax amin max min var std softmax log_softmax logsumexp")
 POOLS = _names(
     "max_pool1d max_pool2d avg_pool1d avg_pool2d adaptive_avg_pool1d adaptive_avg_pool2d "
     "adaptive_max_pool1d adaptive_max_pool2d lp_pool2d boolean_dispatch interpolate upsample "
@@ -50,6 +50,7 @@ class Outcome:
         axes: of every output, None for one without the features; or None: no output has them.
         joined: the inputs whose features are one space from now on.
         parameters: inputs that are parameters with one entry per feature.
+        spread: inputs of one feature each, which is combined with every one of the others.
         reason: why the width of these features cannot be changed, or None.
         reduces: the reason is that it sums over the features.
     """
@@ -58,6 +59,7 @@ class Outcome:
     axes: tuple[int | None, ...] | None
     joined: tuple[int, ...] = ()
     parameters: tuple[int, ...] = ()
+    spread: tuple[int, ...] = ()
     reason: str | None = None
     reduces: bool = False
 
@@ -96,7 +98,9 @@ def after(operation: Operation, places: Mapping[int, int], values: Sequence[Valu
     elif name in VIEWS:
         found = [axis_after_view(shape, axis, out) for out in shapes]
     elif name == "expand":
-        found = [axis - len(shape) + len(out) for out in shapes]
+        places_after = [axis - len(shape) + len(out) for out in shapes]
+        if all(out[at] == shape[axis] for at, out in zip(places_after, shapes, strict=True)):
+            found = places_after
     elif name in PERMUTES:
         found = [_permuted(operation, axis, len(shape))]
     elif name in CUTS:
@@ -175,6 +179,7 @@ def _per_element(
         tuple(axis if values[o].shape == shape else None for o in operation.outputs),
         joined=tuple(wide),
         parameters=tuple(parameters),
+        spread=tuple(n for n in places if values[n].shape[places[n]] != size),
         reason=reason,
     )
 
@@ -197,7 +202,7 @@ def _together(operation: Operation, places: Mapping[int, int], values: Sequence[
     if len(parameters) < len(others):
         # An expanded parameter (a class token for each sample) has one entry per feature too.
         reason = f"is joined by {name} to values that cannot be followed to a layer"
-    return Outcome("view", (axis,), tuple(places), tuple(parameters), reason)
+    return Outcome("view", (axis,), tuple(places), tuple(parameters), reason=reason)
 
 
 def _reduced(
@@ -282,6 +287,8 @@ def _axis_argument(
 def _dims(given: Any, count: int) -> list[int] | None:
     if isinstance(given, int):
         given = (given,)
-    if not isinstance(given, tuple | list) or not all(isinstance(dim, int) for dim in given):
+    if not isinstance(given, tuple | list):
+        return None
+    if not all(isinstance(dim, int) and not isinstance(dim, bool) for dim in given):
         return None
     return [dim % count for dim in given]

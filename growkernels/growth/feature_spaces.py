@@ -100,7 +100,7 @@ class Spaces:
                 self._operation(moment, operation)
             elif id(inside[0]) not in seen:
                 seen.add(id(inside[0]))
-                self._layer(moment, inside[0].module, inside[0].inputs, inside[0].outputs)
+                self._layer(moment, inside[0].module, inside[0].given, inside[0].outputs)
         for number in trace.escaped:
             self._block(
                 number, "goes into code that cannot be followed, such as scripted functions"
@@ -232,6 +232,8 @@ class Spaces:
                 return
             for number in carried:
                 self._block(number, outcome.reason)
+        for number in outcome.spread:
+            self._block(number, f"is spread over other features by {operation.name}")
         if outcome.axes is None:
             return
         together = [number for number in carried if number in outcome.joined]

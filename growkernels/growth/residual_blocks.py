@@ -72,8 +72,7 @@ def stacks(model: nn.Module, trace: Trace) -> Iterator[tuple[str, list[Block]]]:
 
 def stream_of(call: Call) -> int | None:
     """The first value that a module was given."""
-    given = [*call.inputs, *(number for group in call.keywords.values() for number in group)]
-    return given[0] if given else None
+    return call.given[0] if call.given else None
 
 
 def _block(modules: dict[str, nn.Module], trace: Trace, call: Call, stack: str) -> Block:

@@ -91,6 +91,11 @@ class Call:
     outputs: tuple[int, ...] = ()
     stop: int = 0
 
+    @property
+    def given(self) -> tuple[int, ...]:
+        """The values in all arguments, positional ones first."""
+        return (*self.inputs, *(number for group in self.keywords.values() for number in group))
+
 
 @dataclass
 class Trace:
@@ -173,7 +178,7 @@ class _Recorder(TorchFunctionMode):
         self.inside = False  # one of torch's functions
         self._model = model
         self._alive: dict[int, tuple[Tensor, int]] = {}  # id -> the object and its value
-        self._storages: dict[int, list[int]] = {}
+        self._storages: dict[int, dict[int, None]] = {}  # storage -> ids of the objects on it
         self._open: list[int] = []  # calls
         self._names: dict[int, tuple[str, str]] = {}
         for kind, named in (
@@ -194,12 +199,13 @@ class _Recorder(TorchFunctionMode):
         number = len(self.trace.values)
         self.trace.values.append(Value(number, tuple(tensor.shape), source, name))
         self._alive[id(tensor)] = tensor, number
-        self._storages.setdefault(_storage(tensor), []).append(number)
+        self._storages.setdefault(_storage(tensor), {})[id(tensor)] = None
         return number
 
     def note_escape(self, tensor: Tensor) -> None:
         """Something that is not seen reads a tensor."""
-        self.trace.escaped.update(self._storages.get(_storage(tensor), ()))
+        objects = self._storages.get(_storage(tensor), ())
+        self.trace.escaped.update(self._alive[entry][1] for entry in objects)
 
     def __torch_function__(
         self,
@@ -249,8 +255,9 @@ class _Recorder(TorchFunctionMode):
 
     def _note_aliases(self, written: Tensor, inputs: tuple[int, ...]) -> None:
         """Other tensors on the storage that was written into have new values too."""
-        for tensor, number in list(self._alive.values()):
-            if tensor is not written and _storage(tensor) == _storage(written):
+        for entry in list(self._storages.get(_storage(written), ())):
+            tensor, number = self._alive[entry]
+            if tensor is not written:
                 changed = self._new(tensor, "computed")
                 self._note(OVERWRITTEN, (number, *inputs), (changed,), {})
 

@@ -100,6 +100,8 @@ def test_a_gate_and_its_partner() -> None:
         (lambda m, x: m.b(m.a(x) * torch.arange(6.0)), "combined by mul with values"),
         (lambda m, x: m.b(m.a(x).softmax(-1)), "summed over its features (softmax)"),
         (lambda m, x: m.b((h := m.a(x)).T @ h), "goes into matmul"),
+        (lambda m, x: m.b(m.c(x) * m.a.forward(x)[:, :1]), "it did not run"),
+        (lambda m, x: m.b(m.a(x).norm(2, -1, keepdim=True).expand(-1, 6)), "goes into norm"),
         (lambda m, x: (h := m.a(x), m.b(h)), "an output of the model"),
         (lambda m, x: m.b(torch.jit.script(F.silu)(m.a(x))), "cannot be followed"),
     ],
@@ -108,6 +110,22 @@ def test_what_cannot_be_followed_has_a_reason(
     forward: Callable[[Any, Tensor], Any], reason: str
 ) -> None:
     assert reason in (traced(Forward(forward), torch.randn(2, 4)).why_fixed("a") or "")
+
+
+def test_one_feature_that_is_spread_over_others() -> None:
+    class Gate(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.gate, self.b = nn.Linear(4, 6), nn.Linear(4, 1), nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.b(input=self.a(x) * self.gate(x).sigmoid())
+            return out
+
+    graph = traced(Gate(), torch.randn(2, 4))
+    assert graph.why_fixed("a") is None
+    assert graph.consumers("a") == ("b",)
+    assert graph.why_fixed("gate") == "what it makes is spread over other features by mul"
 
 
 def test_what_can_be_followed() -> None:

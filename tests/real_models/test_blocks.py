@@ -196,3 +196,18 @@ def test_a_post_norm_model_is_refused() -> None:
     model, sample = networks.build("bert")
     with pytest.raises(ValueError, match=r"of 'bert.encoder.layer.0', it does not end in adding"):
         LayerInsertion(model, sample=sample)
+
+
+@pytest.mark.parametrize(
+    ("name", "path"), [("resnet18", "relu"), ("mobilenet", "features.4.block.2.activation")]
+)
+def test_layers_behind_relus_of_hand_written_forwards(name: str, path: str) -> None:
+    model, sample = networks.build(name)
+    inserter = LayerInsertion(model, [path], sample=sample)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    train(model, sample, optimizer, inserter)
+    before = outputs_of(model, sample)
+    inserter.insert(path, optimizer)
+    after = outputs_of(model, sample)
+    assert torch.allclose(after, before, rtol=0, atol=1e-6 * float(before.abs().max()))
+    train(model, sample, optimizer)
