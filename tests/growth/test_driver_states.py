@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from training import Batches, check_equal, record
 
-from growkernels.growth import LayerInsertion, NeuronScaling
+from growkernels.growth import BasisSearch, LayerInsertion, NeuronScaling
 from growkernels.growth.layer_insertion import sums_state
 from growkernels.growth.neuron_scaling import samples_state
 
@@ -165,3 +165,18 @@ def test_states_of_others_are_refused() -> None:
     other = NeuronScaling(mlp(), "gradient_sum", layers=["2"])
     with pytest.raises(ValueError, match="layer '0', which is no candidate here"):
         other.load_state_dict(of_scaling)
+
+
+def test_a_search_goes_on_with_its_candidates() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3))
+    search = BasisSearch(model, fractions=(0.25,), layers=["2"])
+    state = saved(search.state_dict())
+    other = BasisSearch(model)
+    assert other.candidates != search.candidates
+    other.load_state_dict(state)
+    assert other.candidates == search.candidates
+    with pytest.raises(ValueError, match="not of a BasisSearch"):
+        other.load_state_dict({"driver": "NeuronScaling"})
+    smaller = BasisSearch(nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 3, 3)))
+    with pytest.raises(ValueError, match="The state searches '2' with up to 4 basis filters"):
+        smaller.load_state_dict(state)

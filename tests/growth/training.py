@@ -144,7 +144,9 @@ def on_ranks(
     """
     worlds = (ranks, *fewer)
     # One server imports torch (a few seconds of DTensor's sympy), and all processes are its forks.
-    standard_multiprocessing.set_forkserver_preload(["growkernels.checkpoint"])
+    standard_multiprocessing.set_forkserver_preload(
+        ["growkernels.checkpoint", "pytest", "torch._dynamo"]
+    )
     multiprocessing.start_processes(
         _one_rank, args=(of_rank, str(folder), worlds), nprocs=ranks, start_method="forkserver"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -72,6 +72,37 @@ class BasisSearch:
         self.group = group
         self._ranks = candidate_ranks(model, fractions, layers)
         self._paths = ModulePaths(model)  # what the keys of the ranks are paths of
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is searched, for a checkpoint: {"candidates": {path: [R, ...]}}.
+
+        A search keeps nothing else: costs and times are what its methods return, and trainings that
+        are done are in the file ``results``.
+        """
+        candidates = {path: list(ranks) for path, ranks in self.candidates.items()}
+        return {"driver": "BasisSearch", "candidates": candidates}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Search what another search of such a model did.
+
+        Raises:
+            ValueError: a state of something else, or of layers that cannot be candidates here.
+        """
+        if state.get("driver") != "BasisSearch":
+            raise ValueError(
+                f"The state is of a {state.get('driver', 'driver unknown')}, not of a BasisSearch."
+            )
+        ranks: dict[str, tuple[int, ...]] = {}
+        layers = dict(self.model.named_modules())
+        for path, wanted in state["candidates"].items():
+            layer = layers.get(path)
+            if not isinstance(layer, nn.Conv2d) or max(wanted) >= layer.out_channels:
+                raise ValueError(
+                    f"The state searches {path!r} with up to {max(wanted)} basis filters, which is "
+                    "no such convolution here; build the search on the model as it was."
+                )
+            ranks[path] = tuple(wanted)
+        self._ranks, self._paths = ranks, ModulePaths(self.model)
 
     @property
     def candidates(self) -> dict[str, tuple[int, ...]]:
