@@ -286,6 +286,14 @@ class Worker {
     row += column / length;
     column %= length;
     std::fill_n(pixels, block_pixels, int64_t{-1});
+    if (!c_.plan.flat && (images == 1 || images == block_pixels)) {  // of one image, or one of each
+      const int64_t number = (first_image_ * c_.y.out + row) * c_.x.out + phase + column * c_.x.classes;
+      const int64_t step = images == 1 ? c_.x.classes : c_.y.out * c_.x.out;
+      for (int64_t p = 0; p < std::min(count, images == 1 ? count : images_); ++p) {
+        pixels[p] = number + p * step;
+      }
+      return;
+    }
     for (int64_t p = 0; p < count; ++p) {
       const int64_t x = phase + column * c_.x.classes;
       if (image < images_ && x < c_.x.out) {
