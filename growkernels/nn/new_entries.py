@@ -73,8 +73,9 @@ def note_widened(before: nn.Parameter, after: nn.Parameter, dim: int, old: Tenso
     """Remember that `after` is `before`, whose entries are at ``old`` along ``dim``, and more."""
     _clock[0] += 1
     story = _story(before)
-    births = torch.full((after.shape[dim],), _clock[0])
-    births[old.cpu()] = story.births.get(dim, torch.zeros(before.shape[dim], dtype=torch.int64))
+    births = torch.full((after.shape[dim],), _clock[0], device="cpu")
+    known = torch.zeros(before.shape[dim], dtype=torch.int64, device="cpu")
+    births[old.cpu()] = story.births.get(dim, known)
     _stories[after] = _Story(story.origin, {**story.births, dim: births})
 
 

@@ -59,3 +59,44 @@ def test_all_ranks_grow_the_same_neurons(tmp_path: Path) -> None:
             assert torch.equal(values, second[table][name]), (table, name)
     for a, b in zip(first["grads"], second["grads"], strict=True):
         assert torch.equal(a, b)
+
+
+def closed_form_of_rank(rank: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for criterion in ("gradmax", "tiny"):
+        model = small_deit()
+        scaling = NeuronScaling(model, criterion, widen=("fc1",), depth=False)
+        record(scaling, batches(model, BATCHES)[rank::2])
+        scores = scaling.scores()
+        chosen = scaling.select(scores, BUDGET, min_eligible=1)
+        loss: Any = None
+        if criterion == "tiny":  # each rank on its own data
+
+            def loss(candidate: torch.nn.Module, model: torch.nn.Module = model) -> float:
+                x, y = batches(model, BATCHES)[rank]
+                return float(F.cross_entropy(candidate(x), y).detach())
+
+        scaling.grow(chosen, init=criterion, loss=loss)
+        found[criterion] = {
+            "values": scores.values,
+            "snr": scores.snr,
+            "batches": scores.batches,
+            "state": model.state_dict(),
+        }
+    return found
+
+
+def test_closed_forms_are_of_all_ranks_batches(tmp_path: Path) -> None:
+    first, second = on_two_ranks(closed_form_of_rank, tmp_path)
+    for criterion in ("gradmax", "tiny"):
+        model = small_deit()
+        alone = NeuronScaling(model, criterion, widen=("fc1",), depth=False)
+        record(alone, batches(model, BATCHES))
+        scores = alone.scores()
+        one, other = first[criterion], second[criterion]
+        assert one["batches"] == scores.batches == BATCHES
+        for layer, values in scores.values.items():
+            torch.testing.assert_close(one["values"][layer], values, rtol=1e-6, atol=1e-12)
+            torch.testing.assert_close(one["snr"][layer], scores.snr[layer], rtol=1e-6, atol=0)
+        for name, value in one["state"].items():
+            assert torch.equal(value, other["state"][name]), (criterion, name)

@@ -76,14 +76,15 @@ def function_of(
     if activation.startswith("function "):
         return _FUNCTIONS.get(activation.removeprefix("function "))
     module = model.get_submodule(activation)
-    if not (traced or type(module) in _MODULES):
+    trained = next(module.parameters(), None) is not None
+    if trained or not (traced or type(module) in _MODULES):
         return None
     return lambda z: module(z.clone())  # some overwrite their input
 
 
 def value_and_slope(f: Callable[[Tensor], Tensor], at: float) -> tuple[float, float]:
     """f and its derivative."""
-    z = torch.tensor(at, dtype=torch.float64).requires_grad_()
+    z = torch.tensor(at, dtype=torch.float64, device="cpu").requires_grad_()
     with torch.enable_grad():
         value = f(z)
         (slope,) = torch.autograd.grad(value, z)
