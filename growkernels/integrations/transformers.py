@@ -11,6 +11,7 @@ from transformers import AutoConfig, PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from growkernels.growth import insertions, rebuild
+from growkernels.growth.layer_insertion import config_before
 from growkernels.integrations.growth_steps import GrowthSteps
 from growkernels.nn.grown_layers import Branch
 from growkernels.nn.wrappers import data_parallel_wrappers
@@ -38,6 +39,8 @@ def from_pretrained(kind: type[M], folder: str | Path, **settings: Any) -> M:
     plain: Any = kind if mapping is None else mapping[type(config)]
 
     def build(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+        for records in getattr(config, KEY, {}).values():
+            config_before(config, records)
         plain.__init__(self, config, *args, **kwargs)
         for path, records in getattr(config, KEY, {}).items():
             rebuild(self.get_submodule(path), records)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import networks
@@ -165,6 +166,22 @@ def test_grown_language_models_keep_their_cache_and_their_configuration(name: st
     assert len(first.past_key_values) == 3
     again = type(model)(model.config)  # the configuration describes the grown model
     again.load_state_dict(model.state_dict())
+
+
+def test_saved_with_its_records_a_grown_model_is_built_once(tmp_path: Path) -> None:
+    from growkernels.integrations import transformers as integration
+
+    model, sample = networks.build("llama")
+    inserter = LayerInsertion(model, sample=sample)
+    train(model, sample, torch.optim.SGD(model.parameters(), lr=0.0), inserter)
+    inserter.insert("model.layers.0")
+    setattr(model.config, integration.KEY, {"": insertions(model)})
+    model.save_pretrained(tmp_path)
+    loaded = integration.from_pretrained(type(model), tmp_path)
+    assert loaded.config.num_hidden_layers == 3
+    assert torch.equal(outputs_of(loaded, sample), outputs_of(model, sample))
+    plain = type(model).from_pretrained(tmp_path)  # its configuration says it all
+    assert torch.equal(outputs_of(plain, sample), outputs_of(model, sample))
 
 
 def test_configurations_are_as_before_after_an_error() -> None:

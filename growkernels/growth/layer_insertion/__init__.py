@@ -1,5 +1,6 @@
 """SensLI: insert the layer whose virtual parameters have the largest gradient (2311.15995)."""
 
+from growkernels.growth.layer_insertion.block_copies import config_before
 from growkernels.growth.layer_insertion.driver import LayerInsertion
 from growkernels.growth.layer_insertion.merit_norms import NORMS
 from growkernels.growth.layer_insertion.merits import Merits
@@ -22,5 +23,6 @@ __all__ = [
     "Merits",
     "Position",
     "Trigger",
+    "config_before",
     "find_positions",
 ]

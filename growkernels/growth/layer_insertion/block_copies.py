@@ -26,9 +26,33 @@ from growkernels.nn.weights import why_computed
 BLOCK = "block"
 
 
-def block_record(position: str, template: str, zero: Sequence[str]) -> Record:
-    """What `insert_block` is called with, as a record."""
-    return new_record(BLOCK, position=position, template=template, zero=list(zero))
+def block_record(model: nn.Module, position: str, template: str, zero: Sequence[str]) -> Record:
+    """What `insert_block` is called with, as a record; and whether a configuration counts it."""
+    stack, _, child = position.rpartition(".")
+    counted = _counting(model, stack, len(model.get_submodule(stack)._modules)) is not None
+    place = list(model.get_submodule(stack)._modules).index(child) + 1
+    return new_record(
+        BLOCK,
+        position=position,
+        template=template,
+        zero=list(zero),
+        counted_at=place if counted else None,
+    )
+
+
+def config_before(config: Any, records: Sequence[Mapping[str, Any]]) -> None:
+    """Take out of a configuration of transformers what insertions of blocks added to it.
+
+    A model that has grown says so in its configuration, from which transformers builds all blocks;
+    what repeats its records needs the model as it was before.
+    """
+    for record in reversed(records):
+        place = record.get("counted_at") if record["kind"] == BLOCK else None
+        if place is not None:
+            count = config.num_hidden_layers
+            for key, value in _lists(config, count).items():
+                setattr(config, key, [*value[:place], *value[place + 1 :]])
+            config.num_hidden_layers = count - 1
 
 
 @repeats(BLOCK)
@@ -193,11 +217,23 @@ def _renumber(model: nn.Module, stack: str, place: int, count: int) -> None:
         for part in block.modules():
             if isinstance(vars(part).get("layer_idx"), int):
                 part.layer_idx = index  # type: ignore[assignment]
-    config = vars(model.get_submodule(stack.rpartition(".")[0])).get("config")
-    if getattr(config, "num_hidden_layers", None) != count:
-        return
-    assert config is not None
-    for key, value in list(vars(config).items()):
-        if key.startswith("layer_") and isinstance(value, list) and len(value) == count:
+    config = _counting(model, stack, count)
+    if config is not None:
+        for key, value in _lists(config, count).items():
             setattr(config, key, [*value[:place], value[place - 1], *value[place:]])
-    config.num_hidden_layers = count + 1
+        config.num_hidden_layers = count + 1
+
+
+def _counting(model: nn.Module, stack: str, count: int) -> Any:
+    """The configuration that says how many blocks a stack of so many has, or None."""
+    config = vars(model.get_submodule(stack.rpartition(".")[0])).get("config")
+    return config if getattr(config, "num_hidden_layers", None) == count else None
+
+
+def _lists(config: Any, count: int) -> dict[str, list[Any]]:
+    """A configuration's entries that are lists with one entry per layer."""
+    return {
+        key: value
+        for key, value in vars(config).items()
+        if key.startswith("layer_") and isinstance(value, list) and len(value) == count
+    }

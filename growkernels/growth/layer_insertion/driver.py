@@ -380,7 +380,7 @@ class LayerInsertion:
 
     def _record_of(self, place: Position, h: Tensor) -> Record:
         if place.kind == BLOCK:
-            return block_record(place.name, place.template, place.zero)
+            return block_record(self.model, place.name, place.template, place.zero)
         return insertion_record(
             place,
             width=_width(place, h),
