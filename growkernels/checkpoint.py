@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_mo
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from growkernels.distributed.regrowing import give_memory
+from growkernels.distributed.regrowing import give_memory, on_all_ranks
 from growkernels.growth import insertions, rebuild
 from growkernels.growth.layer_insertion import sums_state
 from growkernels.growth.neuron_scaling import samples_state
@@ -199,14 +199,19 @@ def load(
             f"{folder} is of version {head['version']}, and this growkernels reads versions up to "
             f"{VERSION}; use the one that wrote it."
         )
-    model = build()
-    rebuild(model, head["records"])
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(_clean(name) not in head["frozen"])
-    if shard is not None:
-        given = shard(model)
-        model = given if isinstance(given, nn.Module) else model
-    give_memory(model, _home_of(model))
+
+    def grown() -> nn.Module:
+        model = build()
+        rebuild(model, head["records"])
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(_clean(name) not in head["frozen"])
+        if shard is not None:
+            given = shard(model)
+            model = given if isinstance(given, nn.Module) else model
+        give_memory(model, _home_of(model))
+        return model
+
+    model = on_all_ranks(grown)
     wanted = {f"model/{name}": value for name, value in get_model_state_dict(model).items()}
     _check_keys(wanted, [key for key in saved if key.startswith("model/")], folder)
     wanted |= {key: _blank(metadata, key) for key in ("groups", "extra")}

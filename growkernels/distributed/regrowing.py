@@ -118,11 +118,11 @@ def regrow(
         give_memory(new, _device_of(model))
         return new
 
-    new = _on_all_ranks(build_after)
+    new = on_all_ranks(build_after)
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
     set_model_state_dict(new, model_state, options=options)
     new.train(model.training)
-    new_optimizer = _on_all_ranks(lambda: make_optimizer(new))
+    new_optimizer = on_all_ranks(lambda: make_optimizer(new))
     set_optimizer_state_dict(new, new_optimizer, optimizer_state, options=options)
     keep_states(new, new_optimizer, grown["with_state"])
     return new, new_optimizer
@@ -227,7 +227,7 @@ def _of_first_rank(make: Callable[[], Outcome]) -> Outcome:
     return outcome if _rank() == 0 else told
 
 
-def _on_all_ranks(make: Callable[[], Any]) -> Any:
+def on_all_ranks(make: Callable[[], Any]) -> Any:
     """What a function makes on each rank; where it raises on one, all raise."""
     made, error = None, None
     try:
