@@ -41,6 +41,9 @@ struct Gradient {
   }
 
   [[gnu::always_inline]] static inline Operand out(Element x) { return cast<Operand>(x); }
+
+  // Whether rows of that width follow each other without a gap.
+  bool adjacent(int64_t width) const { return g_stride == width && (!masked || h_stride == width); }
 };
 
 // What Transpose takes, as contiguous rows without changing places.
@@ -48,6 +51,10 @@ template <typename Source>
 struct KeepRows {
   template <int bytes>
   [[gnu::always_inline]] static inline void run(Source source, int64_t rows, int64_t width, typename Source::Out* out) {
+    if (source.adjacent(width)) {  // one long row: short ones would leave the registers mostly empty
+      width *= rows;
+      rows = 1;
+    }
     for (int64_t m = 0; m < rows; ++m) {
       for (int64_t i = 0; i < width; ++i) {
         out[m * width + i] = Source::out(source(m, i));
