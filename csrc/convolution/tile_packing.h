@@ -134,11 +134,8 @@ struct StoreRows {
         const In* const source = in + row * packed_depth;
         at::BFloat16* const target = out + pixels[row] * stride;
         for (int64_t j = 0; j < width; ++j) {
-          if constexpr (std::is_same_v<In, at::BFloat16>) {
-            target[j] = plain ? source[j] : rounded(cast<float>(source[j]) + more[j]);
-          } else {
-            target[j] = rounded(plain ? source[j] : source[j] + more[j]);
-          }
+          // Not copied as a whole: a load of 64 bytes would wait for the two stores of 32 that just made them.
+          target[j] = rounded(plain ? cast<float>(source[j]) : cast<float>(source[j]) + more[j]);
         }
       }
     };
