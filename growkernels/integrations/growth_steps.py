@@ -133,7 +133,7 @@ class GrowthSteps:
             return False
         before = len(insertions(self.part(model)))
         grew = self._grow(self._growth, self._driver, optimizer)
-        if grew is None:  # NaN, as of a batch that a gradient scaler skips: once more
+        if grew is None:  # overflow, as in a batch that a gradient scaler skips: once more
             self._driver.reset()
             self._recorded = 0
             return False
@@ -170,6 +170,9 @@ class GrowthSteps:
 
     def _grow(self, growth: Growing, driver: Driver, optimizer: Optimizers) -> bool | None:
         growth.optimize_with(optimizer)
+        ranks = ranks_of(growth.model, self.group)
+        if not all(ranks.gathered(_batches(driver) > 0)):
+            return None
         if isinstance(driver, NeuronScaling):
             if self.budget is None:
                 raise ValueError(
@@ -191,3 +194,10 @@ class GrowthSteps:
         device = next(model.parameters()).device
         mean = ranks.sum(torch.tensor(loss, device=device)) / ranks.number
         return math.inf if math.isinf(float(mean)) else float(mean)
+
+
+def _batches(driver: Driver) -> int:
+    """How many batches this process has recorded; those that overflow do not count."""
+    if isinstance(driver, NeuronScaling):
+        return driver._recorder.kept.batches
+    return driver._recorder.sums.batches
