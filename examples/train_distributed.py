@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed import PrefixStore
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.rendezvous import rendezvous
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -158,9 +161,19 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def meet() -> None:
+    """Join the other processes of this start.
+
+    torchrun's store outlives a restart, with the addresses of the processes that were killed.
+    """
+    store, rank, number = next(rendezvous("env://"))
+    start = PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    distributed.init_process_group("gloo", store=start, rank=rank, world_size=number)
+
+
 def main(arguments: list[str] | None = None) -> None:
     options = options_of(arguments)
-    distributed.init_process_group("gloo")
+    meet()
     training = Training(options)
     loss = float("nan")
     while training.step < options.steps:

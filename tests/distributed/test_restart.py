@@ -17,9 +17,9 @@ ROOT = SCRIPT.parents[2]
 STEPS = 12
 
 
-def run(out: Path, processes: int, *arguments: str, dies_at: int = -1, restarts: int = 0) -> int:
+def run(out: Path, processes: int, *arguments: str, dies_at: int = -1) -> int:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={processes}", f"--max-restarts={restarts}", str(SCRIPT)]
+    command += [f"--nproc-per-node={processes}", "--max-restarts=0", str(SCRIPT)]
     command += [f"--out={out}", f"--steps={STEPS}", "--batch=32", "--save-every=4"]
     command += ["--grow-at", "3", "7", *arguments]
     environment = {**os.environ, "DIES_AT": str(dies_at), "OMP_NUM_THREADS": "1"}
@@ -40,9 +40,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return result(out)
 
 
-def test_torchrun_starts_a_killed_run_again(undisturbed: dict[str, Any], tmp_path: Path) -> None:
-    # Gloo's processes do not always find one another at once, so there are more starts than kills.
-    assert run(tmp_path, 2, dies_at=6, restarts=3) == 0
+def test_a_killed_run_goes_on(undisturbed: dict[str, Any], tmp_path: Path) -> None:
+    assert run(tmp_path, 2, dies_at=6) != 0
+    assert run(tmp_path, 2) == 0
     assert result(tmp_path) == undisturbed  # to the last bit
     assert len(undisturbed["positions"]) == 2
 
