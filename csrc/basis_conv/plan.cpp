@@ -97,10 +97,6 @@ Algorithm choose_algorithm(at::DeviceType device, const at::Tensor& x, const at:
   }
   const c10::SymDimVector shape = maps_shape(x, basis, form);
   const bool empty = x.sym_numel() == 0 || shape[0] * shape[2] * shape[3] == 0;
-  if (taken(Algorithm::Tiles, {bfloat16_tiles_obstacle(x.scalar_type()), empty ? "there are no images" : nullptr,
-                               tiles_obstacle(basis, form, shape)})) {
-    return Algorithm::Tiles;
-  }
   // Against all of our kernels of float32, which 16-bit images are widened to, and against those that write
   // channels_last alone.
   const char* const any = x.scalar_type() == at::kDouble ? "it is for float32"
@@ -109,7 +105,15 @@ Algorithm choose_algorithm(at::DeviceType device, const at::Tensor& x, const at:
   const char* const other = output_format(x, basis) != at::MemoryFormat::ChannelsLast
                                 ? "neither the images nor the basis are channels_last"
                                 : nullptr;
-  if (taken(Algorithm::Winograd, {any, winograd_obstacle(basis, form, shape)})) {
+  const char* const winograd = any != nullptr ? any : winograd_obstacle(basis, form, shape);
+  const char* const slower = winograd == nullptr && bfloat16_unit() == Bfloat16Unit::Avx512
+                                 ? "Winograd's algorithm in float32 saves more than AVX-512's products of pairs"
+                                 : nullptr;
+  if (taken(Algorithm::Tiles, {bfloat16_tiles_obstacle(x.scalar_type()), empty ? "there are no images" : nullptr,
+                               tiles_obstacle(basis, form, shape), slower})) {
+    return Algorithm::Tiles;
+  }
+  if (taken(Algorithm::Winograd, {winograd})) {
     return Algorithm::Winograd;
   }
   if (taken(Algorithm::Pointwise, {any, other, pointwise_obstacle(basis, form)})) {

@@ -95,10 +95,18 @@ def test_bfloat16_alone_has_tiles() -> None:
     chosen = {}
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         tensors = [torch.ones(shape, dtype=dtype) for shape in shapes]
-        chosen[dtype] = plan_basis_conv2d(*tensors, [1, 1], [1, 1], [1, 1], True)
+        chosen[dtype] = plan_basis_conv2d(*tensors, [2, 2], [1, 1], [1, 1], True)
     assert chosen[torch.bfloat16].backend == "tiles"
     assert ("tiles", "they are for bfloat16") in chosen[torch.float16].refused
-    assert {plan.backend for plan in list(chosen.values())[1:]} == {"winograd"}
+    assert "tiles" not in {plan.backend for plan in list(chosen.values())[1:]}
+
+
+@needs_tiles
+def test_winograd_stands_against_amx_alone() -> None:
+    shapes = ((4, 16, 12, 12), (8, 16, 3, 3), (8, 8))
+    tensors = [torch.ones(shape, dtype=torch.bfloat16) for shape in shapes]
+    plan = plan_basis_conv2d(*tensors, [1, 1], [1, 1], [1, 1], True)
+    assert plan.backend == ("tiles" if TILES == "amx" else "winograd")
 
 
 def test_a_nan_stays_within_its_reach() -> None:
