@@ -246,7 +246,7 @@ bool torch_is_limited() {
 }  // namespace
 
 Bfloat16Unit bfloat16_unit() {
-  static const Bfloat16Unit unit = torch_is_limited() ? Bfloat16Unit::None : std::min(wanted_unit(), unit_of_cpu());
+  static const Bfloat16Unit unit = std::min(wanted_unit(), torch_is_limited() ? Bfloat16Unit::None : unit_of_cpu());
   return unit;
 }
 

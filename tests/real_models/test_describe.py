@@ -129,9 +129,9 @@ EXPECTED: dict[str, dict[str, Any]] = {
     "torch_encoder": {
         "insert": {"block": 2},
         "widen": {"fc1": 2},
-        "grow": 1,
+        "grow": 5,
         "basis": 0,
-        "why_not": {("0.layers.0.linear1", "grow"): "computes with its weight alone"},
+        "why_not": {},
     },
 }
 

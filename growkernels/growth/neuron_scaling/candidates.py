@@ -164,8 +164,6 @@ def why_not_grown(
     parent, _, child = name.rpartition(".")
     if child == "minus" and isinstance(model.get_submodule(parent), Branch):
         return "it always receives the gradients of its partner, 'plus'"
-    if isinstance(model.get_submodule(parent), nn.TransformerEncoderLayer):
-        return "torch's TransformerEncoderLayer computes with its weight alone when it evaluates"
     if isinstance(module.weight, UninitializedParameter):
         return "it is lazy and has no weights yet"
     if "parametrizations" in module._modules:
