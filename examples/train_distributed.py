@@ -12,6 +12,7 @@ starts all processes anew, and each reads the newest checkpoint in --out, what h
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 from pathlib import Path
@@ -174,6 +175,13 @@ def meet() -> None:
 def main(arguments: list[str] | None = None) -> None:
     options = options_of(arguments)
     meet()
+    run(options)
+    # A wrapper that outlives its process group may wait for the group's threads forever.
+    gc.collect()
+    distributed.destroy_process_group()
+
+
+def run(options: argparse.Namespace) -> None:
     training = Training(options)
     loss = float("nan")
     while training.step < options.steps:
@@ -188,7 +196,6 @@ def main(arguments: list[str] | None = None) -> None:
     if distributed.get_rank() == 0:
         result = {"loss": loss, "positions": [record["position"] for record in records]}
         (options.out / "result.json").write_text(json.dumps(result))
-    distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

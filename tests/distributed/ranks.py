@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,5 +55,6 @@ def _one(rank: int, checks: dict[str, Check], number: int, folder: str) -> None:
             told[name] = check(rank)
         except Exception:
             told[name] = Failure(traceback.format_exc())
+        gc.collect()  # a wrapper that outlives its group may wait for the group's threads forever
         distributed.destroy_process_group()
     torch.save(told, Path(folder) / f"{rank}.pt")

@@ -24,7 +24,7 @@ def run(out: Path, processes: int, *arguments: str, dies_at: int = -1) -> int:
     command += ["--grow-at", "3", "7", *arguments]
     environment = {**os.environ, "DIES_AT": str(dies_at), "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
-    ran = subprocess.run(command, env=environment, timeout=500, capture_output=True, text=True)
+    ran = subprocess.run(command, env=environment, timeout=200, capture_output=True, text=True)
     print(ran.stderr)  # shown where a test fails
     return ran.returncode
 
