@@ -3,6 +3,7 @@
 
 #include "common/activation.h"
 #include "common/op.h"
+#include "common/whole_rows.h"
 
 #include <ATen/core/Tensor.h>
 #include <torch/library.h>
@@ -94,7 +95,7 @@ at::Tensor composed_hvp_conv2d(const HvpConv2d& call, const Sliding& sliding);
 
 // Products of rows and vectors exceed float16 before the weights bring them back: they are taken in float32.
 inline at::Tensor wide(const at::Tensor& tensor) {
-  return tensor.scalar_type() == at::kHalf ? tensor.to(at::kFloat) : tensor;
+  return tensor.scalar_type() == at::kHalf ? tensor.to(at::kFloat) : whole_rows(tensor);
 }
 
 }  // namespace growkernels::splitting

@@ -8,6 +8,7 @@
 
 #include "common/activation_torch.h"
 #include "common/autograd_node.h"
+#include "common/whole_rows.h"
 #include "virtual_grad/virtual_grad.h"
 
 #include <ATen/TensorOperators.h>
@@ -26,8 +27,9 @@ struct PositionGradients {
   at::Tensor input, grad;
 };
 
-PositionGradients backward_at(const at::Tensor& h, const at::Tensor& g, const at::Tensor& incoming, const Kind& kind) {
-  const at::Tensor dG = incoming.to(h.scalar_type());
+PositionGradients backward_at(const at::Tensor& input, const at::Tensor& grad, const at::Tensor& incoming,
+                              const Kind& kind) {
+  const at::Tensor h = whole_rows(input), g = whole_rows(grad), dG = whole_rows(incoming.to(h.scalar_type()));
   if (kind.layer == Layer::Residual) {
     const at::Tensor slope = kind.scale * first_derivative(h * kind.scale, kind.activation);
     return {slope * at::matmul(g, dG), at::matmul(activate(h, kind), dG.t())};

@@ -28,21 +28,29 @@ def doubled(tensors: list[Tensor]) -> list[Tensor]:
     return [tensor.double() for tensor in tensors]
 
 
+def _beside_nan(t: Tensor, dim: int) -> Tensor:
+    """The tensor as every other slice of one whose other slices are NaN."""
+    return torch.stack([t, torch.full_like(t, torch.nan)], dim + 1).flatten(dim, dim + 1)
+
+
+# What lies between the elements is NaN: reading it shows.
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "rows padded": lambda t: F.pad(t, (0, 3))[..., :-3],
+    "rows padded": lambda t: F.pad(t, (0, 3), value=torch.nan)[..., :-3],
     "transposed": lambda t: t.transpose(0, -1).contiguous().transpose(0, -1),
     "pixels transposed": lambda t: (
         t.transpose(-1, -2).contiguous().transpose(-1, -2) if t.dim() > 1 else t
     ),
-    "every other row": lambda t: t.repeat_interleave(2, 0)[::2],
-    "every other element": lambda t: t.repeat_interleave(2, -1)[..., ::2],
+    "every other row": lambda t: _beside_nan(t, 0)[::2],
+    "every other element": lambda t: _beside_nan(t, t.dim() - 1)[..., ::2],
     "expanded": lambda t: t[:1].expand(t.shape),
     "expanded pixels": lambda t: t[..., :1, :1].expand(t.shape) if t.dim() > 1 else t,
     "channels_last": lambda t: (
         t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t
     ),
     "channels of a wider channels_last": lambda t: (
-        torch.cat([t, t], 1).contiguous(memory_format=torch.channels_last)[:, : t.shape[1]]
+        torch.cat([t, torch.full_like(t, torch.nan)], 1).contiguous(
+            memory_format=torch.channels_last
+        )[:, : t.shape[1]]
         if t.dim() == 4
         else t
     ),
