@@ -31,7 +31,7 @@ Progress = Callable[[int, int], None]
 def search_data(data: ImageData, validation: int) -> ImageData:
     """Training images alone: ``validation`` of them, a quarter at most, become the test images."""
     validation = max(1, min(validation, len(data.train_labels) // 4))
-    order = torch.randperm(len(data.train_labels), generator=seeded(HELD_OUT))
+    order = torch.randperm(len(data.train_labels), generator=seeded(HELD_OUT), device="cpu")
     train, held_out = order[:-validation], order[-validation:]
     return replace(
         data,
@@ -124,7 +124,9 @@ def sensitivity_by_taylor(
         training(model, generator)
         seconds = time.perf_counter() - started
         images = training.images()
-        chosen = torch.randperm(len(images.data.train_labels), generator=seeded(CALIBRATION))
+        chosen = torch.randperm(
+            len(images.data.train_labels), generator=seeded(CALIBRATION), device="cpu"
+        )
         chosen = chosen[: settings.calibration_images].to(images.device)
         batches = [
             (images.normalise(images.data.train_images[index]), images.data.train_labels[index])

@@ -43,7 +43,7 @@ def time_steps(
     """
     place = torch.device(device)
     images = timed_images(timing, device)
-    labels = torch.randint(classes, (timing.batch,), generator=seeded(2)).to(place)
+    labels = torch.randint(classes, (timing.batch,), generator=seeded(2), device="cpu").to(place)
     networks = {}
     for name, plan in plans.items():
         model = timed_network(timing, classes, device)
@@ -92,5 +92,5 @@ def timed_network(timing: StepTiming, classes: int, device: str) -> nn.Module:
 def timed_images(timing: StepTiming, device: str) -> Tensor:
     """A batch of noise in channels_last layout."""
     shape = (timing.batch, 3, timing.image_size, timing.image_size)
-    images = torch.randn(shape, generator=seeded(1)).to(device)
+    images = torch.randn(shape, generator=seeded(1), device="cpu").to(device)
     return images.contiguous(memory_format=torch.channels_last)

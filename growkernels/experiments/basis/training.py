@@ -73,7 +73,7 @@ class ImageTraining:
 
     def _batches(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         images = random_crop_flip(self.data.train_images, generator, self.recipe.crop_padding)
-        order = upload(torch.randperm(len(images), generator=generator), self.device)
+        order = upload(torch.randperm(len(images), generator=generator, device="cpu"), self.device)
         for index in order[: self.steps_per_epoch * self.batch].split(self.batch):
             yield self.normalise(images[index]), self.data.train_labels[index]
 

@@ -24,8 +24,8 @@ def random_crop_flip(images: Tensor, generator: torch.Generator, padding: int = 
         [N, C, H, W] in channels_last layout, same dtype and device.
     """
     count, _, height, width = images.shape
-    draws = torch.randint(2 * padding + 1, (2, count), generator=generator)
-    flips = torch.randint(2, (count,), generator=generator).bool()
+    draws = torch.randint(2 * padding + 1, (2, count), generator=generator, device="cpu")
+    flips = torch.randint(2, (count,), generator=generator, device="cpu").bool()
     top, left = upload(draws, images.device)
     columns = torch.arange(width, device=images.device)
     columns = torch.where(upload(flips, images.device)[:, None], columns.flip(0), columns)

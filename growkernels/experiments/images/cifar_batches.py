@@ -43,7 +43,7 @@ class CifarSplit:
     def read(self, indices: list[int], progress: Callable[[int, int], None]) -> Tensor:
         """The images with these indices."""
         progress(len(indices), len(indices))
-        return self.images[torch.tensor(indices)]
+        return self.images[torch.tensor(indices, device="cpu")]
 
 
 def find_cifar_batches(folder: Path) -> CifarBatches | None:
@@ -146,7 +146,7 @@ def _checked_labels(path: Path, labels: list[int]) -> Tensor:
             f"{path} has labels outside 0 ... {len(CIFAR10_CLASSES) - 1}, or none; it is not a "
             "batch of CIFAR-10."
         )
-    return torch.tensor(labels)
+    return torch.tensor(labels, device="cpu")
 
 
 def _latin1_bytes(text: str, encoding: str) -> bytes:

@@ -173,10 +173,10 @@ def _balanced_choice(
         return candidates
     if limit < classes:
         raise ValueError(f"A part of {limit} images cannot hold all {classes} classes; ask more.")
-    order = candidates[torch.randperm(len(candidates), generator=generator)]
+    order = candidates[torch.randperm(len(candidates), generator=generator, device="cpu")]
     rank_in_class = torch.empty_like(labels)
     for label in range(classes):
         members = order[labels[order] == label]
-        rank_in_class[members] = torch.arange(len(members))
+        rank_in_class[members] = torch.arange(len(members), device="cpu")
     best = torch.sort(rank_in_class[order], stable=True).indices[:limit]
     return order[best].sort().values

@@ -139,7 +139,7 @@ def _tree(split_folder: Path, classes: tuple[str, ...], square: int | None) -> I
             )
         paths += files
         labels += [label] * len(files)
-    return ImageTree(paths, torch.tensor(labels), square)
+    return ImageTree(paths, torch.tensor(labels, device="cpu"), square)
 
 
 def _annotated(annotations: Path, classes: tuple[str, ...], square: int | None) -> ImageTree:
@@ -169,7 +169,9 @@ def _annotated(annotations: Path, classes: tuple[str, ...], square: int | None) 
             f"{annotations} lists no images of {', '.join(missing[:5])}; unpack the archive again."
         )
     files.sort()
-    return ImageTree([path for _, path in files], torch.tensor([la for la, _ in files]), square)
+    return ImageTree(
+        [path for _, path in files], torch.tensor([la for la, _ in files], device="cpu"), square
+    )
 
 
 def decode(path: Path, square: int | None = None) -> Tensor:

@@ -37,22 +37,22 @@ def random_resized_crop_flip(
     """
     count, _, height, width = images.shape
     shape = (ATTEMPTS, count)
-    areas = area[0] + (area[1] - area[0]) * torch.rand(shape, generator=generator)
+    areas = area[0] + (area[1] - area[0]) * torch.rand(shape, generator=generator, device="cpu")
     low, high = (math.log(r) for r in ratio)
-    ratios = (low + (high - low) * torch.rand(shape, generator=generator)).exp()
+    ratios = (low + (high - low) * torch.rand(shape, generator=generator, device="cpu")).exp()
     # Sides as shares of the image's.
     wide = (areas * ratios * height / width).sqrt()
     tall = (areas / ratios * width / height).sqrt()
     fits = (wide <= 1) & (tall <= 1)
     chosen = fits.byte().argmax(0, keepdim=True)
     wide, tall = (
-        torch.where(fits.any(0), side.gather(0, chosen)[0], torch.ones(count))
+        torch.where(fits.any(0), side.gather(0, chosen)[0], torch.ones(count, device="cpu"))
         for side in (wide, tall)
     )
-    draws = 2 * torch.rand((2, count), generator=generator) - 1
+    draws = 2 * torch.rand((2, count), generator=generator, device="cpu") - 1
     left, top = draws[0] * (1 - wide), draws[1] * (1 - tall)
-    mirror = 1 - 2.0 * torch.randint(2, (count,), generator=generator)
-    zero = torch.zeros(count)
+    mirror = 1 - 2.0 * torch.randint(2, (count,), generator=generator, device="cpu")
+    zero = torch.zeros(count, device="cpu")
     rows = torch.stack((wide * mirror, zero, left, zero, tall, top), dim=1)
     maps = upload(rows.view(-1, 2, 3), images.device)
     grid = F.affine_grid(maps, [count, 1, size, size], align_corners=False).to(images.dtype)
@@ -66,15 +66,17 @@ def random_erasing(images: Tensor, probability: float, generator: torch.Generato
     and variance 1, so the images are normalised ones, [N, C, H, W] on any device; changed in place.
     """
     count, _, height, width = images.shape
-    areas = 0.02 + (1 / 3 - 0.02) * torch.rand(count, generator=generator)
+    areas = 0.02 + (1 / 3 - 0.02) * torch.rand(count, generator=generator, device="cpu")
     spread = math.log(1 / 0.3)
-    ratios = ((2 * torch.rand(count, generator=generator) - 1) * spread).exp()
+    ratios = ((2 * torch.rand(count, generator=generator, device="cpu") - 1) * spread).exp()
     tall = (areas * ratios).sqrt().clamp_max(1) * height
     wide = (areas / ratios).sqrt().clamp_max(1) * width
-    top = torch.rand(count, generator=generator) * (height - tall)
-    left = torch.rand(count, generator=generator) * (width - wide)
+    top = torch.rand(count, generator=generator, device="cpu") * (height - tall)
+    left = torch.rand(count, generator=generator, device="cpu") * (width - wide)
     # An image without a rectangle gets an empty one.
-    tall = torch.where(torch.rand(count, generator=generator) < probability, tall, -1.0)
+    tall = torch.where(
+        torch.rand(count, generator=generator, device="cpu") < probability, tall, -1.0
+    )
     rows = torch.arange(height, device=images.device).view(1, -1, 1)
     columns = torch.arange(width, device=images.device).view(1, 1, -1)
     top, left, bottom, right = (
@@ -82,7 +84,7 @@ def random_erasing(images: Tensor, probability: float, generator: torch.Generato
         for edge in upload(torch.stack((top, left, top + tall, left + wide)).round(), images.device)
     )
     inside = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
-    seed = int(torch.randint(2**62, (), generator=generator))
+    seed = int(torch.randint(2**62, (), generator=generator, device="cpu"))
     noise_generator = torch.Generator(images.device).manual_seed(seed)
     noise = torch.randn(
         images.shape, generator=noise_generator, device=images.device, dtype=images.dtype
@@ -113,13 +115,13 @@ def mixup_or_cutmix(
     Raises:
         ValueError: an ``a`` outside (0, 1].
     """
-    blended = bool(torch.rand((), generator=generator) < 0.5)
+    blended = bool(torch.rand((), generator=generator, device="cpu") < 0.5)
     share = _beta(mixup if blended else cutmix, generator)
     if blended:
         return images.lerp(images.flip(0), 1 - share), targets.lerp(targets.flip(0), 1 - share)
     height, width = images.shape[2:]
     side = math.sqrt(1 - share)
-    middle = torch.rand(2, generator=generator).tolist()
+    middle = torch.rand(2, generator=generator, device="cpu").tolist()
     (top, bottom), (left, right) = (
         (
             round(max(0.0, centre * length - side * length / 2)),
@@ -143,6 +145,8 @@ def _beta(a: float, generator: torch.Generator) -> float:
     if not 0 < a <= 1:
         raise ValueError(f"The parameter of mixing is {a}; it must be in (0, 1].")
     while True:
-        x, y = (torch.rand(2, generator=generator, dtype=torch.float64) ** (1 / a)).tolist()
+        x, y = (
+            torch.rand(2, generator=generator, dtype=torch.float64, device="cpu") ** (1 / a)
+        ).tolist()
         if 0 < x + y <= 1:
             return float(x / (x + y))

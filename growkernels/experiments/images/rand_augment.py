@@ -37,11 +37,11 @@ def rand_augment(images: Tensor, generator: torch.Generator, fill: tuple[float, 
     colour = _constant(fill, images)
     for _ in range(LAYERS):
         count = len(images)
-        which = torch.randint(len(names), (count,), generator=generator)
-        used = torch.rand(count, generator=generator) < PROBABILITY
-        levels = LEVEL + LEVEL_STD * torch.randn(count, generator=generator)
+        which = torch.randint(len(names), (count,), generator=generator, device="cpu")
+        used = torch.rand(count, generator=generator, device="cpu") < PROBABILITY
+        levels = LEVEL + LEVEL_STD * torch.randn(count, generator=generator, device="cpu")
         levels = levels.clamp(0, MAX_LEVEL) / MAX_LEVEL
-        signs = 2.0 * torch.randint(2, (count,), generator=generator) - 1
+        signs = 2.0 * torch.randint(2, (count,), generator=generator, device="cpu") - 1
         groups = [((which == number) & used).nonzero()[:, 0] for number in range(len(names))]
         sizes = [len(group) for group in groups]
         index = torch.cat(groups)
@@ -60,7 +60,9 @@ Operation = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 def _constant(values: tuple[float, ...], images: Tensor) -> Tensor:
     """[1, channels, 1, 1], where and what the images are."""
-    return upload(torch.tensor(values, dtype=images.dtype), images.device).view(1, -1, 1, 1)
+    return upload(torch.tensor(values, dtype=images.dtype, device="cpu"), images.device).view(
+        1, -1, 1, 1
+    )
 
 
 def _per_image(values: Tensor) -> Tensor:

@@ -40,11 +40,11 @@ def spirals(
     """
     if per_class < 1:
         raise ValueError(f"per_class is {per_class}; a spiral needs at least one point, give >= 1.")
-    turn = circles * torch.arange(per_class, dtype=torch.float64) / per_class
+    turn = circles * torch.arange(per_class, dtype=torch.float64, device="cpu") / per_class
     angle = 2.0 * math.pi * turn
     radius = inner_radius + turn
     arm = torch.stack((radius * angle.cos(), radius * angle.sin()), dim=1)
-    labels = torch.arange(2).repeat_interleave(per_class)
+    labels = torch.arange(2, device="cpu").repeat_interleave(per_class)
     return torch.cat((-arm, arm)).to(dtype), labels
 
 
@@ -64,6 +64,6 @@ def split(
             f"train_fraction {train_fraction} of {count} points leaves an empty part; "
             "choose a fraction that keeps at least one point on each side."
         )
-    order = torch.randperm(count, generator=generator)
+    order = torch.randperm(count, generator=generator, device="cpu")
     train, test = order[:train_count], order[train_count:]
     return Split(points[train], labels[train], points[test], labels[test])

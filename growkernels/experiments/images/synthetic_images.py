@@ -58,8 +58,8 @@ def synthetic_images(
         raise ValueError(f"size is {size}; synthetic images need at least 16 pixels.")
     parts: list[Tensor] = []
     for count in (train, test):
-        order = torch.randperm(count, generator=generator)
-        labels = (torch.arange(count) % classes)[order]
+        order = torch.randperm(count, generator=generator, device="cpu")
+        labels = (torch.arange(count, device="cpu") % classes)[order]
         drawn = [_draw(part, classes, size, generator) for part in labels.split(_CHUNK)]
         parts += [torch.cat(drawn), labels]
     names = tuple(_class_name(label, classes) for label in range(classes))
@@ -81,9 +81,9 @@ def _draw(labels: Tensor, classes: int, size: int, generator: torch.Generator) -
     count = len(labels)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return low + (high - low) * torch.rand(count, *shape, generator=generator)
+        return low + (high - low) * torch.rand(count, *shape, generator=generator, device="cpu")
 
-    axis = (torch.arange(size) + 0.5) / size * 2 - 1
+    axis = (torch.arange(size, device="cpu") + 0.5) / size * 2 - 1
     x, y = axis.view(1, 1, -1), -axis.view(1, -1, 1)
     # The background: one colour at the left end of a random axis, another at the right end.
     angle = uniform(0, 2 * math.pi, 1, 1)
@@ -100,19 +100,21 @@ def _draw(labels: Tensor, classes: int, size: int, generator: torch.Generator) -
         left = (x - uniform(-1, 1, 1, 1) * room) / half
         up = (y - uniform(-1, 1, 1, 1) * room) / half
         distance = torch.stack([inside(left, up) for inside in SHAPES.values()])
-        mask = torch.sigmoid(-2 * half / softness * distance[shape, torch.arange(count)])
+        mask = torch.sigmoid(
+            -2 * half / softness * distance[shape, torch.arange(count, device="cpu")]
+        )
         waves = uniform(2.2, 4.0, 1, 1) * (1 if size < 48 else 1.5)
         mirrored = uniform(-1, 1, 1, 1).sign()
         phase = (left * direction.cos() + mirrored * up * direction.sin()) * waves * math.pi
         wave = torch.sin(phase + uniform(0, 2 * math.pi, 1, 1)) * contrast.view(-1, 1, 1)
-        thirds = torch.arange(3).view(1, 3) / 3
+        thirds = torch.arange(3, device="cpu").view(1, 3) / 3
         tint = 0.5 + 0.25 * torch.cos(2 * math.pi * (hue[:, None] - thirds))
         colour = tint[..., None, None] + wave[:, None]
         image = image + mask[:, None] * (colour - image)
 
     for _ in range(STRAYS):
         put(
-            torch.randint(len(SHAPES), (count,), generator=generator),
+            torch.randint(len(SHAPES), (count,), generator=generator, device="cpu"),
             uniform(0.12, 0.26),
             uniform(0, math.pi),
             uniform(0, 1),
@@ -121,7 +123,7 @@ def _draw(labels: Tensor, classes: int, size: int, generator: torch.Generator) -
     hues = _hues(classes)
     per_hue = len(SHAPES) * len(DIRECTIONS)
     hue = (labels // per_hue + uniform(-0.3, 0.3)) / hues if hues > 1 else uniform(0, 1)
-    degrees = torch.tensor(DIRECTIONS, dtype=torch.float32)[labels % len(DIRECTIONS)]
+    degrees = torch.tensor(DIRECTIONS, dtype=torch.float32, device="cpu")[labels % len(DIRECTIONS)]
     put(
         labels % len(SHAPES),
         uniform(0.5, 0.85),
@@ -129,5 +131,5 @@ def _draw(labels: Tensor, classes: int, size: int, generator: torch.Generator) -
         hue,
         uniform(0.16, 0.4),
     )
-    noise = torch.randn(image.shape, generator=generator)
+    noise = torch.randn(image.shape, generator=generator, device="cpu")
     return (255 * (image + NOISE * noise)).round_().clamp_(0, 255).to(torch.uint8)

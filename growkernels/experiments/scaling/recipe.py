@@ -74,7 +74,9 @@ class Batches:
         """One epoch of images [batch, 3, S, S] float32 and targets [batch, classes]."""
         recipe, count = self.recipe, self.epoch_images()
         distinct = -(-count // recipe.repeats)
-        order = torch.randperm(len(self.data.train_labels), generator=generator)[:distinct]
+        order = torch.randperm(len(self.data.train_labels), generator=generator, device="cpu")[
+            :distinct
+        ]
         order = order.repeat_interleave(recipe.repeats)[:count]
         for index in order.split(min(recipe.batch, count)):
             yield self._augmented(upload(index, self.data.train_labels.device), generator)

@@ -121,7 +121,7 @@ def growth(results: Results, path: list[str]) -> list[dict[str, Any]]:
 def _in_short(step: Mapping[str, Any]) -> dict[str, Any]:
     layers = {}
     for name, scores, added in zip(step["layers"], step["scores"], step["added"], strict=True):
-        values = torch.tensor(scores, dtype=torch.float64)
+        values = torch.tensor(scores, dtype=torch.float64, device="cpu")
         layers[name] = {
             "neurons": len(values),
             "lowest": number(values.min().item()),

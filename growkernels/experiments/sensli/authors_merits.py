@@ -23,7 +23,7 @@ class _VirtualBlock(nn.Module):
         self.inner = nn.Linear(width, width)
         self.outer = nn.Linear(width, width, bias=False)
         with torch.no_grad():
-            self.inner.weight.copy_(RESIDUAL_SCALE * torch.eye(width))
+            self.inner.weight.copy_(RESIDUAL_SCALE * torch.eye(width, device="cpu"))
             self.inner.bias.zero_()
             self.outer.weight.zero_()
 
@@ -75,7 +75,7 @@ class ExtendedNetwork:
         loss: Callable[[Tensor, Tensor], Tensor],
     ) -> list[float]:
         """Squared Frobenius norms of the batch-averaged virtual gradients, in position order."""
-        totals = [torch.zeros(w.shape, dtype=w.dtype) for w in self.virtual]
+        totals = [torch.zeros(w.shape, dtype=w.dtype, device="cpu") for w in self.virtual]
         count = 0
         for inputs, targets in batches:
             self.model.zero_grad()

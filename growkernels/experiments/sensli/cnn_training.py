@@ -112,7 +112,9 @@ class CnnTraining:
         """The training images as this epoch crops and mirrors them, and their order."""
         generator = seeded(self.setting.seed, self.run, purpose, self.phase, epoch)
         images = random_crop_flip(self.data.train_images, generator)
-        return images, upload(torch.randperm(len(images), generator=generator), self.device)
+        return images, upload(
+            torch.randperm(len(images), generator=generator, device="cpu"), self.device
+        )
 
     def merit_batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """One pass over the training images in batches of one size; a smaller last one is left."""

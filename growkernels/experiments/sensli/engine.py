@@ -75,7 +75,7 @@ class SettingRun:
         self.error = torch.full((setting.epochs + 1, rows), torch.nan, device=device)
         self.rate = torch.full((rows,), setting.rate, dtype=dtype, device=device)
         self.active = torch.ones(rows, dtype=torch.bool, device=device)
-        self.seconds = torch.zeros(len(self.lineages), dtype=torch.float64)
+        self.seconds = torch.zeros(len(self.lineages), dtype=torch.float64, device="cpu")
         self.cohorts: dict[int, tuple[list[int], BatchedNetwork]] = {}
         # Per insertion: merits [runs, positions], chosen position [runs], the network before it.
         self.insertions: dict[int, tuple[Tensor, Tensor, BatchedNetwork]] = {}
@@ -127,7 +127,7 @@ class SettingRun:
             members, network = self.cohorts[hidden]
             self._train_epoch(members, network)
             spent = time.perf_counter() - started
-            self.seconds[torch.tensor(members)] += spent / len(members)
+            self.seconds[torch.tensor(members, device="cpu")] += spent / len(members)
         self.epoch += 1
 
     def _insert_and_regroup(self) -> None:
@@ -168,13 +168,15 @@ class SettingRun:
     def _choose(self, merits: Tensor, insertion: Insertion, index: int) -> Tensor:
         if insertion.rule == "random":
             generator = seeded(self.setting.seed, self.epoch, index)
-            drawn = torch.randint(merits.shape[1], (merits.shape[0],), generator=generator)
+            drawn = torch.randint(
+                merits.shape[1], (merits.shape[0],), generator=generator, device="cpu"
+            )
             return drawn.to(self.device)
         return merits.argmin(1) if insertion.rule == "min" else merits.argmax(1)
 
     def _train_epoch(self, members: list[int], network: BatchedNetwork) -> None:
         index = torch.cat(
-            [torch.arange(s.start, s.stop) for s in (self.rows(i) for i in members)]
+            [torch.arange(s.start, s.stop, device="cpu") for s in (self.rows(i) for i in members)]
         ).to(self.device)
         everything = network.forward(self.points.expand(network.runs, -1, -1))
         training = everything.narrow(self.train_count)
@@ -197,7 +199,7 @@ class SettingRun:
     def _mini_batches(self, network: BatchedNetwork, rate: Tensor, copies: int) -> None:
         """One shuffled pass; the order depends on epoch and initialisation, not on the variant."""
         generator = seeded(self.setting.seed, self.epoch)
-        draw = torch.rand(self.setting.runs, self.train_count, generator=generator)
+        draw = torch.rand(self.setting.runs, self.train_count, generator=generator, device="cpu")
         order = draw.argsort(1).to(self.device).repeat(copies, 1)
         points = self.points[0][:, order].transpose(0, 1)
         one_hot = self.one_hot[:, order].transpose(0, 1)

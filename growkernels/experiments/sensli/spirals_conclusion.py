@@ -34,7 +34,7 @@ def table_of(runs: Mapping[str, SettingRun]) -> Table:
         setting = run.setting
         epochs = {*range(0, setting.epochs + 1, METRICS_EVERY), setting.epochs}
         epochs |= {insertion.epoch for v in setting.variants for insertion in v.insertions}
-        kept = torch.tensor(sorted(epochs))
+        kept = torch.tensor(sorted(epochs), device="cpu")
         for variant in setting.variants:
             columns = {q: curve(run, variant.name, q)[kept].double() for q in QUANTITIES}
             part = {
@@ -92,7 +92,9 @@ class SpiralsEvidence(Evidence):
             part = losses[:3] if kind == "inserted early" else losses[-3:]
             return dict(enumerate(part.mean(axis=0).tolist()))
         # Half of the runs choose the best time, the other half test whether it is better.
-        order = torch.randperm(setting.runs, generator=seeded(setting.seed, 0)).numpy()
+        order = torch.randperm(
+            setting.runs, generator=seeded(setting.seed, 0), device="cpu"
+        ).numpy()
         half = setting.runs // 2
         chosen = int(numpy.nanmean(losses[:, order[:half]], axis=1).argmin())
         rest = [index for index in range(len(inserting)) if index != chosen]

@@ -173,7 +173,7 @@ def _last_lineage(run: SettingRun, variant: str) -> int:
 
 
 def _boundary(ax: Axes, run: SettingRun, network: BatchedNetwork, index: int) -> None:
-    side = torch.linspace(-1.7, 1.7, 240)
+    side = torch.linspace(-1.7, 1.7, 240, device="cpu")
     y, x = torch.meshgrid(side, side, indexing="ij")
     grid = torch.stack((x.flatten(), y.flatten()))[None].to(run.device, run.dtype)
     one = network.select(torch.tensor([index], device=run.device))
