@@ -1,4 +1,4 @@
-"""Images and points are made on the CPU, whatever torch's default device: here one without values."""
+"""Images and points are on the CPU, whatever torch's default device: here one without values."""
 
 from __future__ import annotations
 
