@@ -23,6 +23,15 @@ class Failure:
     text: str
 
 
+def raised(function: Callable[[], object]) -> str:
+    """The type and sentence of what it raises, which travels between processes."""
+    try:
+        function()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
 def on_ranks(checks: dict[str, Check], number: int, folder: Path) -> dict[str, list[Any]]:
     """What each function gives on each of `number` ranks, which are started once for all of them.
 

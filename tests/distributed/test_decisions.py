@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import on_ranks
+from ranks import on_ranks, raised
 from small_networks import batches, cnn, mlp
 from torch import Tensor, distributed, nn
 from torch.distributed.optim import ZeroRedundancyOptimizer
@@ -19,14 +19,6 @@ from growkernels.growth import BasisSearch, LayerInsertion, NeuronScaling
 from growkernels.nn import convert
 
 RANKS = 4
-
-
-def raised(function: Any) -> str:
-    try:
-        function()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return "nothing"
 
 
 def own_group(rank: int) -> distributed.ProcessGroup:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import on_ranks
+from ranks import on_ranks, raised
 from small_networks import batches, cnn
 from torch import Tensor, distributed, nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
@@ -19,14 +19,6 @@ from growkernels.growth import LayerInsertion, NeuronScaling, insertions
 from growkernels.nn import BasisConv2d
 
 Batches = list[tuple[Tensor, Tensor]]
-
-
-def raised(function: Any) -> str:
-    try:
-        function()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return "nothing"
 
 
 def whole(data: Batches, rank: int, number: int) -> Batches:

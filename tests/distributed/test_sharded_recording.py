@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import on_ranks
+from ranks import on_ranks, raised
 from small_networks import batches, mlp
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -39,14 +39,6 @@ def decided(model: nn.Module, data: Any) -> dict[str, Any]:
             raised(lambda: scaling.grow(chosen)),
         ],
     }
-
-
-def raised(function: Any) -> str:
-    try:
-        function()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return "nothing"
 
 
 def sharded(reshard: bool = True, **settings: Any) -> nn.Module:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from all_surgeries import Attending
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
@@ -45,17 +46,6 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "Rprop": [{}, {"foreach": True}],
 }
 CASES = [(name, options) for name, listed in OPTIONS.items() for options in listed]
-
-
-class Attending(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        tokens = x.unflatten(-1, (2, 4))
-        y: Tensor = self.attention(tokens, tokens, tokens, need_weights=False)[0]
-        return y.flatten(1)
 
 
 def network() -> nn.Module:
