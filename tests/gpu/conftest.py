@@ -35,6 +35,18 @@ def working_gpu() -> Iterator[None]:
 
 
 @pytest.fixture
+def full_precision() -> Iterator[None]:
+    """Without TF32, which torch allows convolutions unasked."""
+    libraries = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [library.allow_tf32 for library in libraries]
+    for library in libraries:
+        library.allow_tf32 = False
+    yield
+    for library, allowed in zip(libraries, before, strict=True):
+        library.allow_tf32 = allowed
+
+
+@pytest.fixture
 def no_host_sync() -> Callable[[], AbstractContextManager[None]]:
     """`with no_host_sync():` raises RuntimeError where torch makes the host wait for the GPU.
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from hypothesis import strategies as st
 from op_samples import DTYPES, OPS, Op, Sample
-from op_samples.numbers import LAYOUTS, doubled, largest, relative, threads
+from op_samples.contract import assert_at_most_twice_plain_torch, assert_oracle, over, tolerance
+from op_samples.numbers import LAYOUTS, doubled, largest, threads
 from torch import Tensor
 
 import growkernels as gk
@@ -24,66 +25,6 @@ def algorithm() -> Iterator[Callable[[str], None]]:
     before = gk.conv_algorithm()
     yield gk.set_conv_algorithm
     gk.set_conv_algorithm(before)
-
-
-def over(part: str) -> pytest.MarkDecorator:
-    """Parametrizes a test over one of the lists of samples of every op."""
-    return pytest.mark.parametrize(
-        ("op", "sample"),
-        [
-            pytest.param(op, sample, id=f"{op} {sample}")
-            for op in OPS.values()
-            for sample in getattr(op, part)
-        ],
-    )
-
-
-def tolerance(op: Op, dtype: torch.dtype) -> float:
-    """Of the largest value of a result, whatever the algorithm."""
-    default = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 0.03, torch.float16: 4e-3}
-    return op.tolerance.get(dtype, default[dtype])
-
-
-def assert_oracle(
-    op: Op,
-    tensors: list[Tensor],
-    sample: Sample,
-    arrange: Callable[[Tensor], Tensor] = Tensor.contiguous,
-) -> None:
-    """Results and gradients are those of the oracle, within the tolerance.
-
-    Where the definition itself cancels, plain torch errs by more, and so may the op.
-    """
-    tensors = [arrange(t) for t in tensors]
-    actual = op.with_gradients(op.function, tensors, sample, arrange)
-    expected = op.with_gradients(op.oracle, doubled(tensors), sample, arrange)
-    for index, (mine, exact) in enumerate(zip(actual, expected, strict=True)):
-        assert mine.shape == exact.shape
-        error = largest(mine, exact)
-        if not error <= tolerance(op, tensors[0].dtype):
-            plain = op.with_gradients(op.plain, tensors, sample, arrange)[index]
-            assert error <= 2 * largest(plain, exact), f"error {error:.1e} of number {index}"
-
-
-def assert_at_most_twice_plain_torch(
-    op: Op, tensors: list[Tensor], sample: Sample, arrange: Callable[[Tensor], Tensor]
-) -> None:
-    dtype = tensors[0].dtype
-    expected = op.with_gradients(op.oracle, doubled(tensors), sample)
-    theirs = op.with_gradients(op.plain, tensors, sample)
-    actual = op.with_gradients(op.function, [arrange(t) for t in tensors], sample, arrange)
-    results = len(expected) - len(tensors)
-    for i, (mine, plain, exact) in enumerate(zip(actual, theirs, expected, strict=True)):
-        assert mine.shape == exact.shape
-        assert mine.dtype == (op.dtype(dtype) if i < results else dtype)
-        assert op.keeps_layout or i >= results or mine.is_contiguous()
-        # float64 has no finer oracle: both sides carry rounding errors of this size.
-        roundings = 64 if dtype == torch.float64 else 1.0
-        roundings *= op.slack if i < results else op.gradient_slack
-        slack = roundings * torch.finfo(mine.dtype).eps
-        if exact.numel() < 10:  # of so few values one may be a small difference
-            slack += torch.finfo(dtype).eps / 2
-        assert relative(mine, exact) <= 2 * relative(plain, exact) + slack, i
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

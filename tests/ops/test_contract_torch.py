@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.fx
 from op_samples import OPS, Op, Sample
+from op_samples.contract import over
 from op_samples.numbers import LAYOUTS
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,18 +18,6 @@ import growkernels as gk
 
 CHANNELS_LAST = LAYOUTS["channels_last"]
 EVERY_OP = pytest.mark.parametrize("op", OPS.values(), ids=str)
-
-
-def over(part: str) -> pytest.MarkDecorator:
-    """Parametrizes a test over one of the lists of samples of every op."""
-    return pytest.mark.parametrize(
-        ("op", "sample"),
-        [
-            pytest.param(op, sample, id=f"{op} {sample}")
-            for op in OPS.values()
-            for sample in getattr(op, part)
-        ],
-    )
 
 
 def flat(op: Op, function: Callable[..., Any], sample: Sample) -> Callable[..., Any]:
