@@ -218,15 +218,34 @@ def test_refusals() -> None:
         scaling.grow(chosen)
     with pytest.raises(ValueError, match="criterion 'tiny'"):
         scaling.grow(chosen, init="tiny")
-    model = nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.ReLU(), nn.Linear(7, 2)).double()
-    with pytest.raises(ValueError, match=r"channels that are 0 by 1 / sqrt\(eps\)"):
-        recorded(model, "gradmax", sample=torch.ones(4, 5).double())
-    model = nn.Sequential(nn.Linear(5, 7, bias=False), nn.ReLU(), nn.Linear(7, 2)).double()
-    with pytest.raises(ValueError, match="beside the kink"):
-        recorded(model, "gradmax")
     model = nn.Sequential(nn.Linear(5, 7), nn.Sigmoid(), nn.Linear(7, 2, bias=False)).double()
     with pytest.raises(ValueError, match="no bias to take that back"):
         recorded(model, "tiny")
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("kink", [False, True])
+def test_gradmax_turned_round(kink: bool, bias: bool) -> None:
+    """Where new neurons cannot start at 0 unseen, incoming weights are what is chosen."""
+    layers = [nn.ReLU(), nn.Linear(7, 4, bias=bias)] if kink else [nn.Sigmoid()]
+    model = nn.Sequential(
+        nn.Linear(5, 7, bias=not kink),
+        *(layers if kink else [nn.Sigmoid(), nn.Linear(7, 4, bias=False)]),
+        nn.Tanh(),
+        nn.Linear(4, 3),
+    ).double()
+    scaling = recorded(model, "gradmax", layers=["0"])
+    scores = scaling.scores()
+    n = torch.stack([g.T @ x for x, _, g in explicit(model)]).mean(0)
+    _, singular, right = torch.linalg.svd(n, full_matrices=False)
+    c = float(model[0].weight.detach().norm(dim=1).mean())
+    start = scores.starts["0"].weight
+    torch.testing.assert_close((right @ start.T).abs(), c * torch.eye(4).double())
+    linear = {True: 0.5, False: 0.206621}[kink]  # E[y f(y)]
+    expected = -((linear * c * singular) ** 2)
+    torch.testing.assert_close(scores.values["0"], expected, rtol=1e-4, atol=1e-12)
+    scaling.grow(scaling.select(scores, 30, 1), init="gradmax", sample=batches()[0][0])
+    assert not model[2].weight[:, 7:].any()
 
 
 class GradMaxStudent:

@@ -22,12 +22,40 @@ x has a last entry of 1 where the layer has a bias, h where the reader has one.
 E is over rows for products without g. dL/dz of a mean over rows carries their number already, so
 sums of products with g are divided by the number of batches.
 
+**Convolutions.** x are patches, and the reader's output q reads a new channel by the K entries, or
+taps, of its kernel at the places p(q, t): z_q gets sum_t w_t f(a.x_p(q, t)). So N stacks
+N_t = E[g_q x_p(q, t)ᵀ] to [D K, d], and its singular vectors are kernels: GradMax as Evci et al.
+have it for convolutions, where N is cut out of the gradient of an auxiliary kernel of
+k1 + k2 - 1 entries; by taps it is exact at borders too, and for any stride. TINY's error has
+products of different taps, which no SVD minimises; here |sum_t w_t y_t|² <= K sum_t |w_t y_t|² and
+sum_q <= sum over all places bound it by K tr(Wᵀ A S Aᵀ W), with S = sum_p x_p x_pᵀ / outputs of
+the reader. That bound is minimised by the same SVD with both sides divided by sqrt(K); the score
+is f' l_j² / K. (For K = 1 and stride 1 this is the paper's formula.)
+
 **Activations.** GradMax needs f' != 0 at the start b of A x + b = b: b = 0 but for ReLU-like
 functions, whose derivative torch takes as 0 at 0, so that neither A nor W_out would ever get a
 gradient. There b = 0.01: every row passes, f' = 1, and the rows part after the first steps. Where
 f(b) is not 0 (that, sigmoid, softplus) the reader's bias takes W_out f(b) back, so the function
-stays to rounding; a reader without a bias is left out. TINY's f' at 0 is 1 for ReLU, the derivative
-of the half that passes.
+stays to rounding. TINY's f' at 0 is 1 for ReLU, the derivative of the half that passes.
+
+**GradMax turned round.** Where that start does not exist W_out = 0 keeps the function instead, and
+dL/dW_out = E[g f(A x)ᵀ] is what is made large, with f taken as its best linear approximation r y
+for y of mean 0 and variance 1, r = E[y f(y)] (1/2 for ReLU): A = the k first right singular vectors
+of N times the mean norm c of the layer's incoming weights, and the score is (r c s_j)². That is so
+
+* where the layer has no bias to start beside the kink of a ReLU, and where f(b) is not 0 and the
+  reader has no bias, or pads its images, at whose borders its bias would take too much back;
+* behind a batch norm, which makes a channel of 0 one whose gradient is 1 / sqrt(eps) times as
+  large. It gives every channel variance 1, whatever the norm of a, so with C = Cov[x] the norm that
+  counts is a.C a = 1: A = C^(-1/2) times the right singular vectors of N C^(-1/2), x without its
+  mean, and the score is (r s_j)². Running statistics start with the mean and variance recorded.
+
+Behind a batch norm TINY too has x without its mean and C in place of S, neurons of variance 1,
+a_j = C^(-1/2) u_j and w_j = l_j v_j / K, and r in place of f'.
+
+**Gated MLPs** have no closed form. With both halves at 0 no gradient reaches a new neuron; with one
+of them and W_out at 0 the other's gradient is bilinear in x, a tensor without an SVD that were the
+best; and with the gate fixed, N is another matrix for each gate.
 
 **Noise.** ``snr`` is |mean|² over the estimated variance of that mean over the batches, for N as a
 whole (of TINY with the column of the bias): below 1 the singular vectors are those of noise.
@@ -41,9 +69,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from growkernels.growth.neuron_scaling.cross_rows import sizes
 from growkernels.growth.neuron_scaling.cross_sums import CrossSums
 from growkernels.growth.neuron_scaling.new_neurons import NewNeurons
 from growkernels.growth.processes import Ranks
+
+Layer = nn.Linear | nn.Conv2d
 
 RELU_START = 0.01
 KINK = 1e-6  # beside 0, where a derivative that jumps there has its other value
@@ -97,18 +128,42 @@ def start_of(f: Callable[[Tensor], Tensor]) -> float:
     return RELU_START if jump > 0.1 else 0.0
 
 
-def needs_reader_bias(f: Callable[[Tensor], Tensor]) -> bool:
-    """Whether new neurons that start at f(b) would change the function."""
-    return value_and_slope(f, start_of(f))[0] != 0
+def linear_part(f: Callable[[Tensor], Tensor]) -> tuple[float, float]:
+    """E[f(y)] and E[y f(y)] for y of the standard normal distribution."""
+    y = torch.linspace(-10, 10, 20001, dtype=torch.float64, device="cpu")
+    density = (-y.square() / 2).exp()
+    density /= density.sum()
+    value = f(y).detach()
+    return float((density * value).sum()), float((density * y * value).sum())
+
+
+def starts_at_zero(f: Callable[[Tensor], Tensor]) -> bool:
+    """Whether new neurons of GradMax start at f(b) = 0."""
+    return value_and_slope(f, start_of(f))[0] == 0
+
+
+def is_turned(layer: Layer, reader: Layer, f: Callable[[Tensor], Tensor], normed: bool) -> bool:
+    """Whether GradMax has W_out = 0 here instead of A = 0."""
+    if normed or (start_of(f) and layer.bias is None):
+        return True
+    return not starts_at_zero(f) and (reader.bias is None or _pads(reader))
+
+
+def _pads(reader: Layer) -> bool:
+    return isinstance(reader, nn.Conv2d) and any(sizes(reader)[2])
 
 
 def over_ranks(sums: CrossSums, ranks: Ranks) -> CrossSums:
     """The sums of all processes."""
-    parts = (sums.cross, sums.passed, sums.inputs, sums.mixed, sums.hidden)
-    numbers = sums.cross.new_tensor([float(sums.rows), sums.squares])
-    rows, squares = ranks.sum(numbers).tolist()
-    cross, passed, inputs, mixed, hidden = (ranks.sum(part.clone()) for part in parts)
-    return CrossSums(cross, passed, inputs, mixed, hidden, round(rows), squares)
+    numbers = {name: v for name, v in vars(sums).items() if not isinstance(v, Tensor)}
+    summed = ranks.sum(sums.cross.new_tensor(list(numbers.values()), dtype=torch.float64))
+    totals = dict(zip(numbers, summed.tolist(), strict=True))
+    return CrossSums(
+        **{n: ranks.sum(v.clone()) for n, v in vars(sums).items() if isinstance(v, Tensor)},
+        rows=round(totals["rows"]),
+        places=round(totals["places"]),
+        squares=totals["squares"],
+    )
 
 
 def snr(sums: CrossSums, batches: int) -> float:
@@ -123,56 +178,135 @@ def snr(sums: CrossSums, batches: int) -> float:
 def gradmax(
     sums: CrossSums,
     batches: int,
-    layer: nn.Linear,
-    reader: nn.Linear,
+    layer: Layer,
+    reader: Layer,
     f: Callable[[Tensor], Tensor],
+    normed: bool,
 ) -> tuple[Tensor, NewNeurons]:
     """Scores [K], ascending, and what K neurons would start with."""
     n = sums.cross.double() / batches
+    if is_turned(layer, reader, f, normed):
+        return _turned(n, sums, layer, reader, f, normed)
     u, s, _ = torch.linalg.svd(n, full_matrices=False)
     s = _without_rounding(s, sums.cross)
     start = start_of(f)
     value, slope = value_and_slope(f, start)
-    c = float(reader.weight.detach().double().norm(dim=0).mean()) or 1.0
+    c = _mean_norm(reader.weight.transpose(0, 1))
     k = _most(layer, len(s))
-    outgoing = c * u[:, :k]
+    outgoing = _as_kernels(c * u[:, :k], reader)
     new = NewNeurons(
-        weight=n.new_zeros(k, layer.in_features),
+        weight=n.new_zeros(k, *layer.weight.shape[1:]),
         bias=n.new_full((k,), start),
         outgoing=outgoing,
-        reader_bias=-value * outgoing,
+        reader_bias=-value * _over_taps(outgoing),
     )
     return -((slope * c * s[:k]) ** 2), new
 
 
+def _turned(
+    n: Tensor,
+    sums: CrossSums,
+    layer: Layer,
+    reader: Layer,
+    f: Callable[[Tensor], Tensor],
+    normed: bool,
+) -> tuple[Tensor, NewNeurons]:
+    """The same with W_out = 0."""
+    c, rank, root = _mean_norm(layer.weight), n.shape[1], torch.eye(n.shape[1]).to(n)
+    if normed:
+        root, rank = _inverse_root(sums.inputs, sums.places)
+        c = 1.0
+    _, s, vh = torch.linalg.svd(n @ root, full_matrices=False)
+    s = _without_rounding(s, sums.cross)
+    k = _most(layer, min(len(s), rank))
+    incoming = c * vh[:k] @ root
+    outgoing = n.new_zeros(len(reader.weight), k, *reader.weight.shape[2:])
+    new = NewNeurons(
+        weight=incoming.unflatten(1, layer.weight.shape[1:]),
+        bias=n.new_zeros(k),
+        outgoing=outgoing,
+        reader_bias=_over_taps(outgoing),
+        **_statistics(incoming, sums, normed),
+    )
+    return -((linear_part(f)[1] * c * s[:k]) ** 2), new
+
+
 def tiny(
-    sums: CrossSums, batches: int, layer: nn.Linear, f: Callable[[Tensor], Tensor]
+    sums: CrossSums,
+    batches: int,
+    layer: Layer,
+    reader: Layer,
+    f: Callable[[Tensor], Tensor],
+    normed: bool,
 ) -> tuple[Tensor, NewNeurons]:
     """The same of TINY."""
     passed, cross = sums.passed.double() / batches, sums.cross.double() / batches
     hidden, mixed = sums.hidden.double() / sums.rows, sums.mixed.double() / sums.rows
+    taps, outputs = reader.weight[0, 0].numel(), len(reader.weight)
     delta = -passed @ torch.linalg.pinv(hidden, hermitian=True, rtol=_cutoff(sums.hidden))
-    rest = -cross.T - mixed.T @ delta.T
-    values, vectors = torch.linalg.eigh(sums.inputs.double() / sums.rows)
-    kept = values > _cutoff(sums.inputs) * values.max()
-    vectors, values = vectors[:, kept], values[kept]
-    root = vectors / values.sqrt() @ vectors.T
-    u, s, vh = torch.linalg.svd(root @ rest, full_matrices=False)
+    of_reader = delta @ mixed.view(taps, hidden.shape[0], -1)  # [K, D, d]
+    rest = -cross - of_reader.transpose(0, 1).reshape(outputs * taps, -1)
+    root, rank = _inverse_root(sums.inputs, sums.places if normed else sums.rows)
+    u, s, vh = torch.linalg.svd(root @ rest.T, full_matrices=False)
     s = _without_rounding(s, sums.cross)
-    k = _most(layer, min(len(s), int(kept.sum())))
-    incoming = (root @ u[:, :k] * s[:k].sqrt()).T
-    outgoing = vh[:k].T * s[:k].sqrt()
+    k = _most(layer, min(len(s), rank))
+    side = (s[:k] / taps).sqrt()
+    incoming, outgoing = (root @ u[:, :k]).T, vh[:k].T * side
+    if normed:
+        outgoing = outgoing * side
+        value, slope = linear_part(f)
+    else:
+        incoming = incoming * side[:, None]
+        value, slope = value_and_slope(f, 0.0)[0], value_and_slope(f, KINK)[1]
     bias = incoming.new_zeros(k)
-    if incoming.shape[1] > layer.in_features:
+    if incoming.shape[1] > layer.weight[0].numel():
         incoming, bias = incoming[:, :-1], incoming[:, -1]
-    value, slope = value_and_slope(f, 0.0)[0], value_and_slope(f, KINK)[1]
-    new = NewNeurons(incoming, bias, outgoing, -value * outgoing)
-    return -slope * s[:k] ** 2, new
+    outgoing = _as_kernels(outgoing, reader)
+    new = NewNeurons(
+        weight=incoming.unflatten(1, layer.weight.shape[1:]),
+        bias=bias,
+        outgoing=outgoing,
+        reader_bias=-value * _over_taps(outgoing) * (reader.bias is not None),
+        **_statistics(incoming, sums, normed),
+    )
+    return -slope * s[:k] ** 2 / taps, new
 
 
-def _most(layer: nn.Linear, rank: int) -> int:
+def _inverse_root(products: Tensor, count: int) -> tuple[Tensor, int]:
+    """(products / count)^(-1/2), 0 in directions that there are none of, and its rank."""
+    values, vectors = torch.linalg.eigh(products.double() / count)
+    kept = values > _cutoff(products) * values.max()
+    vectors, values = vectors[:, kept], values[kept]
+    return vectors / values.sqrt() @ vectors.T, len(values)
+
+
+def _statistics(incoming: Tensor, sums: CrossSums, normed: bool) -> dict[str, Tensor]:
+    """What a batch norm will have seen of new channels."""
+    if not normed:
+        return {}
+    mean = incoming @ (sums.totals.double() / sums.places)
+    covariance = sums.inputs.double() / sums.places
+    return {"mean": mean, "variance": ((incoming @ covariance) * incoming).sum(1)}
+
+
+def _as_kernels(outgoing: Tensor, reader: Layer) -> Tensor:
+    """[D K, k] as the reader's weights of k channels."""
+    kernels = outgoing.reshape(len(reader.weight), -1, outgoing.shape[1]).transpose(1, 2)
+    return kernels.reshape(*kernels.shape[:2], *reader.weight.shape[2:])
+
+
+def _over_taps(outgoing: Tensor) -> Tensor:
+    """[D, k], the sums of kernels: what a channel of ones gives where nothing is padded."""
+    return outgoing.reshape(*outgoing.shape[:2], -1).sum(2)
+
+
+def _mean_norm(rows: Tensor) -> float:
+    return float(rows.detach().double().flatten(1).norm(dim=1).mean()) or 1.0
+
+
+def _most(layer: Layer, rank: int) -> int:
     """No more than the layer has: a record names new neurons by outputs of it."""
-    return min(rank, layer.out_features)
+    return min(rank, len(layer.weight))
 
 
 def _without_rounding(s: Tensor, summed: Tensor) -> Tensor:

@@ -10,14 +10,16 @@ from torch import Tensor, nn
 from growkernels.growth.neuron_scaling import closed_form
 from growkernels.growth.neuron_scaling.candidates import Candidate
 from growkernels.growth.neuron_scaling.criteria import Scores
-from growkernels.growth.neuron_scaling.cross_sums import Recording
+from growkernels.growth.neuron_scaling.cross_sums import CrossSums
 from growkernels.growth.neuron_scaling.new_neurons import NewNeurons
+from growkernels.growth.neuron_scaling.recording import Recording
+from growkernels.growth.neuron_scaling.widenings import BATCH_NORMS, Widening
 from growkernels.growth.processes import Ranks
 from growkernels.nn.grown_layers import ENDING_IN_RELU
 
 
 def with_closed_form(
-    model: nn.Module, candidates: Sequence[Candidate], left_out: dict[str, str]
+    model: nn.Module, candidates: Sequence[Candidate], left_out: dict[str, str], criterion: str
 ) -> list[Candidate]:
     """The candidates that can be widened in closed form; the others go to ``left_out``.
 
@@ -26,7 +28,7 @@ def with_closed_form(
     """
     kept = []
     for candidate in candidates:
-        reason = _obstacle(model, candidate)
+        reason = _obstacle(model, candidate, criterion)
         if reason is None:
             kept.append(candidate)
         else:
@@ -37,39 +39,55 @@ def with_closed_form(
     return kept
 
 
-def _obstacle(model: nn.Module, candidate: Candidate) -> str | None:
+def _obstacle(model: nn.Module, candidate: Candidate, criterion: str) -> str | None:
     widening = candidate.widening
     if widening is None:
         return candidate.why_not_widened or "widen= names no role that it could have"
-    if widening.norms:
+    if widening.role == "gated":
         return (
-            f"{widening.norms[0]!r} normalises its outputs, and would scale the gradients of "
-            "channels that are 0 by 1 / sqrt(eps)"
+            "a gate multiplies its outputs: with both at 0 no gradient would reach new neurons, "
+            "and what one of them gains depends on the other, for which there is no closed form"
         )
-    if widening.role != "fc1" or widening.readers:
-        return "the closed forms are for a linear layer that one linear layer reads"
+    if widening.role not in ("fc1", "conv") or widening.readers:
+        return "the closed forms are for a layer whose outputs one other layer reads"
+    layer, reader = model.get_submodule(candidate.name), model.get_submodule(widening.follower)
+    if isinstance(layer, nn.Conv2d) != isinstance(reader, nn.Conv2d):
+        return f"it is a {type(layer).__name__}, and {widening.follower!r} is none"
+    assert isinstance(reader, nn.Linear | nn.Conv2d)
     if not widening.only_activation:
-        return "more than an activation stands between it and the layer that reads it"
+        return "more than a norm and an activation stands between it and the layer that reads it"
+    if reason := _norm_obstacle(model, widening):
+        return reason
     f = _function(model, candidate)
     if f is None:
         return "the activation behind it is not known"
-    layer, reader = model.get_submodule(candidate.name), model.get_submodule(widening.follower)
     if isinstance(layer, ENDING_IN_RELU) or isinstance(reader, ENDING_IN_RELU):
         return "a ReLU is a part of it, or of the layer that reads it"
-    if closed_form.needs_reader_bias(f) and not _has_bias(reader):
+    if isinstance(reader, nn.Conv2d) and (
+        reader.padding_mode != "zeros" or isinstance(reader.padding, str)
+    ):
+        return f"{widening.follower!r} pads with something else than a given number of zeros"
+    if criterion == "gradmax" or widening.norms:
+        return None
+    if closed_form.value_and_slope(f, 0.0)[0] and reader.bias is None:
         return (
             "new neurons behind its activation do not start at 0, and "
             f"{widening.follower!r} has no bias to take that back"
         )
-    if closed_form.start_of(f) and not _has_bias(layer):
-        return (
-            "it has no bias, with which new neurons could start beside the kink of its activation"
-        )
     return None
 
 
-def _has_bias(layer: nn.Module) -> bool:
-    return layer._parameters.get("bias") is not None
+def _norm_obstacle(model: nn.Module, widening: Widening) -> str | None:
+    for name in widening.norms:
+        norm = model.get_submodule(name)
+        if type(norm) not in BATCH_NORMS:
+            return (
+                f"{name!r} normalises each sample by itself, so that what new channels give is "
+                "not linear in their weights, not even for small ones"
+            )
+    if len(widening.norms) > 1 or widening.norm_behind_activation:
+        return f"{widening.norms[-1]!r} normalises what its activation has made"
+    return None
 
 
 def _function(model: nn.Module, candidate: Candidate) -> Callable[[Tensor], Tensor] | None:
@@ -82,7 +100,7 @@ def _function(model: nn.Module, candidate: Candidate) -> Callable[[Tensor], Tens
 def closed_form_scores(
     model: nn.Module,
     candidates: Sequence[Candidate],
-    recording: Recording,
+    recording: Recording[CrossSums],
     criterion: str,
     ranks: Ranks,
 ) -> Scores:
@@ -101,8 +119,8 @@ def closed_form_scores(
         assert candidate.widening is not None
         layer = model.get_submodule(candidate.name)
         reader = model.get_submodule(candidate.widening.follower)
-        assert isinstance(layer, nn.Linear)
-        assert isinstance(reader, nn.Linear)
+        assert isinstance(layer, nn.Linear | nn.Conv2d)
+        assert isinstance(reader, nn.Linear | nn.Conv2d)
         f = _function(model, candidate)
         assert f is not None
         sums = closed_form.over_ranks(recording.layers[candidate.name], ranks)
@@ -111,10 +129,9 @@ def closed_form_scores(
                 f"The scores of layer {candidate.name!r} are NaN or infinite, because its inputs "
                 "or gradients are; nothing can be chosen by them."
             )
-        if criterion == "gradmax":
-            found, new = closed_form.gradmax(sums, batches, layer, reader, f)
-        else:
-            found, new = closed_form.tiny(sums, batches, layer, f)
+        closed = closed_form.gradmax if criterion == "gradmax" else closed_form.tiny
+        normed = bool(candidate.widening.norms)
+        found, new = closed(sums, batches, layer, reader, f, normed)
         values[candidate.name] = found
         noise[candidate.name] = closed_form.snr(sums, batches)
         starts[candidate.name] = _from_first(new, ranks)

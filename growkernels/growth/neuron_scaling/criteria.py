@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from growkernels.growth.neuron_scaling.activations import activation_name
 from growkernels.growth.neuron_scaling.candidates import Candidate
 from growkernels.growth.neuron_scaling.new_neurons import NewNeurons
-from growkernels.growth.neuron_scaling.samples import LayerSample, Recording
+from growkernels.growth.neuron_scaling.recording import Recording
+from growkernels.growth.neuron_scaling.samples import LayerSample
 from growkernels.growth.processes import Ranks
 from growkernels.nn.module_paths import NotedByPath
 from growkernels.nn.weights import current_value
@@ -88,7 +89,7 @@ class Scores(NotedByPath):
 def scores(
     model: nn.Module,
     candidates: Sequence[Candidate],
-    recording: Recording,
+    recording: Recording[LayerSample],
     criterion: str,
     *,
     relu_beta: float | None,
@@ -140,7 +141,10 @@ def scores(
 
 
 def _check_recorded(
-    model: nn.Module, candidates: Sequence[Candidate], recording: Recording, criterion: str
+    model: nn.Module,
+    candidates: Sequence[Candidate],
+    recording: Recording[LayerSample],
+    criterion: str,
 ) -> None:
     for candidate in candidates:
         layer = model.get_submodule(candidate.name)

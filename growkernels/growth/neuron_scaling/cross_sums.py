@@ -1,37 +1,45 @@
 """Products of a layer's inputs with the gradients behind the layer that reads it, over batches.
 
-For a linear layer with inputs x [M, d] whose outputs, through an activation, are the inputs h of
-its reader, with g = dL/dz [M, D] at the reader's output z: what GradMax and TINY need is gᵀx, gᵀh,
-xᵀx, hᵀx and hᵀh, summed over any number of batches. All five are gradients of layers that do not
-exist (``gk.virtual_grads`` of the kind "linear"), so no rows are kept.
+For a layer with inputs x whose outputs, through an activation, are the inputs h of its reader, with
+g = dL/dz [M, D] at the reader's output z: what GradMax and TINY need is gᵀx, gᵀh, xᵀx, hᵀx and
+hᵀh, summed over any number of batches. All five are gradients of layers that do not exist
+(``gk.virtual_grads`` of the kind "linear"), so no rows are kept. Of convolutions x and h are
+patches, and products of x with what the reader computes are taken for each tap of its kernel (see
+``cross_rows``), which is exact at borders and for any stride.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from growkernels.growth.neuron_scaling.candidates import Candidate
-from growkernels.growth.taps import BackwardPasses, ForwardPass, sum_dtype, watch
+from growkernels.growth.neuron_scaling.cross_rows import outputs, patches, read_by_taps, with_ones
+from growkernels.growth.neuron_scaling.recording import LayerRecorder
+from growkernels.growth.taps import ForwardPass, sum_dtype
 from growkernels.ops.virtual_grad import virtual_grads
 
 
 @dataclass
 class CrossSums:
-    """Of one layer, over the batches so far.
+    """Of one layer, over the batches so far; K is the number of taps.
 
-    Where more than ``cross`` is summed, x and h have a last column of 1 where the layers have
-    biases.
+    h has a last column of 1 where the reader has a bias; where more than ``cross`` is summed, and
+    no batch norm follows, x has one where the layer has a bias. Behind a batch norm x is without
+    its mean over the places of each forward pass.
 
     Attributes:
-        cross: [D, d], gᵀx.
-        passed, inputs, mixed, hidden: gᵀh, xᵀx, hᵀx and hᵀh; empty where they are not needed.
-        rows: M.
-        squares: sum over the batches of the squared norm of a batch's own gᵀx.
+        cross: [D K, d], gᵀx by taps.
+        passed, inputs: gᵀh, and xᵀx over all places; empty where they are not needed.
+        mixed, hidden: [K dh, d], hᵀx by taps, and hᵀh; empty likewise.
+        rows: M, the outputs of the reader.
+        squares: sum over the batches of the squared norm of a batch's own ``cross``.
+        places: of the layer's outputs; as many as rows of linear layers.
+        totals: [d], sum of x over all places, its mean included; empty without a batch norm.
     """
 
     cross: Tensor
@@ -40,28 +48,14 @@ class CrossSums:
     mixed: Tensor
     hidden: Tensor
     rows: int
-    squares: float = 0.0
+    squares: float
+    places: int
+    totals: Tensor
 
     def added(self, other: CrossSums) -> CrossSums:
         """Both together."""
-        return CrossSums(
-            self.cross + other.cross,
-            self.passed + other.passed,
-            self.inputs + other.inputs,
-            self.mixed + other.mixed,
-            self.hidden + other.hidden,
-            self.rows + other.rows,
-            self.squares + other.squares,
-        )
-
-
-@dataclass
-class Recording:
-    """The layers' sums over the batches so far; ``overflowed``: see ``samples.Recording``."""
-
-    layers: dict[str, CrossSums] = field(default_factory=dict)
-    batches: int = 0
-    overflowed: int = 0
+        theirs = vars(other)
+        return CrossSums(**{name: value + theirs[name] for name, value in vars(self).items()})
 
 
 @dataclass
@@ -74,8 +68,8 @@ class _Rows:
     h_version: int
 
 
-class CrossRecorder:
-    """Watches layers and their readers; hooks stay on the modules as long as it lives.
+class CrossRecorder(LayerRecorder[CrossSums]):
+    """Watches layers and their readers.
 
     Args:
         covariances: whether xᵀx, hᵀx and hᵀh are summed too (TINY).
@@ -84,105 +78,52 @@ class CrossRecorder:
     def __init__(
         self, model: nn.Module, candidates: Sequence[Candidate], *, covariances: bool
     ) -> None:
-        self.recording = False
-        self.kept = Recording()
+        super().__init__()
         self._covariances = covariances
-        self._names: dict[nn.Module, str] = {}
         self._read: dict[nn.Module, nn.Module] = {}  # reader -> the layer in front of it
+        self._normed: set[nn.Module] = set()  # layers in front of a batch norm
         self._inputs: dict[nn.Module, tuple[Tensor, int]] = {}
-        self._batch: dict[str, CrossSums] = {}
-        self._passes = BackwardPasses()
-        self._problems: list[str] = []
-        self._closed = False
-        self.remove: Callable[[], object] = lambda: None
         self.watch(model, candidates)
 
     def watch(self, model: nn.Module, candidates: Sequence[Candidate]) -> None:
         """Watch these candidates from now on; what was recorded is forgotten."""
         names: dict[nn.Module, str] = {}
         read: dict[nn.Module, nn.Module] = {}
+        normed: set[nn.Module] = set()
         for candidate in candidates:
             assert candidate.widening is not None
             layer = model.get_submodule(candidate.name)
             names[layer] = candidate.name
             read[model.get_submodule(candidate.widening.follower)] = layer
-        if not self._closed:
-            remove_new = watch(self, dict.fromkeys([*names, *read]))
-            self.remove()
-            self.remove = remove_new
-        self._names, self._read = names, read
-        self.kept = Recording()
-
-    def rename(self, paths: Mapping[str, str]) -> None:
-        """Follow layers to the paths at which they are now."""
-        self._names = {layer: paths[name] for layer, name in self._names.items()}
-        layers = {paths[name]: sums for name, sums in self.kept.layers.items()}
-        self.kept = replace(self.kept, layers=layers)
-
-    def close(self) -> None:
-        """Take all hooks off the model, for good."""
-        self._closed = True
-        self.remove()
-
-    def reset(self) -> None:
-        """Forget the recorded batches."""
-        self.kept = Recording()
-
-    def load(self, kept: Sequence[Recording]) -> None:
-        """Go on from the sums of other recorders of such a model, added up."""
-        joined = Recording()
-        for other in kept:
-            layers = dict(joined.layers)
-            for name, sums in other.layers.items():
-                layers[name] = layers[name].added(sums) if name in layers else sums
-            batches, overflowed = other.batches, other.overflowed
-            joined = Recording(layers, joined.batches + batches, joined.overflowed + overflowed)
-        self.kept = joined
-
-    def begin(self) -> None:
-        """Start one batch."""
-        self.end()  # whatever an interrupt left
-        self._problems = []
-        self._passes = BackwardPasses()
-        self.recording = True
+            if candidate.widening.norms:
+                normed.add(layer)
+        self._watch(names, dict.fromkeys([*names, *read]))
+        self._read, self._normed = read, normed
 
     def end(self) -> None:
         """Stop recording and let go of the batch's tensors, whether it was added or not."""
-        self.recording = False
-        self._batch = {}
+        super().end()
         self._inputs.clear()
 
-    def finish(self, loss_scale: float) -> None:
-        """Add the batch to what is kept.
+    def _joined(self, old: CrossSums, new: CrossSums) -> CrossSums:
+        return old.added(new)
 
-        Raises:
-            RuntimeError: a reader without a gradient, or an input changed in place. The batch is
-                dropped, earlier ones are kept.
-        """
-        for name in self._names.values():
-            if name not in self._batch:
-                self._problems.append(
-                    f"No gradient reached the layer that reads {name!r}: the loss does not depend "
-                    "on it, no backward pass ran inside recording(), everything in front of it is "
-                    "frozen, an input was passed by keyword, or the model ran compiled. Leave it "
-                    "out of layers=, or record with the plain module."
-                )
-        if self._problems:
-            raise RuntimeError(self._problems[0])
-        finite = all(bool(sums.cross.isfinite().all()) for sums in self._batch.values())
-        if loss_scale != 1.0 and not finite:  # a GradScaler skips this step too
-            self.kept = replace(self.kept, overflowed=self.kept.overflowed + 1)
-            return
-        layers = dict(self.kept.layers)
-        for name, sums in self._batch.items():
-            new = replace(
-                sums,
-                cross=sums.cross / loss_scale,
-                passed=sums.passed / loss_scale,
-                squares=float((sums.cross / loss_scale).double().square().sum()),
-            )
-            layers[name] = layers[name].added(new) if name in layers else new
-        self.kept = replace(self.kept, layers=layers, batches=self.kept.batches + 1)
+    def _of_batch(self, name: str, of_layer: CrossSums, loss_scale: float) -> CrossSums:
+        cross = of_layer.cross / loss_scale
+        squares = float(cross.double().square().sum())
+        passed = of_layer.passed / loss_scale
+        return replace(of_layer, cross=cross, passed=passed, squares=squares)
+
+    def _of_gradients(self, of_layer: CrossSums) -> tuple[Tensor]:
+        return (of_layer.cross,)
+
+    def _no_gradient(self, name: str) -> str:
+        return (
+            f"No gradient reached the layer that reads {name!r}: the loss does not depend on it, "
+            "no backward pass ran inside recording(), everything in front of it is frozen, an "
+            "input was passed by keyword, or the model ran compiled. Leave it out of layers=, or "
+            "record with the plain module."
+        )
 
     def forward_ran(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Called by the hooks after every forward pass of a watched module."""
@@ -213,31 +154,58 @@ class CrossRecorder:
                 "after its use; use inplace=False there."
             )
             return
-        if rows.x.shape[:-1] != grad.shape[:-1]:
-            self._problems.append(
-                f"Layer {name!r} and the layer that reads it have run on other rows: shapes "
-                f"{tuple(rows.x.shape)} and {tuple(grad.shape)}; leave it out of layers=."
-            )
-            return
         with torch.no_grad(), torch.autocast(grad.device.type, enabled=False):
             sums = self._sums(layer, reader, rows, grad)
+        if sums is None:
+            self._problems.append(
+                f"Layer {name!r} and the layer that reads it have run on other rows: shapes "
+                f"{tuple(rows.x.shape)} and {tuple(rows.h.shape)}; leave it out of layers=."
+            )
+            return
         old = self._batch.get(name)
         self._batch[name] = sums if old is None else old.added(sums)
 
-    def _sums(self, layer: nn.Module, reader: nn.Module, rows: _Rows, grad: Tensor) -> CrossSums:
+    def _sums(
+        self, layer: nn.Module, reader: nn.Module, rows: _Rows, grad: Tensor
+    ) -> CrossSums | None:
+        """None: the reader has not read what the layer made."""
+        assert isinstance(layer, nn.Linear | nn.Conv2d)
+        assert isinstance(reader, nn.Linear | nn.Conv2d)
         dtype = sum_dtype(torch.promote_types(rows.x.dtype, grad.dtype))
-        x = _with_ones(rows.x.to(dtype), self._covariances and layer.bias is not None)
-        h = _with_ones(rows.h.to(dtype), reader.bias is not None)
-        g = grad.detach().to(dtype).flatten(0, -2)
-        pairs = [(x, g)]
+        x = patches(layer, rows.x.to(dtype))
+        if isinstance(layer, nn.Linear):
+            fits = rows.h.shape[:-1] == rows.x.shape[:-1]
+        else:
+            fits = rows.h.shape[:-3] == rows.x.shape[:-3] and rows.h.shape[-2:] == x.shape[1:3]
+        if not fits:
+            return None
+        places = x.shape[:-1].numel()
+        empty = totals = x.new_zeros(0)
+        normed = layer in self._normed
+        if normed:
+            totals = x.flatten(0, -2).sum(0)
+            x = x - totals / places
+        elif self._covariances:
+            x = with_ones(x, layer.bias is not None)
+        g = outputs(reader, grad.detach().to(dtype))
+        h = empty
         if self._covariances:
-            pairs += [(h, g), (x, x), (x, h), (h, h)]
-        found = virtual_grads([a for a, _ in pairs], [b for _, b in pairs], "linear")
-        found += [x.new_zeros(0)] * (5 - len(found))
-        cross, passed, inputs, mixed, hidden = found
-        return CrossSums(cross, passed, inputs, mixed, hidden, len(x))
-
-
-def _with_ones(rows: Tensor, ones: bool) -> Tensor:
-    rows = rows.flatten(0, -2)
-    return torch.cat([rows, rows.new_ones(len(rows), 1)], 1) if ones else rows
+            h = with_ones(patches(reader, rows.h.to(dtype)), reader.bias is not None).flatten(0, -2)
+        cross, mixed = [], []
+        for read in read_by_taps(reader, x):
+            cross += virtual_grads([read], [g], "linear")
+            mixed += virtual_grads([read], [h], "linear") if self._covariances else []
+        x = x.flatten(0, -2)
+        covariance = self._covariances or normed
+        passed, hidden = virtual_grads([h, h], [g, h], "linear") if len(h) else (empty, empty)
+        return CrossSums(
+            cross=torch.stack(cross, 1).flatten(0, 1),
+            passed=passed,
+            inputs=virtual_grads([x], [x], "linear")[0] if covariance else empty,
+            mixed=torch.cat(mixed) if mixed else empty,
+            hidden=hidden,
+            rows=len(g),
+            squares=0.0,
+            places=places,
+            totals=totals,
+        )

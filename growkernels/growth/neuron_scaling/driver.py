@@ -28,7 +28,6 @@ from growkernels.growth.neuron_scaling.closed_form_scores import (
 from growkernels.growth.neuron_scaling.costs import Ledger
 from growkernels.growth.neuron_scaling.criteria import CRITERIA, DECREASES, RECORDED, Scores
 from growkernels.growth.neuron_scaling.cross_sums import CrossRecorder
-from growkernels.growth.neuron_scaling.cross_sums import Recording as CrossRecording
 from growkernels.growth.neuron_scaling.initial_values import initial_values
 from growkernels.growth.neuron_scaling.line_search import best_scale
 from growkernels.growth.neuron_scaling.new_neurons import NewNeurons
@@ -96,11 +95,13 @@ class NeuronScaling:
       ones with that row, whose eigenvalues are this sum and zeros. A first-order number; it
       changes with the sign of an input feature, and holds no curvature.
     * ``"gradmax"`` (Evci et al. 2022) and ``"tiny"`` (Verbockhaven et al. 2024): minus the decrease
-      of the loss, to first order, by new neurons of a linear layer that one linear layer reads, in
-      closed form; one score for each singular vector. With ``widen=("fc1",)``, ``depth=False`` and
-      ``grow(init=...)`` of the same name. Layers share the whole budget by score per price instead
-      of having equal parts. ``neuron_scaling.closed_form`` has the formulas, what is done for a
-      ReLU, and the noise that comes with every score (``Scores.snr``).
+      of the loss, to first order, by new neurons of a linear layer that one linear layer reads, or
+      new channels of a convolution that one convolution reads, with at most a batch norm and an
+      activation between, in closed form; one score for each singular vector. With
+      ``widen=("fc1",)`` or ``("conv",)``, ``depth=False`` and ``grow(init=...)`` of the same name.
+      Layers share the whole budget by score per price instead of having equal parts.
+      ``neuron_scaling.closed_form`` has the formulas, what is done for a ReLU and a batch norm, and
+      the noise that comes with every score (``Scores.snr``).
     * ``"magnitude"``: -||w_i||, the largest neurons first. ``"random"``: -uniform(0, 1).
       Controls; they need no recorded batches.
 
@@ -191,7 +192,7 @@ class NeuronScaling:
         if depth and criterion in DECREASES:
             raise ValueError(
                 f"Criterion {criterion!r} chooses new neurons of wider layers; pass depth=False "
-                "and widen=('fc1',)."
+                "and widen=('fc1',) or ('conv',)."
             )
         if not depth and not widen:
             raise ValueError("With depth=False name what to widen: widen=('fc1', 'v', 'qk').")
@@ -278,14 +279,14 @@ class NeuronScaling:
                     f"No batches are recorded{overflowed}; run a backward pass inside "
                     "`with scaling.recording():`."
                 )
-        kept = self._recorder.kept
-        if isinstance(kept, CrossRecording):
+        if isinstance(self._recorder, CrossRecorder):
+            kept = self._recorder.kept
             found = closed_form_scores(self.model, self._candidates, kept, self.criterion, ranks)
             return found.noted(self._paths)
         scores = criteria.scores(
             self.model,
             self._candidates,
-            kept,
+            self._recorder.kept,
             self.criterion,
             relu_beta=self._relu_beta,
             tol=tol,
@@ -525,7 +526,7 @@ class NeuronScaling:
                     left_out[candidate.name] = why
             candidates = [c for c in candidates if c.widening is not None]
         if self.criterion in DECREASES:
-            candidates = with_closed_form(self.model, candidates, left_out)
+            candidates = with_closed_form(self.model, candidates, left_out, self.criterion)
         if self.criterion == "s2d":
             candidates = with_known_activation(self.model, candidates, self._relu_beta, left_out)
         return candidates, left_out

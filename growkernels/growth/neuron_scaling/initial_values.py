@@ -25,7 +25,7 @@ def initial_values(
     * ``"eigenvector"``: the unit eigenvector of its splitting matrix times scale times the root
       mean square norm of the layer's rows w; bias 0.
     * ``"gradmax"``, ``"tiny"``: what the criterion of that name found, see ``closed_form``; of
-      TINY both sides times the root of scale.
+      TINY both sides times the root of scale, behind a batch norm the outgoing side times scale.
 
     Args:
         must_move: layers that grow in a form in which weights of 0 would never get a gradient.
@@ -67,14 +67,17 @@ def initial_values(
 
 def _found(start: NewNeurons, outputs: tuple[int, ...], scale: float) -> NewNeurons:
     index = torch.tensor(outputs, device=start.weight.device)
-    side = scale**0.5
+    normed = start.variance is not None  # incoming weights of another norm would change nothing
+    side, other = (1.0, scale) if normed else (scale**0.5, scale**0.5)
     assert start.outgoing is not None
     assert start.reader_bias is not None
     return NewNeurons(
         start.weight[index] * side,
         start.bias[index] * side,
-        start.outgoing[:, index] * side,
-        start.reader_bias[:, index].sum(1) * side if bool(start.reader_bias.any()) else None,
+        start.outgoing[:, index] * other,
+        start.reader_bias[:, index].sum(1) * other if bool(start.reader_bias.any()) else None,
+        None if start.mean is None else start.mean[index],
+        None if start.variance is None else start.variance[index],
     )
 
 

@@ -20,12 +20,15 @@ class NewNeurons:
         outgoing: weights [outputs of the layer that reads them, neurons], or None: 0.
         reader_bias: what is added to that layer's bias [outputs], so that it computes the same, or
             None: nothing.
+        mean, variance: running statistics of a batch norm for them [neurons], or None: unknown.
     """
 
     weight: Tensor
     bias: Tensor
     outgoing: Tensor | None = None
     reader_bias: Tensor | None = None
+    mean: Tensor | None = None
+    variance: Tensor | None = None
 
 
 @torch.no_grad()

@@ -11,8 +11,8 @@ keeps whole images.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,8 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from growkernels.growth.neuron_scaling.candidates import Candidate
-from growkernels.growth.taps import BackwardPasses, ForwardPass, remove, sum_dtype, watch
+from growkernels.growth.neuron_scaling.recording import LayerRecorder
+from growkernels.growth.taps import ForwardPass, remove, sum_dtype
 from growkernels.nn.grown_layers import ENDING_IN_RELU
 
 
@@ -85,20 +86,8 @@ class Input:
     passes: Tensor | None = None
 
 
-@dataclass
-class Recording:
-    """The layers' samples over the batches so far.
-
-    ``overflowed``: how many batches were left out because a loss scale made them infinite.
-    """
-
-    layers: dict[str, LayerSample] = field(default_factory=dict)
-    batches: int = 0
-    overflowed: int = 0
-
-
-class SampleRecorder:
-    """Watches the candidates of one model; hooks stay on the modules as long as it lives.
+class SampleRecorder(LayerRecorder[LayerSample]):
+    """Watches the candidates of one model.
 
     Args:
         own_activation: record dL/d act(O) and O at the candidates' activation modules instead of
@@ -116,22 +105,15 @@ class SampleRecorder:
         rows: int,
         generator: torch.Generator | None,
     ) -> None:
-        self.recording = False
-        self.kept = Recording()
+        super().__init__()
         self._rows = rows
         self._generator = generator
         self._own_activation = own_activation
-        self._names: dict[nn.Module, str] = {}
         self._activations: dict[nn.Module, nn.Module] = {}  # activation -> the layer before it
         self._inputs: dict[nn.Module, Input] = {}
-        self._batch: dict[str, LayerSample] = {}
         self._weight_gradients: dict[str, Tensor] = {}  # sums of their rows and of |rows|, [2, n]
         self._rounding: dict[str, float] = {}  # relative, of those where it is not that of dtypes
-        self._passes = BackwardPasses()
-        self._problems: list[str] = []
         self._handles_of_batch: list[RemovableHandle] = []
-        self.remove: Callable[[], object] = lambda: None  # takes all hooks off the model
-        self._closed = False
         self.watch(model, candidates)
 
     def watch(self, model: nn.Module, candidates: Sequence[Candidate]) -> None:
@@ -143,94 +125,43 @@ class SampleRecorder:
                 if candidate.activation is not None:
                     activation = model.get_submodule(candidate.activation)
                     activations[activation] = model.get_submodule(candidate.name)
-        if not self._closed:
-            remove_new = watch(self, [*names, *activations])
-            self.remove()
-            self.remove = remove_new
-        self._names, self._activations = names, activations
-        self.kept = Recording()
-
-    def rename(self, paths: Mapping[str, str]) -> None:
-        """Follow layers to the paths at which they are now."""
-        names = {layer: paths[name] for layer, name in self._names.items()}
-        layers = {paths[name]: sample for name, sample in self.kept.layers.items()}
-        self._names, self.kept = names, replace(self.kept, layers=layers)
-
-    def close(self) -> None:
-        """Take all hooks off the model, for good."""
-        self._closed = True
-        self.remove()
-
-    def reset(self) -> None:
-        """Forget the recorded batches."""
-        self.kept = Recording()
-
-    def load(self, kept: Sequence[Recording]) -> None:
-        """Go on from the samples of other recorders of such a model, joined."""
-        joined = Recording()
-        for other in kept:
-            layers = dict(joined.layers)
-            for name, sample in other.layers.items():
-                old = layers.get(name)
-                layers[name] = sample if old is None else old.joined(sample, self._limit(sample))
-            batches, overflowed = other.batches, other.overflowed
-            joined = Recording(layers, joined.batches + batches, joined.overflowed + overflowed)
-        self.kept = joined
+        self._watch(names, [*names, *activations])
+        self._activations = activations
 
     def begin(self) -> None:
         """Start one batch."""
-        self.end()  # whatever an interrupt left
-        self._problems = []
-        self._passes = BackwardPasses()
+        super().begin()
         for layer, name in self._names.items():
             weight = layer._parameters.get("weight")
             if weight is not None and weight.requires_grad:
                 hook = partial(self._weight_gradient_arrived, name)
                 self._handles_of_batch.append(weight.register_hook(hook))
-        self.recording = True
 
     def end(self) -> None:
         """Stop recording and let go of the batch's tensors, whether it was added or not."""
-        self.recording = False
-        self._batch, self._weight_gradients, self._rounding = {}, {}, {}
+        super().end()
+        self._weight_gradients, self._rounding = {}, {}
         self._inputs.clear()
         remove(self._handles_of_batch)
         self._handles_of_batch = []
 
-    def finish(self, loss_scale: float) -> None:
-        """Add the batch to what is kept.
+    def _joined(self, old: LayerSample, new: LayerSample) -> LayerSample:
+        return old.joined(new, self._limit_of(new.grad))
 
-        Raises:
-            RuntimeError: a layer without a gradient, or with an input changed in place. The batch
-                is dropped, earlier ones are kept.
-        """
-        for name in self._names.values():
-            sample, kept = self._batch.get(name), self.kept.layers.get(name)
-            if sample is not None and kept is not None:
-                self._compare_sizes(name, kept, sample)
-            elif sample is None:
-                self._problems.append(
-                    f"No gradient reached layer {name!r}: the loss does not depend on it, no "
-                    "backward pass ran inside recording(), the layer and everything in front of it "
-                    "are frozen, its input was passed by keyword, or the model ran compiled. Leave "
-                    "it out of layers=, or record with the plain module."
-                )
-        if self._problems:
-            raise RuntimeError(self._problems[0])
-        if loss_scale != 1.0 and not self._batch_is_finite():  # a GradScaler skips this step too
-            self.kept = replace(self.kept, overflowed=self.kept.overflowed + 1)
-            return
-        layers = dict(self.kept.layers)
-        for name, sample in self._batch.items():
-            sums = self._of_weight(name, sample.gradient_sums)
-            new = replace(sample, gradient_sums=sums).times(1 / loss_scale)
-            old = layers.get(name)
-            layers[name] = new if old is None else old.joined(new, self._limit(new))
-        self.kept = replace(self.kept, layers=layers, batches=self.kept.batches + 1)
+    def _of_batch(self, name: str, of_layer: LayerSample, loss_scale: float) -> LayerSample:
+        sums = self._of_weight(name, of_layer.gradient_sums)
+        return replace(of_layer, gradient_sums=sums).times(1 / loss_scale)
 
-    def _batch_is_finite(self) -> bool:
-        tensors = [t for s in self._batch.values() for t in (s.grad, s.gradient_sums)]
-        return all(bool(t.isfinite().all()) for t in tensors)
+    def _of_gradients(self, of_layer: LayerSample) -> tuple[Tensor, Tensor]:
+        return of_layer.grad, of_layer.gradient_sums
+
+    def _no_gradient(self, name: str) -> str:
+        return (
+            f"No gradient reached layer {name!r}: the loss does not depend on it, no backward pass "
+            "ran inside recording(), the layer and everything in front of it are frozen, its input "
+            "was passed by keyword, or the model ran compiled. Leave it out of layers=, or record "
+            "with the plain module."
+        )
 
     def forward_ran(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Called by the hooks after every forward pass of a watched module."""
@@ -273,7 +204,7 @@ class SampleRecorder:
         if old is None:
             self._batch[name] = sample
         elif self._compare_sizes(name, old, sample):
-            self._batch[name] = old.joined(sample, self._limit(sample))
+            self._batch[name] = self._joined(old, sample)
 
     def _weight_gradient_arrived(self, name: str, grad: Tensor) -> None:
         if not self.recording:
@@ -301,7 +232,6 @@ class SampleRecorder:
         return torch.where(differs, of_weight.to(sums.dtype), sums)
 
     def _compare_sizes(self, name: str, old: LayerSample, new: LayerSample) -> bool:
-        """Whether rows can be joined; if not, that is a problem of the batch."""
         sizes = [tuple(sample.x.shape[1:]) for sample in (old, new)]
         if sizes[0] != sizes[1]:
             self._problems.append(
@@ -337,9 +267,6 @@ class SampleRecorder:
             seen=len(x),
             gradient_sums=sums,
         )
-
-    def _limit(self, sample: LayerSample) -> int:
-        return self._limit_of(sample.grad)
 
     def _limit_of(self, grad: Tensor) -> int:
         """Rows to keep; of a convolution images with about as many positions."""

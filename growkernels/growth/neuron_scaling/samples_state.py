@@ -10,18 +10,18 @@ from torch import Tensor, nn
 
 from growkernels.growth.neuron_scaling.criteria import DECREASES
 from growkernels.growth.neuron_scaling.cross_sums import CrossSums
-from growkernels.growth.neuron_scaling.cross_sums import Recording as CrossRecording
-from growkernels.growth.neuron_scaling.samples import LayerSample, Recording
+from growkernels.growth.neuron_scaling.recording import Recording
+from growkernels.growth.neuron_scaling.samples import LayerSample
 
 KIND = "NeuronScaling"
 WHOLE = (  # sums, of the same shape for any number of rows
     *("gradient_sums", "seen"),
-    *("cross", "passed", "inputs", "mixed", "hidden", "rows", "squares"),
+    *("cross", "passed", "inputs", "mixed", "hidden", "rows", "squares", "places", "totals"),
 )
 TENSORS = ("x", "grad", "preact", "keys", "gradient_sums")
 
 
-def state_of(kept: Recording | CrossRecording, criterion: str) -> dict[str, Any]:
+def state_of(kept: Recording[Any], criterion: str) -> dict[str, Any]:
     """Tensors, numbers and names; keys are strings, as torch.distributed.checkpoint needs them."""
     return {
         "driver": KIND,
@@ -34,7 +34,7 @@ def state_of(kept: Recording | CrossRecording, criterion: str) -> dict[str, Any]
 
 def kept_from(
     state: Mapping[str, Any], criterion: str, layers: Collection[str], model: nn.Module
-) -> Recording | CrossRecording:
+) -> Recording[LayerSample] | Recording[CrossSums]:
     """What a state says was kept of these layers.
 
     Raises:
@@ -60,7 +60,7 @@ def kept_from(
             )
         weight = layer.weight
         if "cross" in entries:
-            if entries["cross"].shape[1] - weight.shape[1] not in (0, 1):
+            if entries["cross"].shape[1] - weight[0].numel() not in (0, 1):
                 raise ValueError(
                     f"The state is of a layer {name!r} of another width; rebuild the model as it "
                     "was."
@@ -69,6 +69,9 @@ def kept_from(
                 key: value.to(weight.device, copy=True) if isinstance(value, Tensor) else value
                 for key, value in entries.items()
             }
+            # Not in states of linear layers from before there were other ones.
+            own.setdefault("places", own["rows"])
+            own.setdefault("totals", weight.new_zeros(0))
             sums[name] = CrossSums(**own)
             continue
         if entries["x"].shape[1] != weight.shape[1] or len(entries["gradient_sums"]) != len(weight):
@@ -81,7 +84,7 @@ def kept_from(
         }
         samples[name] = LayerSample(**tensors, seen=entries["seen"])
     if criterion in DECREASES:
-        return CrossRecording(sums, state["batches"], state["overflowed"])
+        return Recording(sums, state["batches"], state["overflowed"])
     return Recording(samples, state["batches"], state["overflowed"])
 
 

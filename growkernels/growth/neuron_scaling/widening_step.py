@@ -154,6 +154,8 @@ def widen_outputs(
         _widen_rows(layer_at(model, name), places, copies, optimizer)
     for number, name in enumerate(width.norms):
         statistics = None if relatives is None or number else relatives.statistics
+        if values is not None and values.mean is not None and values.variance is not None:
+            statistics = values.mean, values.variance
         _widen_norm(model.get_submodule(name), places, statistics, optimizer)
 
 

@@ -16,10 +16,8 @@ from growkernels.nn.weights import why_computed
 WIDTHS = ("fc1", "v", "qk", "conv", "gated")
 
 # Normalise each feature, or each group of features, by itself.
-OF_EACH = (
-    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm),
-    *(nn.InstanceNorm1d, nn.InstanceNorm2d),
-)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
+OF_EACH = (*BATCH_NORMS, nn.InstanceNorm1d, nn.InstanceNorm2d)
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,8 @@ class Widening:
         multiple: new outputs come in such numbers: whole groups of a group norm.
         activation: path of the module, or "function NAME", that acts on the outputs, where it ran
             on a sample.
-        only_activation: whether at most that and dropout stand between.
+        only_activation: whether at most that, dropout and ``norms`` stand between.
+        norm_behind_activation: whether one of these takes what it has made.
     """
 
     role: str
@@ -48,6 +47,7 @@ class Widening:
     multiple: int = 1
     activation: str | None = None
     only_activation: bool = True
+    norm_behind_activation: bool = False
 
     @property
     def all_readers(self) -> tuple[str, ...]:
@@ -121,6 +121,7 @@ def _traced(model: nn.Module, graph: TracedGraph, name: str) -> Widening | str:
     first, *more = features.readers
     between = [step for step in features.steps if step.kind not in ("dropout", "view", "norm")]
     acts = [step for step in between if step.kind == "activation"]
+    kinds = [step.kind for step in features.steps if step.kind in ("activation", "norm")]
     activation = None
     if acts:
         activation = acts[0].module or f"function {acts[0].name}"
@@ -133,6 +134,7 @@ def _traced(model: nn.Module, graph: TracedGraph, name: str) -> Widening | str:
         multiple=sizes.pop() if sizes else 1,
         activation=activation,
         only_activation=len(acts) == len(between) <= 1,
+        norm_behind_activation="norm" in kinds[kinds.index("activation") :] if acts else False,
     )
 
 
