@@ -8,6 +8,9 @@ PYTHON ?= python3
 VENV ?= .venv
 VENV_CUDA ?= .venv-cuda
 
+# The environments in which the wheel is tried: of a Python, and of a torch.
+TRY ?= python3.11:2.13.0 python3.12:2.14.1
+
 BIN := $(VENV)/bin
 BIN_CUDA := $(VENV_CUDA)/bin
 # Modules are compiled when they are first imported; most never are.
@@ -27,15 +30,16 @@ TORCH_VERSION_FILE = $(wildcard $(VENV)/lib/python*/site-packages/torch/version.
 .SECONDEXPANSION:
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-cuda download-cuda test test-cpu test-cuda-build reproduce \
-  bench readme-tables accuracy gpu-kernels gpu-suite gpu-reproduce sanitize fuzz lint format clean
+  bench readme-tables accuracy gpu-kernels gpu-suite gpu-reproduce sanitize fuzz lint format clean \
+  wheel test-wheel
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
 
 setup: $(PACKAGE_STAMP)  ## make .venv with torch, the tools and growkernels: whatever is missing
 	@$(BIN)/python -c "import growkernels.ops" 2>/dev/null || \
-	  { rm -f growkernels/*.so $<; $(MAKE) --no-print-directory $<; }
-	@$(BIN)/python -c "from growkernels import _build_info as b; \
+	  { rm -f growkernels/libgrowkernels* growkernels/*.so $<; $(MAKE) --no-print-directory $<; }
+	@$(BIN)/python -c "from growkernels.ops.library import build_info; b = build_info(); \
 	  print(f'growkernels is ready in $(VENV): torch {b.torch_version}, {b.cuda_note}')"
 
 $(BIN)/python:
@@ -70,7 +74,7 @@ download-cuda: setup
 	@[ -n "$$($(CUDA_OBSTACLE))" ] || $(MAKE) --no-print-directory $(TOOLS_CUDA_STAMP)
 
 setup-cuda: $(PACKAGE_CUDA_STAMP)  ## make .venv-cuda: growkernels with its CUDA sources, timm, torchvision
-	@$(BIN_CUDA)/python -I -c "from growkernels import _build_info as b; \
+	@$(BIN_CUDA)/python -I -c "from growkernels.ops.library import build_info; b = build_info(); \
 	  print(f'growkernels is ready in $(VENV_CUDA): torch {b.torch_version}, {b.cuda_note}')"
 
 $(BIN_CUDA)/python:
@@ -94,6 +98,13 @@ test-cuda-build: setup-cuda  ## compile the CUDA sources, test that build withou
 	cd tests && $(abspath $(BIN_CUDA))/pytest -q ops -k "(any_shapes or opcheck or \
 	  random_matrices or functional_gradients) and not emulated and not triton"
 
+wheel: setup  ## dist/: one wheel for torch 2.11 to 2.14 and every Python; downloads 2 GB, once
+	$(BIN)/python -c "import auditwheel" 2>/dev/null || $(PIP) --group wheel
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/make_wheel.py
+
+test-wheel:  ## try that wheel in fresh environments, which take up to 6 GB each; TRY="python3.12:2.14.1 …"
+	$(BIN)/python tools/try_wheel.py $(TRY)
+
 reproduce: setup  ## reproduce the papers' experiments in minutes; the reports land in runs/
 	$(BIN)/growkernels reproduce sensli --resume
 	$(BIN)/growkernels reproduce basis --resume
@@ -110,7 +121,7 @@ accuracy: setup  ## docs/accuracy.md anew: the Winograd kernels' errors beside t
 
 gpu-kernels: setup  ## docs/gpu_kernels.md anew, without a GPU; with CUDA C++ kernels after setup-cuda
 	$(BIN)/python tools/gpu_kernels.py --write $(addprefix --library ,$(firstword $(wildcard \
-	  $(VENV_CUDA)/lib/python*/site-packages/growkernels/libgrowkernels.so)))
+	  $(VENV_CUDA)/lib/python*/site-packages/growkernels/libgrowkernels-*.so)))
 
 # With the Python and the packages that the machine has: no environment is made.
 gpu-suite:  ## on a GPU: build, test, measure within 10 minutes; ONLY=tests or bench or a family, OUT=…, DRY_RUN=1
@@ -140,5 +151,5 @@ format: setup  ## let ruff and clang-format rewrite the sources
 	$(BIN)/clang-format -i $(CPP_FILES)
 
 clean:  ## remove what was built, the environment too
-	rm -rf $(VENV) $(VENV_CUDA) build dist *.egg-info growkernels/*.so .pytest_cache .mypy_cache .ruff_cache \
+	rm -rf $(VENV) $(VENV_CUDA) build dist *.egg-info growkernels/libgrowkernels* growkernels/*.so .pytest_cache .mypy_cache .ruff_cache \
 	  .hypothesis .benchmarks

@@ -1,13 +1,13 @@
-"""Builds growkernels: CMake and Ninja make the op library and the build-info module."""
+"""Builds growkernels: CMake and Ninja make the op library, for one version of torch or several."""
 
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -16,7 +16,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent.resolve()
 sys.path.insert(0, str(ROOT / "tools"))
 
-from toolchain import Torch, find_cuda, require_torch, torch_requirement  # noqa: E402
+from toolchain import Torch, find_cuda, torch_requirement, torches_to_build_for  # noqa: E402
 
 
 def program(name: str, folder_attribute: str) -> str:
@@ -34,28 +34,18 @@ def program(name: str, folder_attribute: str) -> str:
     return found
 
 
-def pybind11_include() -> str:
-    try:
-        import pybind11
-    except ImportError:
-        raise SystemExit(
-            "growkernels: building needs pybind11; run `pip install pybind11`"
-        ) from None
-    return str(pybind11.get_include())
-
-
 class CMakeBuild(build_ext):
     """Configures, builds and installs the CMake targets into the package's folder."""
 
     def run(self) -> None:
-        torch = require_torch()
         in_place = self.inplace or self.editable_mode
         package_folder = (ROOT if in_place else Path(self.build_lib).resolve()) / "growkernels"
-        folder = self.configure(torch)
         cmake = program("cmake", "CMAKE_BIN_DIR")
         jobs = os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))
-        self.call([cmake, "--build", str(folder), "--parallel", jobs])
-        self.call([cmake, "--install", str(folder), "--prefix", str(package_folder)])
+        for torch in torches_to_build_for():
+            folder = self.configure(torch)
+            self.call([cmake, "--build", str(folder), "--parallel", jobs])
+            self.call([cmake, "--install", str(folder), "--prefix", str(package_folder)])
 
     def configure(self, torch: Torch) -> Path:
         cuda = find_cuda(torch, has_sources=any((ROOT / "csrc").glob("*/cuda*.cu")))
@@ -63,7 +53,9 @@ class CMakeBuild(build_ext):
         kind = f"cuda{torch.cuda}" if cuda.toolkit else "cpu"
         sanitize = os.environ.get("GROWKERNELS_SANITIZE") == "1"
         strict = os.environ.get("GROWKERNELS_WERROR") == "1" and not sanitize
-        tag = f"{sys.implementation.cache_tag}-torch{torch.minor_version}-{kind}"
+        # A torch of its own, which would make everything of the installed one's be compiled again.
+        purpose = "-wheel" if os.environ.get("GROWKERNELS_TORCHES") else ""
+        tag = f"torch{torch.minor_version}-{kind}{purpose}"
         folder = (
             ROOT
             / "build"
@@ -75,13 +67,9 @@ class CMakeBuild(build_ext):
             "GK_TORCH_VERSION": torch.version,
             "GK_TORCH_INCLUDE": ";".join(map(str, torch.include_folders)),
             "GK_TORCH_LIB": str(torch.library_folder),
-            "GK_OPENMP_LIBRARY": str(torch.openmp_library or ""),
-            "GK_PYTHON_INCLUDE": sysconfig.get_paths()["include"],
-            "GK_PYTHON_SUFFIX": str(sysconfig.get_config_var("EXT_SUFFIX")),
-            "GK_PYBIND11_INCLUDE": pybind11_include(),
             "GK_CUDA": "ON" if cuda.toolkit else "OFF",
             "GK_CUDA_VERSION": (torch.cuda or "") if cuda.toolkit else "",
-            "GK_CUDA_NOTE": cuda.note,
+            "GK_CUDA_NOTE": json.dumps(cuda.note)[1:-1],
             "GK_WERROR": "ON" if strict else "OFF",
             "GK_SANITIZE": "ON" if sanitize else "OFF",
         }
@@ -103,9 +91,26 @@ class CMakeBuild(build_ext):
             ) from None
 
 
+def commands() -> dict[str, type]:
+    """What is done here instead of by setuptools."""
+    try:
+        from setuptools.command.bdist_wheel import bdist_wheel
+    except ImportError:  # before setuptools 70.1, which makes no wheels but builds in place
+        return {"build_ext": CMakeBuild}
+
+    class AnyPythonWheel(bdist_wheel):
+        """The library holds no Python, so one wheel serves all versions of it."""
+
+        def get_tag(self) -> tuple[str, str, str]:
+            return "py3", "none", super().get_tag()[2]
+
+    return {"build_ext": CMakeBuild, "bdist_wheel": AnyPythonWheel}
+
+
 setup(
-    ext_modules=[Extension("growkernels._build_info", sources=[])],
-    cmdclass={"build_ext": CMakeBuild},
+    # Nothing of setuptools' own is compiled: it makes a package of its machine's kind out of this.
+    ext_modules=[Extension("growkernels.libgrowkernels", sources=[])],
+    cmdclass=commands(),
     install_requires=[torch_requirement()],
     license="MIT",
 )

@@ -22,6 +22,8 @@ TORCH_LIBRARY(growkernels, m) {
   // [n, m] ascending, vectors [n, m, m] with eigenvector i in row i. Not differentiable.
   m.def("symmetric_eigs(Tensor a) -> (Tensor values, Tensor vectors)");
   m.def("symmetric_eigs_plan(Tensor a, Device device) -> (str, Dict(str, str))");
+  // So many blocks of directions fill a basis of growkernels/solvers/search_space.py.
+  m.def("search_space_blocks() -> int");
   // On CUDA alone: a step of growkernels/solvers/search_space.py, extend and add, for k of 1 or 2. `product`,
   // [n, k, d], is S applied to columns count to count + k of the bases. The rest is the solver's state.
   m.def(

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 import growkernels
-from growkernels import _build_info
 from growkernels.ops.backends import DEVICES, DTYPES, EXAMPLES, choose_backend
 from growkernels.ops.gpu_support import gpu_kernels
+from growkernels.ops.library import build_info, library_path
 
 # The instruction sets that decide how fast the CPU kernels and oneDNN run.
 CPU_FEATURES = (
@@ -52,13 +52,15 @@ def environment() -> dict[str, Any]:
 
 def built() -> dict[str, Any]:
     """What the op library was built for."""
+    info = build_info()
     return {
-        "torch": _build_info.torch_version,
-        "cuda": _build_info.cuda_version,
-        "cuda_architectures": list(_build_info.cuda_architectures),
-        "cuda_families": list(_build_info.cuda_families),
-        "cuda_note": _build_info.cuda_note,
-        "compiler": _build_info.compiler,
+        "library": str(library_path()),
+        "torch": info.torch_version,
+        "cuda": info.cuda_version,
+        "cuda_architectures": list(info.cuda_architectures),
+        "cuda_families": list(info.cuda_families),
+        "cuda_note": info.cuda_note,
+        "compiler": info.compiler,
     }
 
 

@@ -52,7 +52,7 @@ if int(setuptools.__version__.split(".")[0]) < OLDEST_SETUPTOOLS:
 
 def _build_requires() -> list[str]:
     torch = [] if find_torch() else [os.environ.get("TORCH", DEFAULT_TORCH)]
-    return ["cmake>=3.26", "ninja", "pybind11>=2.13", *torch]
+    return ["cmake>=3.26", "ninja", *torch]
 
 
 def get_requires_for_build_wheel(config_settings: Settings = None) -> list[str]:

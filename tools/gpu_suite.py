@@ -1,7 +1,7 @@
 """`make gpu-suite`: build for this GPU, test, check memory, measure; one JSON and a short table.
 
-Works with any Python that has torch, Triton, pytest, pytest-benchmark, cmake, ninja and pybind11;
-nothing is downloaded or installed. Every step has a share of the time, and what it found is on disk
+Works with any Python that has torch, Triton, pytest, pytest-benchmark, cmake and ninja; nothing
+is downloaded or installed. Every step has a share of the time, and what it found is on disk
 before the next one begins, so a run that is killed leaves what it knew. `--dry-run` rehearses on a
 machine without a GPU: it states the plan, collects the tests, lists the cases, builds nothing.
 """

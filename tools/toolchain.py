@@ -41,11 +41,6 @@ class Torch:
     def library_folder(self) -> Path:
         return self.folder / "lib"
 
-    @property
-    def openmp_library(self) -> Path | None:
-        """The OpenMP runtime shipped with torch; linking another one would start a second pool."""
-        return next(iter(sorted(self.library_folder.glob("libgomp*.so*"))), None)
-
 
 @dataclass(frozen=True)
 class Cuda:
@@ -81,28 +76,69 @@ def _read_torch(version_file: Path) -> Torch:
 def require_torch() -> Torch:
     """The installed torch, or a SystemExit with one sentence where none fits."""
     torch = find_torch()
-    supported = f"{_dotted(OLDEST_TORCH)} to {_dotted(NEWEST_TORCH)}"
     if torch is None:
         raise SystemExit(
-            f"growkernels: building needs torch {supported} and finds none for {sys.executable}; "
-            "run `make setup`, or `pip install torch` first"
+            f"growkernels: building needs torch {_supported()} and finds none for "
+            f"{sys.executable}; run `make setup`, or `pip install torch` first"
         )
-    major, minor = (int(part) for part in torch.minor_version.split("."))
-    if not OLDEST_TORCH <= (major, minor) <= NEWEST_TORCH:
-        raise SystemExit(
-            f"growkernels: torch {torch.version} in {torch.folder} is not supported; "
-            f"install torch {supported} and build again"
-        )
+    _check_supported(torch)
     return torch
 
 
+def torches_to_build_for() -> list[Torch]:
+    """The torch in each of the folders that GROWKERNELS_TORCHES names, or the installed one.
+
+    A wheel can hold libraries for several; see tools/make_wheel.py. As in PATH, colons are between.
+    """
+    folders = os.environ.get("GROWKERNELS_TORCHES")
+    if not folders:
+        return [require_torch()]
+    torches = []
+    for folder in folders.split(os.pathsep):
+        version_file = Path(folder).resolve() / "torch" / "version.py"
+        if not version_file.is_file():
+            raise SystemExit(
+                f"growkernels: GROWKERNELS_TORCHES names {folder}, where no torch is installed; "
+                f"run `pip install --no-deps --target {folder} torch==…`"
+            )
+        torches.append(_read_torch(version_file))
+        _check_supported(torches[-1])
+    return torches
+
+
 def torch_requirement() -> str:
-    """What an installed growkernels needs: the torch it is built for, or any supported one."""
+    """What an installed growkernels needs: a torch it is built for, or any supported one."""
+    if os.environ.get("GROWKERNELS_TORCHES"):
+        versions = sorted(_minor(torch) for torch in torches_to_build_for())
+        return _between(versions[0], versions[-1])
     torch = find_torch()
     if torch is not None:
         return f"torch=={torch.minor_version}.*"
-    newest = (NEWEST_TORCH[0], NEWEST_TORCH[1] + 1)
-    return f"torch>={_dotted(OLDEST_TORCH)},<{_dotted(newest)}"
+    return _between(OLDEST_TORCH, NEWEST_TORCH)
+
+
+def _check_supported(torch: Torch) -> None:
+    if os.environ.get("GROWKERNELS_ANY_TORCH") == "1":
+        return
+    if not OLDEST_TORCH <= _minor(torch) <= NEWEST_TORCH:
+        raise SystemExit(
+            f"growkernels: torch {torch.version} in {torch.folder} is not supported; "
+            f"install torch {_supported()} and build again, or set GROWKERNELS_ANY_TORCH=1 to "
+            "build for it untested"
+        )
+
+
+def _minor(torch: Torch) -> tuple[int, int]:
+    major, minor = torch.minor_version.split(".")
+    return int(major), int(minor)
+
+
+def _supported() -> str:
+    return f"{_dotted(OLDEST_TORCH)} to {_dotted(NEWEST_TORCH)}"
+
+
+def _between(oldest: tuple[int, int], newest: tuple[int, int]) -> str:
+    return f"torch>={_dotted(oldest)},<{newest[0]}.{newest[1] + 1}"
 
 
 def find_cuda(torch: Torch, has_sources: bool) -> Cuda:

@@ -1,6 +1,7 @@
 // How symmetric_eigs would be computed.
 
 #include "common/plan.h"
+#include "eigen/constants.h"
 #include "eigen/eigen.h"
 
 #include <torch/library.h>
@@ -23,7 +24,11 @@ Choice symmetric_eigs_plan(const at::Tensor& a, at::Device device) {
   return {device.is_cpu() ? "portable" : "aten", refused};
 }
 
+int64_t search_space_blocks() { return kSearchSpaceBlocks; }
+
 }  // namespace
+
+TORCH_LIBRARY_IMPL(growkernels, CatchAll, m) { m.impl("search_space_blocks", &search_space_blocks); }
 
 TORCH_LIBRARY_IMPL(growkernels, CompositeExplicitAutograd, m) { m.impl("symmetric_eigs_plan", &symmetric_eigs_plan); }
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from growkernels import _build_info
+from growkernels.ops.library import build_info
 
 # Which ops have kernels of their own for GPUs, by family.
 TRITON_OPS = {
@@ -104,12 +104,12 @@ def triton_obstacle(gpu: Gpu) -> str | None:
 
 def cuda_obstacle(family: str, device: torch.device | None = None) -> str | None:
     """Why the family's CUDA kernels cannot run on `device`; None: the current GPU."""
-    if family not in _build_info.cuda_families:
+    if family not in build_info().cuda_families:
         return _not_compiled(family)
     if reason := no_gpu():
         return reason
     capability = torch.cuda.get_device_capability(device)
-    if not compiled_for(_build_info.cuda_architectures, capability):
+    if not compiled_for(build_info().cuda_architectures, capability):
         return (
             f"the GPU is an sm_{_number(capability)}, but they are {_cuda_state(family)}; build "
             f"with TORCH_CUDA_ARCH_LIST={capability[0]}.{capability[1]}"
@@ -150,16 +150,16 @@ def _triton_state() -> str:
 
 
 def _cuda_state(family: str) -> str:
-    if family not in _build_info.cuda_families:
+    if family not in build_info().cuda_families:
         return "not compiled"
-    machine = [a.partition("-")[0] for a in _build_info.cuda_architectures if "virtual" not in a]
-    ptx = [a.partition("-")[0] for a in _build_info.cuda_architectures if "real" not in a]
+    machine = [a.partition("-")[0] for a in build_info().cuda_architectures if "virtual" not in a]
+    ptx = [a.partition("-")[0] for a in build_info().cuda_architectures if "real" not in a]
     codes = [f"sm_{name}" for name in machine] + [f"PTX of {name}" for name in ptx]
-    return f"compiled for {', '.join(codes)} by CUDA {_build_info.cuda_version}"
+    return f"compiled for {', '.join(codes)} by CUDA {build_info().cuda_version}"
 
 
 def _not_compiled(family: str) -> str:
-    note = _build_info.cuda_note
+    note = build_info().cuda_note
     return note if note.startswith("CUDA off") else f"{family} has no CUDA sources"
 
 

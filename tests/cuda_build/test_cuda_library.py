@@ -14,16 +14,15 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import growkernels as gk
-from growkernels import _build_info
 from growkernels.experiments.devices import usable_device
-from growkernels.ops.library import LIBRARY_NAME
+from growkernels.ops.library import build_info, library_path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 
 from kernel_resources import SHARED_LIMITS, KernelResources, cuda_kernels  # noqa: E402
 
-LIBRARY = Path(gk.__file__).parent / LIBRARY_NAME
+LIBRARY = library_path()
 CUDA_OPS = {
     "eigen": ("symmetric_eigs", "search_space_step_"),
     "virtual_grad": ("virtual_grads", "virtual_grad_norms", "accumulate_virtual_grads"),
@@ -41,9 +40,9 @@ def test_the_package_under_test_is_the_installed_one() -> None:
 
 def test_every_family_with_cuda_sources_is_compiled() -> None:
     sources = {path.parent.name for path in (ROOT / "csrc").glob("*/cuda*.cu")}
-    assert set(_build_info.cuda_families) == sources == set(CUDA_OPS)
-    assert _build_info.cuda_version == torch.version.cuda
-    assert _build_info.cuda_note.startswith("CUDA on: ")
+    assert set(build_info().cuda_families) == sources == set(CUDA_OPS)
+    assert build_info().cuda_version == torch.version.cuda
+    assert build_info().cuda_note.startswith("CUDA on: ")
 
 
 @pytest.mark.parametrize("op", [op for ops in CUDA_OPS.values() for op in ops])

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 import growkernels as gk
+from growkernels.ops.library import library_path
 
-LIBRARY = Path(gk.__file__).parent / "libgrowkernels.so"
+LIBRARY = library_path()
 SHAPES_PROGRAM = """
 import torch, growkernels as gk
 

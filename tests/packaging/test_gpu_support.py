@@ -42,7 +42,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         def init() -> None:
             raise RuntimeError(NO_DRIVER)
 
-        monkeypatch.setattr(gpu_support, "_build_info", build)
+        monkeypatch.setattr(gpu_support, "build_info", lambda: build)
         monkeypatch.setattr(gpu_support, "find_spec", lambda _: triton)
         monkeypatch.setattr(gpu_support, "version", lambda _: triton)
         monkeypatch.setattr(torch.version, "cuda", cuda)

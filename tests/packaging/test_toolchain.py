@@ -22,8 +22,10 @@ CUDA_TORCH = toolchain.Torch(Path("/somewhere/torch"), "2.14.1", "13.0")
 
 @pytest.fixture(autouse=True)
 def no_wishes(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("GROWKERNELS_CUDA", "TORCH_CUDA_ARCH_LIST", "CUDA_HOME", "TORCH"):
+    for name in ("TORCH_CUDA_ARCH_LIST", "CUDA_HOME", "TORCH"):
         monkeypatch.delenv(name, raising=False)
+    for name in ("CUDA", "TORCHES", "ANY_TORCH"):
+        monkeypatch.delenv(f"GROWKERNELS_{name}", raising=False)
 
 
 def make_torch(site_packages: Path, version: str, cuda: str | None = None) -> None:
@@ -70,6 +72,32 @@ def test_unsupported_torch_is_one_sentence(
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     with pytest.raises(SystemExit, match=rf"torch {re.escape(version)} .* install torch 2\.11 to"):
         toolchain.require_torch()
+
+
+def test_an_unsupported_torch_can_be_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_torch(tmp_path, "2.15.0")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.setenv("GROWKERNELS_ANY_TORCH", "1")
+    assert toolchain.require_torch().version == "2.15.0"
+
+
+def test_a_wheel_for_several_torches_needs_one_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [tmp_path / version for version in ("2.13.0", "2.11.0+cpu")]
+    for folder in folders:
+        make_torch(folder, folder.name)
+    monkeypatch.setenv("GROWKERNELS_TORCHES", ":".join(map(str, folders)))
+    assert [torch.version for torch in toolchain.torches_to_build_for()] == [
+        "2.13.0",
+        "2.11.0+cpu",
+    ]
+    assert toolchain.torch_requirement() == "torch>=2.11,<2.14"
+    monkeypatch.setenv("GROWKERNELS_TORCHES", str(tmp_path / "nowhere"))
+    with pytest.raises(SystemExit, match=r"nowhere, where no torch is installed; run `pip install"):
+        toolchain.torches_to_build_for()
 
 
 def test_without_torch_the_build_asks_for_the_pinned_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,14 +10,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from growkernels._build_info import search_space_blocks as SEARCH_SPACE_BLOCKS
-
 __all__ = [
     "SEARCH_SPACE_BLOCKS",
     "has_search_space_step",
     "search_space_step_",
     "symmetric_eigs",
 ]
+
+# A full basis of the batched Lanczos solver has so many blocks of k directions.
+SEARCH_SPACE_BLOCKS: int = torch.ops.growkernels.search_space_blocks()
 
 _symmetric_eigs = torch.ops.growkernels.symmetric_eigs.default
 _search_space_step = torch.ops.growkernels.search_space_step_.default
