@@ -76,6 +76,8 @@ class SettingRun:
         self.rate = torch.full((rows,), setting.rate, dtype=dtype, device=device)
         self.active = torch.ones(rows, dtype=torch.bool, device=device)
         self.seconds = torch.zeros(len(self.lineages), dtype=torch.float64, device="cpu")
+        # Of the merit pass and the insertion that a lineage begins with.
+        self.growth_seconds = torch.zeros_like(self.seconds)
         self.cohorts: dict[int, tuple[list[int], BatchedNetwork]] = {}
         # Per insertion: merits [runs, positions], chosen position [runs], the network before it.
         self.insertions: dict[int, tuple[Tensor, Tensor, BatchedNetwork]] = {}
@@ -155,6 +157,7 @@ class SettingRun:
             )  # fmt: skip
         insertion: Insertion = lineage[-1].way
         parent = self.lineages.index(lineage[:-1])
+        started = time.perf_counter()
         network = self.network(parent)
         train = slice(self.train_count)
         merits = position_merits(network, self.points[..., train], self.one_hot[..., train])
@@ -163,7 +166,9 @@ class SettingRun:
         rows, parent_rows = self.rows(index), self.rows(parent)
         self.rate[rows] = self.rate[parent_rows] * insertion.rate_factor
         self.active[rows] = self.active[parent_rows]
-        return network.with_insertion(positions)
+        grown = network.with_insertion(positions)
+        self.growth_seconds[index] = time.perf_counter() - started
+        return grown
 
     def _choose(self, merits: Tensor, insertion: Insertion, index: int) -> Tensor:
         if insertion.rule == "random":
@@ -222,6 +227,7 @@ class SettingRun:
             "rate": self.rate.clone(),
             "active": self.active.clone(),
             "seconds": self.seconds.clone(),
+            "growth_seconds": self.growth_seconds.clone(),
             "cohorts": {
                 hidden: (members, [p.clone() for p in network.parameters()])
                 for hidden, (members, network) in self.cohorts.items()
@@ -239,6 +245,7 @@ class SettingRun:
         self.rate.copy_(state["rate"])
         self.active.copy_(state["active"])
         self.seconds.copy_(state["seconds"])
+        self.growth_seconds.copy_(state["growth_seconds"])
         family, device = self.setting.family, self.device
         self.cohorts = {
             hidden: (members, from_parameters(family, [p.to(device) for p in parameters]))

@@ -5,6 +5,8 @@ Matrix products only, two operations per multiply-add, as torch.utils.flop_count
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from growkernels.experiments.models.batched import Family
 from growkernels.experiments.sensli.settings import Setting, Variant
 
@@ -32,6 +34,15 @@ def training_flops(setting: Setting, variant: Variant) -> int:
         total += (end - begin) * epoch
         begin, hidden = end, hidden + 1
     return total
+
+
+def whole_flops(setting: Setting, variant: Variant) -> int:
+    """Of a training and of the merit passes before its insertions."""
+    passes = sum(
+        our_merit_flops(replace(setting, hidden=variant.start_hidden + done))
+        for done in range(len(variant.insertions))
+    )
+    return training_flops(setting, variant) + passes
 
 
 def authors_merit_flops(setting: Setting) -> int:

@@ -17,10 +17,11 @@ from growkernels.experiments.run_folder import number
 from growkernels.experiments.seeds import seeded
 from growkernels.experiments.sensli import flops, merit_timing
 from growkernels.experiments.sensli import spirals_plots as plots
+from growkernels.experiments.sensli import spirals_questions as questions
 from growkernels.experiments.sensli.engine import SettingRun, lineages_of
 from growkernels.experiments.sensli.settings import Setting
 from growkernels.experiments.sensli.spirals_study import METRICS_EVERY, SpiralsStudy, curve
-from growkernels.experiments.statistics import Floats, effect, estimate
+from growkernels.experiments.statistics import MINIMUM_RUNS, Floats, effect, estimate
 from growkernels.experiments.study import Conclusion
 from growkernels.experiments.table import Table, differences, values
 
@@ -64,6 +65,8 @@ class SpiralsEvidence(Evidence):
         if name == "swept":
             return [run for run in runs if run.setting.role == "when to insert"]
         found = [run for run in runs if run.setting.role == "one or three insertions"]
+        if name == "choosing":
+            return [run for run in found if run.setting.hidden > 1]
         if "three" in name:
             found = [run for run in found if run.setting.has("max_3")]
         if name.startswith(("full", "mini")):
@@ -71,7 +74,9 @@ class SpiralsEvidence(Evidence):
         return found
 
     def runs(self, setting: str, variant: str, quantity: str) -> dict[int, float]:
-        if variant.startswith(("inserted ", "the ")):
+        if " for the " in variant:
+            return dict(enumerate(questions.paid_for(self.of[setting], variant, quantity).tolist()))
+        if variant.startswith(("inserted ", "the ", "at a ")):
             return self._of_times(self.of[setting].setting, variant, quantity)
         return self.table.final(variant, quantity, setting)
 
@@ -91,6 +96,16 @@ class SpiralsEvidence(Evidence):
         if kind.startswith("inserted"):
             part = losses[:3] if kind == "inserted early" else losses[-3:]
             return dict(enumerate(part.mean(axis=0).tolist()))
+        if kind == "the fixed times":
+            return dict(enumerate(losses.mean(axis=0).tolist()))
+        if kind.startswith("at a "):
+            by_rule = (
+                questions.plateau_choices
+                if kind == "at a plateau"
+                else questions.merit_ratio_choices
+            )
+            choice = by_rule(self.of[setting.name]).numpy()
+            return dict(enumerate(losses[choice, numpy.arange(setting.runs)].tolist()))
         # Half of the runs choose the best time, the other half test whether it is better.
         order = torch.randperm(
             setting.runs, generator=seeded(setting.seed, 0), device="cpu"
@@ -103,8 +118,9 @@ class SpiralsEvidence(Evidence):
 
     def obstacle(self, setting: str, first: str, second: str) -> str | None:
         own = self.of[setting].setting
+        first, second = (name.partition(" for the ")[0] for name in (first, second))
         if not own.has(first, second):
-            return None  # the first or last times of a sweep
+            return None  # times of a sweep
         if lineages_of(own.variant(first)) == lineages_of(own.variant(second)):
             return "one candidate position, so max = min = random: no test"
         rates = [
@@ -116,7 +132,20 @@ class SpiralsEvidence(Evidence):
         return None
 
     def value(self, name: str, setting: str) -> Value:
-        own = self.of[setting].setting
+        run = self.of[setting]
+        own = run.setting
+        if name in ("right choices", "choices of one batch"):
+            gains = questions.gains(run)
+            right = (gains[gains.isfinite()] > 0).double()
+            share = effect(100 * (right if name == "right choices" else questions.agreement(run)))
+            measured = (
+                f"{share.mean:.1f} [{share.low:.1f}, {share.high:.1f}] % ({share.count} runs)"
+            )
+            return Value(measured, share.low, share.high, share.count >= MINIMUM_RUNS)
+        if name == "growth seconds":
+            training, growth = questions.seconds(run, own.variant("max"))
+            share_of_time = 100 * growth / (training + growth)
+            return Value(f"{share_of_time:.2f} % of the time", share_of_time, share_of_time)
         total = flops.training_flops(own, own.variant("max"))
         if name == "saving":
             saved = 100 * (1 - total / flops.training_flops(own, own.variant("scratch_1")))
@@ -130,6 +159,12 @@ class SpiralsEvidence(Evidence):
             f"recorded during a training step {recorded:.4f} %"
         )
         return Value(measured, authors, authors)
+
+    def vectors(self, name: str, setting: str) -> tuple[Floats, Floats]:
+        """The signal-to-noise ratio of the largest merit, and what its choice gains, by run."""
+        noise, gain = questions.signal_to_noise(self.of[setting]), questions.gains(self.of[setting])
+        both = noise.isfinite() & gain.isfinite()
+        return noise[both].numpy(), gain[both].numpy()
 
 
 def conclude(study: SpiralsStudy, runs: Mapping[str, SettingRun]) -> Conclusion:
