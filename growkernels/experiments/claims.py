@@ -151,6 +151,17 @@ class _Test:
     decided: bool = False  # the verdict stands as it is
 
 
+def paid_for(variant: str) -> tuple[str, str, str] | None:
+    """The parts of "FIXED for the RESOURCE of GROWN", if a variant is a control of that kind.
+
+    It is a fixed network where its training has cost what the grown one's did, search and growth
+    charged, in "operations" or "seconds": after the first epoch that is not cheaper.
+    """
+    fixed, _, rest = variant.partition(" for the ")
+    resource, _, grown = rest.partition(" of ")
+    return (fixed, resource, grown) if grown else None
+
+
 def registered(path: Path) -> list[dict[str, Any]]:
     """The claims in a file."""
     claims: list[dict[str, Any]] = tomllib.loads(path.read_text())["claim"]

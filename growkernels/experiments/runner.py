@@ -14,6 +14,7 @@ from growkernels.experiments.run_folder import FOREIGN, StateStore
 from growkernels.experiments.study import Content, Result, Stretch, Training
 
 REPORT_SECONDS = 0.2
+SAVING_SHARE = 0.05  # of the time, at most, where states are large
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ def train_stretch(job: Job, report: Report) -> None:
     _repeat_bits(job.content.device)
     training, step = job.training()
     saved = reported = time.monotonic()
+    between = job.save_seconds
     while step < job.stretch.last:
         training.advance(step)
         step += 1
@@ -76,9 +78,10 @@ def train_stretch(job: Job, report: Report) -> None:
             # Also finds out whether the parent is gone, before anything is written for it.
             if report(step):
                 break
-        if now - saved > job.save_seconds and step < job.stretch.last:
+        if now - saved > between and step < job.stretch.last:
             job.save(training, step)
             saved = time.monotonic()
+            between = max(job.save_seconds, (saved - now) / SAVING_SHARE)
     job.save(training, step)
 
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from growkernels.experiments.images.folders import ImageData
 from growkernels.experiments.models.vgg import layers_per_stage, vgg
+from growkernels.experiments.seeds import seeded
 from growkernels.experiments.sensli import cnn_merits
 from growkernels.experiments.sensli.cnn_conclusion import CnnEvidence
 from growkernels.experiments.sensli.cnn_merits import attempt_insertion, training_flops
@@ -183,7 +184,9 @@ def test_without_an_insertion_there_is_no_final_architecture(
     assert "no layer was inserted" in str(found.obstacle("cnn_exp1", "sensli", "final"))
 
 
-def grown(rule: str) -> tuple[nn.Sequential, nn.Sequential, cnn_merits.MeritPass, Tensor]:
+def grown(
+    rule: str, draw: int = 0
+) -> tuple[nn.Sequential, nn.Sequential, cnn_merits.MeritPass, Tensor]:
     """The network before and after an attempt, the attempt, and some images."""
     generator = torch.Generator().manual_seed(2)
     before, after = (
@@ -195,7 +198,8 @@ def grown(rule: str) -> tuple[nn.Sequential, nn.Sequential, cnn_merits.MeritPass
     labels = torch.randint(2, (24,), generator=generator)
     batches = list(zip(images.split(8), labels.split(8), strict=True))
     optimizer = torch.optim.SGD(after.parameters(), 0.1)
-    return before, after, attempt_insertion(after, optimizer, lambda: batches, rule, 3), images
+    attempt = attempt_insertion(after, optimizer, lambda: batches, rule, 3, seeded(draw))
+    return before, after, attempt, images
 
 
 @pytest.mark.parametrize("rule", ["max", "min"])
@@ -215,13 +219,19 @@ def test_an_insertion_goes_where_the_operator_norm_says_and_keeps_the_function(r
     )
 
 
+def test_a_position_drawn_at_random_follows_its_generator() -> None:
+    places = [grown("random", draw)[2].inserted for draw in (*range(8), 0)]
+    assert places[0] == places[-1]
+    assert set(places) == {0, 1, 2}
+
+
 def test_a_network_that_diverged_declines_and_says_why() -> None:
     model = vgg((3, 4, 5), image_size=16, classes=2, head_width=6)
     with torch.no_grad():
         model[-1].weight.fill_(torch.inf)
     batch = torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 0, 1])
     attempt = attempt_insertion(
-        model, torch.optim.SGD(model.parameters(), 0.1), lambda: [batch], "max", 0
+        model, torch.optim.SGD(model.parameters(), 0.1), lambda: [batch], "max", 0, seeded(0)
     )
     assert attempt.inserted is None
     assert "NaN" in attempt.reason

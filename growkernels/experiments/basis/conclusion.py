@@ -11,12 +11,14 @@ from growkernels.experiments.basis.plans import parameter_count
 from growkernels.experiments.basis.search import Search
 from growkernels.experiments.basis.settings import (
     BASIS_FIRST,
+    BY_CHANCE,
     BY_TAYLOR,
     BY_TRAINING,
     DENSE,
     DENSE_SHORTER,
     EVERYWHERE,
-    VARIANTS,
+    FULL_FIRST,
+    ONE_FRACTION,
     preset_settings,
 )
 from growkernels.experiments.basis.study import BasisStudy
@@ -35,8 +37,10 @@ NAMES = {
     BY_TRAINING: "layers chosen by training",
     BY_TAYLOR: "layers chosen by Taylor",
     BASIS_FIRST: "basis first, then full",
-    "full_first": "full first, then basis",
+    FULL_FIRST: "full first, then basis",
     DENSE_SHORTER: "dense, for the time of basis everywhere",
+    ONE_FRACTION: "layers chosen by Taylor, one fraction",
+    BY_CHANCE: "layers chosen by chance",
 }
 
 
@@ -59,6 +63,10 @@ class BasisEvidence(Evidence):
 
     def runs(self, setting: str, variant: str, quantity: str) -> dict[int, float]:
         return self.table.final(variant, quantity)
+
+    def obstacle(self, setting: str, first: str, second: str) -> str | None:
+        missing = {first, second} - set(self.study.settings.variants)
+        return f"{' and '.join(sorted(missing))} not in this preset: no test" if missing else None
 
     def value(self, name: str, setting: str) -> Value:
         search = self.search
@@ -157,7 +165,7 @@ def summary_of(evidence: BasisEvidence) -> dict[str, Any]:
     settings = study.settings
     model = resnet18(study.source.about["classes"], width=settings.recipe.width)
     variants = {}
-    for variant in VARIANTS:
+    for variant in settings.variants:
         accuracies = evidence.runs("", variant, "accuracy")
         accuracy = estimate(values(accuracies))
         loss = estimate(values(evidence.runs("", variant, "loss")))

@@ -6,17 +6,23 @@ import copy
 from collections.abc import Mapping
 from dataclasses import replace
 
+import torch
 from torch import nn
 
 from growkernels.experiments.basis.settings import (
+    BY_CHANCE,
     BY_TAYLOR,
     BY_TRAINING,
     EVERYWHERE,
+    ONE_FRACTION,
     BasisSettings,
 )
 from growkernels.experiments.basis.training import Plan
+from growkernels.experiments.seeds import seeded
 from growkernels.growth.basis_search import BasisSearch, LayerTimes, Sensitivities
 from growkernels.nn import convert
+
+DEALT = 13  # what a generator is for, beside those of the search
 
 
 def candidate_layers(model: nn.Module) -> list[str]:
@@ -49,7 +55,33 @@ def make_plans(
         EVERYWHERE: everywhere,
         BY_TRAINING: paper.plan(by_training, measured, ratio=target),
         BY_TAYLOR: ours.plan(by_taylor, measured, ratio=target),
+        ONE_FRACTION: paper.plan(_at_ranks(by_taylor, everywhere), measured, ratio=target),
+        BY_CHANCE: paper.plan(_dealt(by_training, settings.seed), measured, ratio=target),
     }
+
+
+def _at_ranks(found: Sensitivities, ranks: Plan) -> Sensitivities:
+    """The costs of one number of basis filters per layer; of the most there is, if not of that."""
+    costs = {
+        path: {rank: of_layer.get(rank, of_layer[max(of_layer)])}
+        for path, rank in ranks.items()
+        for of_layer in [found.costs[path]]
+    }
+    return replace(found, costs=costs)
+
+
+def _dealt(found: Sensitivities, seed: int) -> Sensitivities:
+    """The same costs, dealt out to the layers at random."""
+    costs = [next(iter(of_layer.values())) for of_layer in found.costs.values()]
+    order = torch.randperm(len(costs), generator=seeded(seed, DEALT), device="cpu").tolist()
+    return replace(
+        found,
+        costs={
+            path: {rank: costs[place]}
+            for (path, of_layer), place in zip(found.costs.items(), order, strict=True)
+            for rank in of_layer
+        },
+    )
 
 
 def parameter_count(model: nn.Module, plan: Plan) -> int:

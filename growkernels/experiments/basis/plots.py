@@ -12,13 +12,14 @@ from matplotlib.patches import Rectangle
 from growkernels.experiments import plots as style
 from growkernels.experiments.basis.settings import (
     BASIS_FIRST,
+    BY_CHANCE,
     BY_TAYLOR,
     BY_TRAINING,
     DENSE,
     DENSE_SHORTER,
     EVERYWHERE,
     FULL_FIRST,
-    VARIANTS,
+    ONE_FRACTION,
 )
 from growkernels.experiments.statistics import estimate, rank_correlation
 from growkernels.experiments.table import differences
@@ -34,13 +35,17 @@ COLOURS = {
     BASIS_FIRST: style.PINK,
     FULL_FIRST: style.GREEN,
     DENSE_SHORTER: style.BLACK,
+    ONE_FRACTION: style.SKY,
+    BY_CHANCE: "#B8A000",
 }
 AXIS = {"loss": "training loss", "accuracy": "test accuracy, %"}
 
 
 def training_curves(evidence: BasisEvidence, names: Mapping[str, str]) -> bytes:
     """Training loss and test accuracy."""
-    looks = {variant: (names[variant], COLOURS[variant]) for variant in VARIANTS}
+    looks = {
+        variant: (names[variant], COLOURS[variant]) for variant in evidence.study.settings.variants
+    }
     settings = evidence.study.settings
     marks = (evidence.study.switch,)
     panels = [
@@ -53,7 +58,7 @@ def training_curves(evidence: BasisEvidence, names: Mapping[str, str]) -> bytes:
 def accuracy_by_time(evidence: BasisEvidence, names: Mapping[str, str]) -> bytes:
     """Every variant's accuracy after each epoch, against the time that its trainings took."""
     figure, (ax,) = style.panels(1, columns=1, size=(8.2, 4.4))
-    for variant in VARIANTS:
+    for variant in evidence.study.settings.variants:
         seconds = evidence.table.curve(variant, "seconds").cumsum().mean(axis=1)
         accuracy = evidence.table.curve(variant, "accuracy")
         points = [estimate(row) for row in accuracy.to_numpy()]
@@ -67,7 +72,7 @@ def accuracy_by_time(evidence: BasisEvidence, names: Mapping[str, str]) -> bytes
 def time_and_accuracy(evidence: BasisEvidence, names: Mapping[str, str]) -> bytes:
     """Every variant's accuracy against its time per epoch, both relative to dense."""
     figure, (ax,) = style.panels(1, columns=1, size=(7.6, 4.0))
-    for variant, marker in zip(VARIANTS, "soDv^PX", strict=True):
+    for variant, marker in zip(evidence.study.settings.variants, "soDv^PX<>", strict=False):
         accuracies = (evidence.runs("", v, "accuracy") for v in (variant, DENSE))
         gain, colour = estimate(differences(*accuracies)), COLOURS[variant]
         low, middle, high = (100 * ratio for ratio in evidence.time_ratio(variant))

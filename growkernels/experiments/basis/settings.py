@@ -12,10 +12,13 @@ from dataclasses import dataclass, replace
 
 # The variants of the final trainings. The schedules use the plan of "everywhere" in their part;
 # "dense_shorter" is trained, by the same recipe, for as many epochs as the time of "everywhere"
-# pays for.
+# pays for. "one_fraction" has layers chosen by Taylor, as "by_taylor" has, but all with the same
+# fraction, and "by_chance" such layers drawn at random; all save the same time.
 DENSE, EVERYWHERE, BY_TRAINING, BY_TAYLOR = "dense", "everywhere", "by_training", "by_taylor"
 BASIS_FIRST, FULL_FIRST, DENSE_SHORTER = "basis_first", "full_first", "dense_shorter"
-VARIANTS = (DENSE, EVERYWHERE, BY_TRAINING, BY_TAYLOR, BASIS_FIRST, FULL_FIRST, DENSE_SHORTER)
+ONE_FRACTION, BY_CHANCE = "one_fraction", "by_chance"
+COMPARED = (DENSE, EVERYWHERE, BY_TRAINING, BY_TAYLOR, BASIS_FIRST, FULL_FIRST)
+CONTROLS = (DENSE_SHORTER, ONE_FRACTION, BY_CHANCE)
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class BasisSettings:
     kept_saving: float = 0.5
     switch: float = 0.5
     seed: int = 1
+    variants: tuple[str, ...] = COMPARED + CONTROLS
 
 
 def preset_settings(preset: str, synthetic: bool, autocast: bool) -> BasisSettings:
@@ -101,6 +105,7 @@ def preset_settings(preset: str, synthetic: bool, autocast: bool) -> BasisSettin
         StepTiming(width=64, batch=32, image_size=32, rounds=5, layer_rounds=3),
         epochs=5, runs=3, search_epochs=2, search_runs=1, validation_images=500,
         calibration_images=512, train_images=1500, test_images=1000, synthetic_size=24,
+        variants=COMPARED,
     )  # fmt: skip
     if synthetic:
         return quick

@@ -16,7 +16,6 @@ from growkernels.experiments.basis.settings import (
     DENSE_SHORTER,
     EVERYWHERE,
     FULL_FIRST,
-    VARIANTS,
     BasisSettings,
 )
 from growkernels.experiments.basis.step_timing import StepTime, time_steps
@@ -101,7 +100,7 @@ class BasisStudy(Content):
     def _graph(self) -> tuple[list[Stretch], dict[tuple[str, int], list[str]]]:
         """All stretches, and the path of every variant and run."""
         by_epochs: dict[int, dict[str, Forks]] = {}
-        for name in VARIANTS:
+        for name in self.settings.variants:
             forks: Forks = (Fork(0, name),)
             if name in BRANCHES:
                 forks = (Fork(0, BRANCHES[name]), Fork(self.switch, name))
@@ -163,7 +162,7 @@ class BasisStudy(Content):
                 "epoch": epoch + 1,
                 **{quantity: number(values[epoch]) for quantity, values in curves.items()},
             }
-            for variant in VARIANTS
+            for variant in self.settings.variants
             for run in range(self.settings.runs)
             if finished(results, paths[variant, run])
             for curves in [along(results, paths[variant, run])]

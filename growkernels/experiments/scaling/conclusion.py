@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from growkernels.experiments.table import Table, differences, values
 
 PARTS = ("collect", "score", "surgery")
 USUAL = "splitting"
+FEW_STEPS = 100  # an epoch of fewer is too short to say what growth adds to a training
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,10 @@ class ScalingEvidence(Evidence):
             f"{variant}: {share.text(1)} % of the time for {len(self.growth[variant][0])} growths "
             f"in {self.setting.epochs} epochs"
         )
-        if recipe.epoch_images is not None:
-            steps_of = recipe.epoch_images // recipe.batch
-            measured += f" of only {steps_of} steps each: no test"
-        return Value(measured, share.mean, share.mean, tests=recipe.epoch_images is None)
+        each = math.inf if recipe.epoch_images is None else recipe.epoch_images // recipe.batch
+        if each < FEW_STEPS:
+            measured += f" of only {each} steps each: no test"
+        return Value(measured, share.mean, share.mean, tests=each >= FEW_STEPS)
 
     def parameters(self, variant: str) -> Floats:
         """At the end, [runs]."""

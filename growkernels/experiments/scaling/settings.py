@@ -145,7 +145,7 @@ class Setting:
 
 SELECTIONS = {
     "quick": Selection(2000, 500, 10, 64, 64, synthetic_classes=SYNTHETIC_CLASSES),
-    "desk": Selection(20_000, None, 10, 64, 64),
+    "desk": Selection(None, None, 10, 64, 64),
     "paper": Selection(None, None, 100, 64, CROPPED),
 }
 

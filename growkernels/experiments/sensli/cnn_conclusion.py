@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy
 
-from growkernels.experiments.claims import Evidence, Value
+from growkernels.experiments.claims import Evidence, Value, paid_for
 from growkernels.experiments.models.vgg import vgg
 from growkernels.experiments.plots import Plot
 from growkernels.experiments.run_folder import number
@@ -17,12 +17,14 @@ from growkernels.experiments.sensli import cnn_plots
 from growkernels.experiments.sensli.cnn_merits import MeritPass, training_flops
 from growkernels.experiments.sensli.cnn_settings import NORM, TAU, CnnSetting, cnn_preset
 from growkernels.experiments.sensli.cnn_study import CnnStudy
-from growkernels.experiments.statistics import effect, estimate
+from growkernels.experiments.statistics import MINIMUM_RUNS, effect, estimate
 from growkernels.experiments.study import Conclusion, Results
 from growkernels.experiments.table import Table, differences, values
 from growkernels.growth.layer_insertion import NORMS
+from growkernels.growth.layer_insertion.triggers import LossPlateau
 
 PAPER_EPOCHS = 100  # of exp5, to which the share of the merit pass refers
+PLATEAU = 0.05  # an epoch whose loss is lower by a smaller share
 TIMED = ("cnn_exp5", "cnn_exp9")  # one setting per base network
 NORM_WORDS = {
     "operator": "operator norm",
@@ -71,6 +73,14 @@ class CnnEvidence(Evidence):
         if quantity == "spread":
             passes = self.first_passes(setting)
             return {run: math.log(merit.spread(variant)) for run, merit in passes.items()}
+        control = paid_for(variant)
+        if control is not None:
+            fixed, resource, grown = control
+            epoch = self.paid_epochs(setting, fixed, grown, resource)
+            curve = self.table.curve(fixed, quantity, setting)
+            return {int(r): float(v) for r, v in curve.loc[epoch].items()} if epoch else {}
+        if variant in ("the fixed times", "at a plateau", "at a merit ratio"):
+            return self._of_rule(setting, variant, quantity)
         if variant.startswith("inserted "):
             names = self.sweep(setting)
             third = max(1, len(names) // 3)
@@ -82,6 +92,56 @@ class CnnEvidence(Evidence):
                 for run in everywhere
             }
         return self.table.final(variant, quantity, setting)
+
+    def _of_rule(self, setting: str, rule: str, quantity: str) -> dict[int, float]:
+        """What every run's choice among the times of the sweep comes to, or their mean."""
+        finals = [self.table.final(name, quantity, setting) for name in self.sweep(setting)]
+        if rule == "the fixed times":
+            return {r: float(numpy.mean([final[r] for final in finals])) for r in finals[0]}
+        choose = self._plateau if rule == "at a plateau" else self._merit_ratio
+        return {run: finals[choose(setting, run)][run] for run in finals[0]}
+
+    def _plateau(self, setting: str, run: int) -> int:
+        """The first time of the sweep at which a plateau of the small net's loss is due."""
+        trigger = LossPlateau(patience=1, threshold=PLATEAU)
+        losses = self.table.curve("small", "loss", setting)[run]
+        due = next((e for e, v in losses.items() if trigger.due(e, v)), math.inf)
+        times = [self.setting(setting).variant(v).attempts[0].epoch for v in self.sweep(setting)]
+        return next((i for i, time in enumerate(times) if time >= due), len(times) - 1)
+
+    def _merit_ratio(self, setting: str, run: int) -> int:
+        """The first time of the sweep at which the relative rule accepts."""
+        accepted = [self.inserted(setting, name, run) for name in self.sweep(setting)]
+        return accepted.index(True) if True in accepted else len(accepted) - 1
+
+    def paid_epochs(self, setting: str, fixed: str, grown: str, resource: str) -> int:
+        """How many epochs of a fixed variant a grown one's resource pays for, rounded up.
+
+        In all runs together, and no more than were trained; 0 where nothing was.
+        """
+        epochs, spent, paid = self.setting(setting).epochs, 0.0, 0.0
+        for run in range(self.setting(setting).runs):
+            if not self.stretches(setting, fixed, run):
+                continue
+            if resource == "operations":
+                spent += self.training_flops(setting, grown, run)
+                spent += sum(merit.flops for merit in self.passes(setting, grown, run))
+                paid += self.training_flops(setting, fixed, run)
+            else:
+                spent += self.seconds(setting, grown, run)
+                paid += self.seconds(setting, fixed, run)
+        return min(epochs, math.ceil(epochs * spent / paid)) if paid else 0
+
+    def vectors(self, name: str, setting: str) -> tuple[list[float], list[float]]:
+        """By run: the signal-to-noise ratio of the largest merit, and what its choice gains."""
+        gains = self._gains(setting)
+        passes = {run: self.passes(setting, "max", run)[0] for run in gains}
+        return [p.snr[p.choice(NORM)] for p in passes.values()], list(gains.values())
+
+    def _gains(self, setting: str) -> dict[int, float]:
+        """By how much largest ends below smallest in training loss."""
+        largest, smallest = (self.runs(setting, variant, "loss") for variant in ("max", "min"))
+        return {run: smallest[run] - loss for run, loss in largest.items()}
 
     def sweep(self, setting: str) -> list[str]:
         """The variants that insert, by the epoch in which they do."""
@@ -95,11 +155,15 @@ class CnnEvidence(Evidence):
         return {run: v for run, v in final.items() if self.inserted(setting, variant, run)}
 
     def obstacle(self, setting: str, first: str, second: str) -> str | None:
-        if second == "final" and not self.runs(setting, second, "loss"):
+        if second.startswith("final") and not self.runs(setting, second, "loss"):
             return "no layer was inserted in any run: no test"
         return None
 
     def value(self, name: str, setting: str) -> Value:
+        if name == "right choices":
+            right = effect([100.0 * (gain > 0) for gain in self._gains(setting).values()])
+            measured = f"{right.mean:.0f} % of {right.count} runs"
+            return Value(measured, right.low, right.high, right.count >= MINIMUM_RUNS)
         return self._saving(setting) if name == "saving" else self._merit_share(setting)
 
     def training_flops(self, setting: str, variant: str, run: int) -> float:

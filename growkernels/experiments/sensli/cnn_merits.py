@@ -66,9 +66,11 @@ def attempt_insertion(
     batches: Batches,
     rule: Rule,
     epoch: int,
+    generator: torch.Generator,
 ) -> MeritPass:
     """Record one pass over ``batches`` (of equal size), decide by ``rule``, and insert.
 
+    ``generator`` draws the position of the rule "random".
     Nothing is inserted where the rule declines or a merit is NaN (training diverged); the reason
     is in the result.
     """
@@ -96,6 +98,11 @@ def attempt_insertion(
                 decisive.best()  # refuses NaN
                 position: str | None = paths[int(decisive.values.argmin())]
                 reason = f"{position!r} has the smallest merit."
+            elif rule == "random":
+                decisive.best()
+                drawn = torch.randint(len(paths), (), generator=generator, device="cpu")
+                position = paths[int(drawn)]
+                reason = f"{position!r} was drawn."
             else:
                 position = inserter.select(decisive, rule, TAU)
                 reason = inserter.reason

@@ -18,6 +18,7 @@ LABELS = {
     "small": ("small net", style.GREY),
     "max": ("insert at max", style.BLUE),
     "min": ("insert at min", style.ORANGE),
+    "random": ("insert at random", style.PINK),
     "large": ("large net", style.GREEN),
     "sensli": ("three attempts", style.BLUE),
     "final": ("final net from scratch", style.BLACK),

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-Rule = Literal["max", "min", "relative"]
+Rule = Literal["max", "min", "random", "relative"]
 
 NORM = "operator"  # decides, as in the authors' experiments; the others are reported beside it
 TAU = 1.0
@@ -174,6 +174,7 @@ def cnn_settings(sizes: Sizes) -> tuple[CnnSetting, ...]:
             "cnn_exp9", "largest against smallest merit", sizes.equal, 2 * block, sizes.runs,
             CnnVariant("max", (Attempt(block, "max"),)),
             CnnVariant("min", (Attempt(block, "min"),)),
+            CnnVariant("random", (Attempt(block, "random"),)),
         ),
         setting(
             "cnn_exp12", "when to insert", sizes.growing, sizes.sweep_epochs, sizes.single_runs,

@@ -28,7 +28,7 @@ from growkernels.growth import insertions, rebuild
 from growkernels.timing import now
 
 # What a generator is for, so that no two draw the same numbers.
-INITIAL_VALUES, TRAINING_ORDER, MERIT_ORDER = range(3)
+INITIAL_VALUES, TRAINING_ORDER, MERIT_ORDER, RANDOM_POSITION = range(4)
 
 
 class CnnTraining:
@@ -103,7 +103,12 @@ class CnnTraining:
     def attempt(self, rule: Rule, epoch: int) -> None:
         """One merit pass, and what the rule makes of it."""
         merit_pass = attempt_insertion(
-            self.model, self.optimizer, lambda: self.merit_batches(epoch), rule, epoch
+            self.model,
+            self.optimizer,
+            lambda: self.merit_batches(epoch),
+            rule,
+            epoch,
+            seeded(self.setting.seed, self.run, RANDOM_POSITION, epoch),
         )
         self.measured["merit_pass"] = asdict(merit_pass)
         self._describe()

@@ -11,7 +11,7 @@ import numpy
 import pandas
 import torch
 
-from growkernels.experiments.claims import Evidence, Value
+from growkernels.experiments.claims import Evidence, Value, paid_for
 from growkernels.experiments.plots import Plot
 from growkernels.experiments.run_folder import number
 from growkernels.experiments.seeds import seeded
@@ -74,8 +74,11 @@ class SpiralsEvidence(Evidence):
         return found
 
     def runs(self, setting: str, variant: str, quantity: str) -> dict[int, float]:
-        if " for the " in variant:
-            return dict(enumerate(questions.paid_for(self.of[setting], variant, quantity).tolist()))
+        control = paid_for(variant)
+        if control is not None:
+            run, (fixed, resource, grown) = self.of[setting], control
+            epoch = questions.paid_epochs(run, fixed, grown, resource)
+            return dict(enumerate(curve(run, fixed, quantity)[epoch].tolist()))
         if variant.startswith(("inserted ", "the ", "at a ")):
             return self._of_times(self.of[setting].setting, variant, quantity)
         return self.table.final(variant, quantity, setting)
@@ -118,7 +121,7 @@ class SpiralsEvidence(Evidence):
 
     def obstacle(self, setting: str, first: str, second: str) -> str | None:
         own = self.of[setting].setting
-        first, second = (name.partition(" for the ")[0] for name in (first, second))
+        first, second = (control[0] if (control := paid_for(v)) else v for v in (first, second))
         if not own.has(first, second):
             return None  # times of a sweep
         if lineages_of(own.variant(first)) == lineages_of(own.variant(second)):

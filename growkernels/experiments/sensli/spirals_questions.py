@@ -61,13 +61,6 @@ def paid_epochs(run: SettingRun, fixed: str, grown: str, resource: str) -> int:
     return min(setting.epochs, math.ceil(ratio * setting.epochs))
 
 
-def paid_for(run: SettingRun, variant: str, quantity: str) -> Tensor:
-    """[runs]: what "FIXED for the operations of GROWN" (or "seconds") has measured there."""
-    fixed, _, wanted = variant.partition(" for the ")
-    resource, _, grown = wanted.partition(" of ")
-    return curve(run, fixed, quantity)[paid_epochs(run, fixed, grown, resource)]
-
-
 def sweep(run: SettingRun) -> list[Variant]:
     """The variants that insert, by the epoch in which they do."""
     return [variant for variant in run.setting.variants if variant.insertions]
