@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from growkernels import distributed, growth, integrations, nn, ops, solvers
+from growkernels import ops
 from growkernels.ops import (
     basis_conv2d,
     conv_algorithm,
@@ -15,10 +16,10 @@ from growkernels.ops import (
     virtual_grad_norms,
     virtual_grads,
 )
-from growkernels.solvers import splitting_eigs
 
 if TYPE_CHECKING:
-    from growkernels import checkpoint
+    from growkernels import checkpoint, distributed, growth, integrations, nn, solvers
+    from growkernels.solvers import splitting_eigs
 
 __version__ = "0.1.0"
 
@@ -42,11 +43,17 @@ __all__ = [
     "virtual_grads",
 ]
 
+# Imported when they are first asked for: who calls the ops alone does not wait for the drivers.
+_FLOORS_ABOVE = ("checkpoint", "distributed", "growth", "integrations", "nn", "solvers")
+
 
 def __getattr__(name: str) -> Any:
-    # torch's distributed checkpoints take seconds to import.
-    if name == "checkpoint":
-        import growkernels.checkpoint
-
-        return growkernels.checkpoint
+    if name in _FLOORS_ABOVE:
+        return importlib.import_module(f"growkernels.{name}")
+    if name == "splitting_eigs":
+        return importlib.import_module("growkernels.solvers").splitting_eigs
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
