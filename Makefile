@@ -94,8 +94,8 @@ $(PACKAGE_CUDA_STAMP): $(TOOLS_CUDA_STAMP) $(SOURCES) $(PYTHON_SOURCES)
 # Started as a program and from another folder, so that no `growkernels` in the source tree is
 # imported. Of the ops' tests those that show how the library fits this torch.
 test-cuda-build: setup-cuda  ## compile the CUDA sources, test that build without a GPU, and the drivers on real models
-	cd tests && $(abspath $(BIN_CUDA))/pytest -q cuda_build real_models
-	cd tests && $(abspath $(BIN_CUDA))/pytest -q ops -k "(any_shapes or opcheck or \
+	cd tests && $(abspath $(BIN_CUDA))/pytest -q -n 2 --dist loadfile cuda_build real_models
+	cd tests && $(abspath $(BIN_CUDA))/pytest -q -n 2 --dist loadfile ops -k "(any_shapes or opcheck or \
 	  random_matrices or functional_gradients) and not emulated and not triton"
 
 wheel: setup  ## dist/: one wheel for torch 2.11 to 2.14 and every Python; downloads 2 GB, once
