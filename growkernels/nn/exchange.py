@@ -31,6 +31,7 @@ from growkernels.nn.optimizers import (
     parts_of,
     warn_of_unheld,
 )
+from growkernels.nn.records import warn_of_lists_changed_by_others
 from growkernels.nn.weights import why_computed, why_watched
 from growkernels.nn.wrappers import outdate_wrappers
 
@@ -303,6 +304,7 @@ def undone_on_error(
     tensors are not kept, so the block must not write into existing ones. If it does not raise,
     wrappers that do not know the model's parameters any more refuse to be called.
     """
+    warn_of_lists_changed_by_others(model)
     classes = [(module, type(module)) for module in model.modules()]
     kept = [_Kept(vars(module)) for module, _ in classes]
     kept += [_Kept(vars(other)) for other in (*others, *configurations(model))]

@@ -8,6 +8,7 @@ records from before there were versions have none, and are read as they are.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -16,7 +17,9 @@ from torch import nn
 Record = dict[str, Any]
 
 VERSION = 1
-RECORD = "_growkernels_insertions"  # attribute of a changed model: what was done, in order
+# Attributes of a changed model: what was done, in order; how many children its lists had after it.
+RECORD = "_growkernels_insertions"
+CHILDREN = "_growkernels_children"
 
 Repeat = TypeVar("Repeat", bound=Callable[..., object])
 
@@ -39,6 +42,34 @@ def append_record(model: nn.Module, record: Mapping[str, Any]) -> None:
     the model has those, and they are as large as the weights.
     """
     setattr(model, RECORD, [*records_of(model), copy.deepcopy(without_values(record))])
+    setattr(model, CHILDREN, _numbered_children(model))
+
+
+def warn_of_lists_changed_by_others(model: nn.Module) -> None:
+    """Say before a surgery that layers were added or taken away by hand since the last one.
+
+    Records name layers by their numbers, so no builder's model fits those of before and after.
+    """
+    before, now = getattr(model, CHILDREN, {}), _numbered_children(model)
+    for path, count in before.items():
+        if path in now and now[path] != count:
+            warnings.warn(
+                f"{path or 'The model'!r} had {count} children after the last recorded surgery and "
+                f"has {now[path]} now: others changed the model, and rebuild() cannot repeat what "
+                "they did between the records. Make such changes before the first growth, where "
+                "the base model is built.",
+                stacklevel=2,
+            )
+            return
+
+
+def _numbered_children(model: nn.Module) -> dict[str, int]:
+    """Path of every module whose children are numbered -> how many it has."""
+    return {
+        path: len(module._modules)
+        for path, module in model.named_modules()
+        if "0" in module._modules and all(name.isdecimal() for name in module._modules)
+    }
 
 
 def without_values(record: Mapping[str, Any]) -> Record:

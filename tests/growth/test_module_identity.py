@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -273,6 +274,24 @@ def test_records_of_followed_layers_rebuild_the_network() -> None:
     rebuild(base, insertions(model))
     base.load_state_dict(model.state_dict())
     assert torch.equal(base(data()), model(data()))
+
+
+def test_layers_added_by_hand_between_two_growths_are_said() -> None:
+    """Records number layers: what came in between is in none of them."""
+    model = nn.Sequential(deep(), nn.Linear(4, 2).double())
+    inserter = LayerInsertion(model, positions=["0.1"])
+    record(model, inserter)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        inserter.insert("0.1")
+        convert(model, {})
+        model[1] = nn.Linear(4, 3).double()  # another head is nothing that records number
+        record(model, inserter)
+        inserter.insert("0.1")
+    model[0].insert(0, nn.Linear(4, 4).double())
+    record(model, inserter)
+    with pytest.warns(UserWarning, match="'0' had 9 children .* has 10 now: others changed"):
+        inserter.insert("0.2")
 
 
 def test_inside_an_attribute_the_old_module_moves_down() -> None:
