@@ -7,8 +7,8 @@ plain dicts (``gk.growth.grow_state``), and go to a new model, sharded by the sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed, nn
@@ -25,22 +25,25 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
 
 from growkernels.growth import grow_state, insertions, rebuild
+from growkernels.growth.processes import Ranks
 from growkernels.growth.records import Records, read_records
 from growkernels.growth.state import shared_parameters_kept
 from growkernels.nn.grown_layers import Branch
+from growkernels.nn.optimizers import Optimizers, as_one, parts_of
 
 Outcome = Mapping[str, Any]
+Made = TypeVar("Made", bound=Optimizers)
 
 
 def regrow(
     model: nn.Module,
-    optimizer: Optimizer,
+    optimizer: Optimizers,
     records: Records,
     *,
     build: Callable[[], nn.Module],
     shard: Callable[[nn.Module], object],
-    make_optimizer: Callable[[nn.Module], Optimizer],
-) -> tuple[nn.Module, Optimizer]:
+    make_optimizer: Callable[[nn.Module], Made],
+) -> tuple[nn.Module, Made]:
     """A grown model in place of one that is sharded by ``fully_shard`` (FSDP2), with its optimizer.
 
     ::
@@ -62,29 +65,29 @@ def regrow(
 
     Args:
         model: sharded, or whole on every rank.
-        optimizer: the model's.
+        optimizer: the model's, or a list of all of them.
         records: what to do, see ``gk.growth.grow_state``.
         build: gives the base model, before any growth, best on the meta device; what
             ``gk.growth.insertions(model)`` says is rebuilt in it.
         shard: applies ``fully_shard`` to a model, as it was applied to this one.
-        make_optimizer: gives the optimizer of a sharded model; learning rates and the other
-            settings of groups are those of the optimizer that was given.
+        make_optimizer: gives the optimizer of a sharded model, or as many as were given, with the
+            same parameters each; learning rates and the other settings of groups are those of the
+            optimizer that was given.
 
     Raises:
         TypeError: a wrapped model, or one with parts that are tensor parallel.
         ValueError: what ``grow_state`` raises, on every rank; a mesh that is not of all ranks; a
-            buffer that is in no state and that ``build`` leaves on the meta device.
+            buffer that is in no state and that ``build`` leaves on the meta device; optimizers
+            from ``make_optimizer`` that share the parameters out otherwise.
     """
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(
-            f"optimizer is a {type(optimizer).__name__}; regrow takes one torch.optim optimizer of "
-            "the whole model."
-        )
-    _check_sharding(model)
+    ranks = Ranks()
+    with ranks.agreed():
+        optimizers = _parts(optimizer)
+        _check_sharding(model)
     history = insertions(model)
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     model_state = get_model_state_dict(model, options=options)
-    optimizer_state = state_by_names(model, optimizer, options)
+    optimizer_states = [state_by_names(model, part, options) for part in optimizers]
 
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
 
@@ -100,16 +103,19 @@ def regrow(
         states = grow_state(
             listed,
             model_state,
-            optimizer_state,
+            optimizer_states,
             build=build_before,
-            optimizer_type=type(optimizer),
+            optimizer_type=[type(part) for part in optimizers],
         )
-        assert states[1] is not None
-        with_state = list(states[1]["state"])
-        return {"records": listed, "with_state": with_state, "states": states}
+        return {
+            "records": listed,
+            "held": [_held(state) for state in states[1]],
+            "with_state": [name for state in states[1] for name in state["state"]],
+            "states": states,
+        }
 
-    grown = _of_first_rank(grow)
-    model_state, optimizer_state = grown.get("states", ({}, {}))
+    grown = _of_first_rank(ranks, grow)
+    model_state, optimizer_states = grown.get("states", ({}, [{}] * len(optimizers)))
 
     def build_after() -> nn.Module:
         new = build_before()
@@ -118,14 +124,58 @@ def regrow(
         give_memory(new, _device_of(model))
         return new
 
-    new = on_all_ranks(build_after)
+    with ranks.agreed():
+        new = build_after()
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
     set_model_state_dict(new, model_state, options=options)
     new.train(model.training)
-    new_optimizer = on_all_ranks(lambda: make_optimizer(new))
-    set_optimizer_state_dict(new, new_optimizer, optimizer_state, options=options)
-    keep_states(new, new_optimizer, grown["with_state"])
-    return new, new_optimizer
+    with ranks.agreed():
+        made = make_optimizer(new)
+        parts = _parts(made)
+        _check_shared_out_alike(new, parts, grown["held"])
+    # Not strict: a parameter that no backward pass came to has no state.
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
+    for part, state in zip(parts, optimizer_states, strict=True):
+        set_optimizer_state_dict(new, part, state, options=options)
+        keep_states(new, part, grown["with_state"])
+    return new, made
+
+
+def _parts(optimizer: Optimizers) -> Sequence[Optimizer]:
+    """The optimizers that step."""
+    one = as_one(optimizer)
+    if not isinstance(one, Optimizer):
+        raise TypeError(
+            f"optimizer is a {type(optimizer).__name__}; regrow takes a torch.optim optimizer of "
+            "the model, or a list of them."
+        )
+    return parts_of(one)
+
+
+def _held(state: Mapping[str, Any]) -> list[str]:
+    return [name for group in state["param_groups"] for name in group["params"]]
+
+
+def _check_shared_out_alike(
+    model: nn.Module, parts: Sequence[Optimizer], held: Sequence[Sequence[str]]
+) -> None:
+    """Raise ValueError if a parameter's state would go to another optimizer than had it."""
+    if len(parts) != len(held):
+        raise ValueError(
+            f"make_optimizer gives {len(parts)} optimizers, and {len(held)} were given; give as "
+            "many, in the same order."
+        )
+    holder = {name: number for number, names in enumerate(held) for name in names}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for number, part in enumerate(parts):
+        for parameter in (p for group in part.param_groups for p in group["params"]):
+            name = names.get(id(parameter), "")
+            if holder.get(name, number) != number:
+                raise ValueError(
+                    f"make_optimizer gives {name!r} to optimizer {number}, and the growth leaves "
+                    f"it to optimizer {holder[name]}, as it does in one process; share parameters "
+                    "out by the same rule."
+                )
 
 
 def state_by_names(
@@ -209,40 +259,11 @@ def _check_sharding(model: nn.Module) -> None:
             )
 
 
-def _of_first_rank(make: Callable[[], Outcome]) -> Outcome:
+def _of_first_rank(ranks: Ranks, make: Callable[[], Outcome]) -> Outcome:
     """The first rank's outcome, on others without its states; what it raises, all ranks raise."""
     outcome: Outcome = {}
-    error: Exception | None = None
-    if _rank() == 0:
-        try:
+    with ranks.agreed():
+        if ranks.own == 0:
             outcome = make()
-        except Exception as raised:
-            error = raised
-    box: list[Any] = [({k: v for k, v in outcome.items() if k != "states"}, error)]
-    if distributed.is_initialized():
-        distributed.broadcast_object_list(box, src=0)
-    told, error = box[0]
-    if error is not None:
-        raise error
-    return outcome if _rank() == 0 else told
-
-
-def on_all_ranks(make: Callable[[], Any]) -> Any:
-    """What a function makes on each rank; where it raises on one, all raise."""
-    made, error = None, None
-    try:
-        made = make()
-    except Exception as raised:
-        error = raised
-    errors: list[Any] = [error]
-    if distributed.is_initialized():
-        errors = [None] * distributed.get_world_size()
-        distributed.all_gather_object(errors, error)
-    for told in errors if error is None else [error]:
-        if told is not None:
-            raise told
-    return made
-
-
-def _rank() -> int:
-    return distributed.get_rank() if distributed.is_initialized() else 0
+    told = ranks.gathered({k: v for k, v in outcome.items() if k != "states"})
+    return outcome if ranks.own == 0 else told[0]

@@ -18,7 +18,7 @@ from growkernels.nn.wrappers import data_parallel_wrappers
 T = TypeVar("T")
 Group: TypeAlias = "distributed.ProcessGroup | None"
 
-_RAISED = {error.__name__: error for error in (RuntimeError, TypeError, ValueError)}
+_RAISED = {error.__name__: error for error in (OSError, RuntimeError, TypeError, ValueError)}
 
 
 class Ranks:
@@ -89,8 +89,9 @@ class Ranks:
             doing: what is about to be done, which must be the same on all ranks.
 
         Raises:
-            RuntimeError, TypeError, ValueError: the first failing rank's, the same on all; or
-                RuntimeError: the ranks are about to do different things.
+            OSError, RuntimeError, TypeError, ValueError: the first failing rank's, the same on all
+                (RuntimeError, where it is of none of these kinds); or RuntimeError: the ranks are
+                about to do different things.
         """
         failure: Exception | None = None
         try:
@@ -101,11 +102,11 @@ class Ranks:
             failure = error
         if not self.several:
             return
-        own = None if failure is None else (type(failure).__name__, str(failure))
+        own = None if failure is None else _kind_and_sentence(failure)
         told = self.gathered((own, doing))
         for rank, (failed, _) in enumerate(told):
             if failed is not None:
-                kind = _RAISED.get(failed[0], RuntimeError)
+                kind = _RAISED[failed[0]]
                 sentence = (
                     failed[1]
                     if failed[1].startswith("On rank ")
@@ -118,6 +119,14 @@ class Ranks:
                     f"Rank 0 is about to {told[0][1]}, and rank {rank} to {other}: give all ranks "
                     "the same arguments, from scores that all have computed together."
                 )
+
+
+def _kind_and_sentence(failure: Exception) -> tuple[str, str]:
+    """What travels to the other ranks, whose Python may not know the failure's own type."""
+    for name, kind in _RAISED.items():
+        if isinstance(failure, kind):
+            return name, str(failure)
+    return RuntimeError.__name__, f"{type(failure).__name__}: {failure}"
 
 
 def ranks_of(model: nn.Module, group: Group = None) -> Ranks:

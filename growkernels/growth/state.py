@@ -11,26 +11,53 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from growkernels.growth.records import Records, check_complete, read_records, repeat_all
+from growkernels.nn.optimizers import as_one
 
 State = dict[str, Any]
+Kind = type[Optimizer] | None
+Names = Sequence[str] | None
 
 
+@overload
 def grow_state(
     records: Records,
     model_state: Mapping[str, Any],
     optimizer_state: Mapping[str, Any] | None = None,
     *,
     build: Callable[[], nn.Module],
-    optimizer_type: type[Optimizer] | None = None,
-    parameter_names: Sequence[str] | None = None,
-) -> tuple[State, State | None]:
+    optimizer_type: Kind = None,
+    parameter_names: Names = None,
+) -> tuple[State, State | None]: ...
+
+
+@overload
+def grow_state(
+    records: Records,
+    model_state: Mapping[str, Any],
+    optimizer_state: Sequence[Mapping[str, Any]],
+    *,
+    build: Callable[[], nn.Module],
+    optimizer_type: Sequence[Kind] | None = None,
+    parameter_names: Sequence[Names] | None = None,
+) -> tuple[State, list[State]]: ...
+
+
+def grow_state(
+    records: Records,
+    model_state: Mapping[str, Any],
+    optimizer_state: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+    *,
+    build: Callable[[], nn.Module],
+    optimizer_type: Kind | Sequence[Kind] = None,
+    parameter_names: Names | Sequence[Names] = None,
+) -> tuple[State, Any]:
     """What surgeries make of full state dicts, as a pure function.
 
     ::
@@ -55,11 +82,13 @@ def grow_state(
             ``torch.distributed.checkpoint.state_dict.get_optimizer_state_dict`` gives it with
             ``full_state_dict=True``; or with numbers, as ``optimizer.state_dict()`` gives it. The
             result is of the same form. What the optimizer holds no state of has none afterwards.
+            A list of such states, of the several optimizers of one model, gives a list.
         build: gives the model as it was before the first of the records (with earlier ones
             rebuilt), on any device; its own values are not used, so the meta device is best.
         optimizer_type: of the state; None: told by its groups' settings, of torch's optimizers.
         parameter_names: for a state with numbers, the names in their order. None: the groups'
-            ``param_names``, or that of ``model.parameters()`` where there is one group.
+            ``param_names``, or that of ``model.parameters()`` where there is one group. Both are
+            lists with an entry for each optimizer where ``optimizer_state`` is a list.
 
     Raises:
         ValueError: a record that does not fit or does not hold the values that its surgery started
@@ -73,12 +102,34 @@ def grow_state(
     if optimizer_state is None:
         repeat_all(model, listed, None)
         return dict(model.state_dict()), None
-    named = _with_names(optimizer_state, model, parameter_names)
-    optimizer = _stand_in(named, model, optimizer_type)
-    repeat_all(model, listed, optimizer)
-    grown = _read(optimizer, model)
-    by_numbers = named is not optimizer_state
-    return dict(model.state_dict()), _with_numbers(grown) if by_numbers else grown
+    given, kinds, names = _listed(optimizer_state, optimizer_type, parameter_names)
+    named = [_with_names(*each) for each in zip(given, names, [model] * len(given), strict=True)]
+    parts = [_stand_in(state, model, kind) for state, kind in zip(named, kinds, strict=True)]
+    repeat_all(model, listed, as_one(parts))
+    grown = [_read(part, model) for part in parts]
+    for number, (state, with_names) in enumerate(zip(given, named, strict=True)):
+        if with_names is not state:
+            grown[number] = _with_numbers(grown[number])
+    one = isinstance(optimizer_state, Mapping)
+    return dict(model.state_dict()), grown[0] if one else grown
+
+
+def _listed(
+    state: Mapping[str, Any] | Sequence[Mapping[str, Any]], kind: Any, names: Any
+) -> tuple[Sequence[Mapping[str, Any]], Sequence[Kind], Sequence[Names]]:
+    """The states of all optimizers, with the type and the names that are given for each."""
+    if isinstance(state, Mapping):
+        return [state], [kind], [names]
+    given = {"optimizer_type": kind, "parameter_names": names}
+    for argument, entries in given.items():
+        if entries is None:
+            given[argument] = [None] * len(state)
+        elif isinstance(entries, type) or len(entries) != len(state):
+            raise ValueError(
+                f"The states are of {len(state)} optimizers; pass {argument} as a list with an "
+                "entry for each."
+            )
+    return state, given["optimizer_type"], given["parameter_names"]
 
 
 def _fill(model: nn.Module, state: Mapping[str, Any]) -> None:
@@ -180,9 +231,7 @@ def _read(optimizer: Optimizer, model: nn.Module) -> State:
     return {"state": state, "param_groups": groups}
 
 
-def _with_names(
-    state: Mapping[str, Any], model: nn.Module, names: Sequence[str] | None
-) -> Mapping[str, Any]:
+def _with_names(state: Mapping[str, Any], names: Names, model: nn.Module) -> Mapping[str, Any]:
     """The state with names for numbers; itself, if it has names."""
     if "state" not in state or "param_groups" not in state:
         raise ValueError(

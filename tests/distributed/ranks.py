@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing as standard_multiprocessing
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ import torch
 from torch import distributed, multiprocessing
 
 Check = Callable[[int], Any]
+SECONDS = 400  # for all checks of a start, on a busy machine
 
 
 @dataclass
@@ -36,9 +39,22 @@ def on_ranks(checks: dict[str, Check], number: int, folder: Path) -> dict[str, l
     """What each function gives on each of `number` ranks, which are started once for all of them.
 
     Raises:
-        AssertionError: with the traceback of the first function that raised; all have run.
+        AssertionError: with the traceback of the first function that raised (all have run); or
+            processes that wait for one another forever.
     """
-    multiprocessing.spawn(_one, args=(checks, number, str(folder)), nprocs=number)
+    # One server imports what takes seconds, and all processes of a session are its forks.
+    standard_multiprocessing.set_forkserver_preload(
+        ["growkernels.checkpoint", "pytest", "torch._dynamo"]
+    )
+    processes = multiprocessing.start_processes(
+        _one, (checks, number, str(folder)), number, join=False, start_method="forkserver"
+    )
+    end = time.monotonic() + SECONDS
+    while not processes.join(timeout=1):
+        if time.monotonic() > end:
+            for process in processes.processes:
+                process.kill()
+            raise AssertionError(f"The processes have not ended after {SECONDS} seconds.")
     told = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(number)]
     for of_rank in told:
         for result in of_rank.values():

@@ -129,6 +129,36 @@ def test_a_long_mixture(name: str) -> None:
     assert train(twin, other) == train(model, optimizer)
 
 
+@pytest.mark.parametrize("surgery", [*SURGERIES, "a long mixture"])
+def test_states_of_several_optimizers(surgery: str) -> None:
+    model = network()
+    optimizers = [
+        torch.optim.Muon([p for p in model.parameters() if p.dim() == 2], lr=0.01),
+        torch.optim.AdamW([p for p in model.parameters() if p.dim() != 2], lr=0.01),
+    ]
+    x, y = batch()
+    for _ in range(2):
+        model.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    model_before = copy.deepcopy(model.state_dict())
+    names = [names_in_order(model, optimizer) for optimizer in optimizers]
+    numbered = copy.deepcopy([optimizer.state_dict() for optimizer in optimizers])
+    named = copy.deepcopy([by_names(model, optimizer) for optimizer in optimizers])
+    {**SURGERIES, "a long mixture": grown}[surgery](model, optimizers)  # type: ignore[arg-type]
+    records = insertions(model)
+    model_state, states = grow_state(records, model_before, named, build=build_on_meta)
+    check_equal(model_state, dict(model.state_dict()))
+    check_equal(states, [by_names(model, optimizer) for optimizer in optimizers])
+    _, states = grow_state(
+        records, model_before, numbered, build=build_on_meta, parameter_names=names
+    )
+    check_equal(states, [optimizer.state_dict() for optimizer in optimizers])
+    with pytest.raises(ValueError, match="of 2 optimizers; pass parameter_names as a list"):
+        grow_state(records, model_before, numbered, build=build_on_meta, parameter_names=names[:1])
+
+
 def test_values_that_come_from_batches_are_in_the_record() -> None:
     model = network()
     before = copy.deepcopy(model.state_dict())

@@ -1,15 +1,13 @@
-"""Training, recording, resuming, and two processes at once, for the tests of all drivers."""
+"""Training, recording and resuming, for the tests of all drivers."""
 
 from __future__ import annotations
 
 import io
-import multiprocessing as standard_multiprocessing
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, multiprocessing, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import StepLR
@@ -128,43 +126,3 @@ def check_equal(a: Any, b: Any, at: str = "") -> None:
         assert torch.equal(a, b), at
     else:
         assert a == b, at
-
-
-def on_two_ranks(of_rank: Callable[[int], dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
-    """What a function gives in each of two processes (gloo); it is one of its module's."""
-    return on_ranks(of_rank, folder, 2)
-
-
-def on_ranks(
-    of_rank: Callable[[int], dict[str, Any]], folder: Path, ranks: int, *fewer: int
-) -> list[dict[str, Any]]:
-    """What a function gives in each of several processes (gloo); it is one of its module's.
-
-    ``fewer``: what it gives, called again, in the first so many of them, is appended.
-    """
-    worlds = (ranks, *fewer)
-    # One server imports torch (a few seconds of DTensor's sympy), and all processes are its forks.
-    standard_multiprocessing.set_forkserver_preload(
-        ["growkernels.checkpoint", "pytest", "torch._dynamo"]
-    )
-    multiprocessing.start_processes(
-        _one_rank, args=(of_rank, str(folder), worlds), nprocs=ranks, start_method="forkserver"
-    )
-    return [
-        torch.load(folder / f"{world}.{rank}.pt", weights_only=True)
-        for world in worlds
-        for rank in range(world)
-    ]
-
-
-def _one_rank(
-    rank: int, of_rank: Callable[[int], dict[str, Any]], folder: str, worlds: Sequence[int]
-) -> None:
-    torch.set_num_threads(1)
-    for world in worlds:
-        if rank < world:
-            distributed.init_process_group(
-                "gloo", init_method=f"file://{folder}/meet{world}", rank=rank, world_size=world
-            )
-            torch.save(of_rank(rank), Path(folder) / f"{world}.{rank}.pt")
-            distributed.destroy_process_group()

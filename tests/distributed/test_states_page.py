@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from training import on_ranks
+from ranks import on_ranks
 
 PAGE = Path(__file__).parents[2] / "docs" / "states.md"
 
@@ -23,4 +23,5 @@ def run_page(folder: str, rank: int) -> dict[str, Any]:
 
 
 def test_every_block_of_the_page_runs(tmp_path: Path) -> None:
-    assert on_ranks(partial(run_page, str(tmp_path)), tmp_path, 1) == [{"blocks": 5}]
+    checks = {"page": partial(run_page, str(tmp_path))}
+    assert on_ranks(checks, 1, tmp_path) == {"page": [{"blocks": 5}]}

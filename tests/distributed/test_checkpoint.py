@@ -3,55 +3,27 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
-from all_surgeries import Network, batch, grown, inserter_at, network, train
+from all_surgeries import grown, inserter_at, network, train
+from ranks import on_ranks, raised
+from sharded_training import build_on_meta, muon_and_adamw, shard, train_on_part
 from small_networks import batches, mlp
-from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
-from torch.nn import functional as F
+from torch import nn
 from torch.optim import Optimizer
-from training import check_equal, on_ranks, record
+from training import adamw, check_equal, record
 
 from growkernels import checkpoint
 from growkernels.growth import LayerInsertion, LossPlateau, NeuronScaling, insertions
 from growkernels.nn import convert
-
-
-def build_on_meta() -> Network:
-    with torch.device("meta"):
-        return network().double()
-
-
-def make_optimizer(model: nn.Module) -> Optimizer:
-    decay = [p for p in model.parameters() if p.dim() > 1]
-    rest = [p for p in model.parameters() if p.dim() <= 1]
-    groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=1e-2)
-
-
-def shard(model: nn.Module) -> None:
-    fully_shard(model.mlp)
-    fully_shard(model)
-
-
-def steps(model: nn.Module, optimizer: Optimizer, rank: int = 0, ranks: int = 1) -> list[Tensor]:
-    model.eval()
-    x, y = batch()
-    x, y = torch.cat([x, x + 1])[:8].double(), torch.cat([y, y])[:8]
-    losses = []
-    for _ in range(3):
-        optimizer.zero_grad()
-        loss = F.cross_entropy(model(x.chunk(ranks)[rank]), y.chunk(ranks)[rank])
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.detach())
-    return losses
 
 
 def drivers_of(model: nn.Module) -> tuple[LayerInsertion, NeuronScaling]:
@@ -72,9 +44,9 @@ def of_rank(folder: str, rank: int) -> dict[str, Any]:
         model: nn.Module = grown(network()).double()
         model.convs[2].requires_grad_(False)  # type: ignore[index, union-attr]
         shard(model)
-        optimizer = make_optimizer(model)
+        optimizer = adamw(model)
         optimizer.param_groups[0]["lr"] = 3e-3
-        steps(model, optimizer, rank, ranks)
+        train_on_part(model, optimizer, rank, ranks)
         saving = checkpoint.save(sharded, model, optimizer, extra={"step": 3}, wait=False)
         assert saving is not None
         saving.result()
@@ -89,7 +61,7 @@ def of_rank(folder: str, rank: int) -> dict[str, Any]:
             record(driver, data[:4][rank::ranks])
         checkpoint.save(whole, of_four[0].model, drivers=of_four)
     else:
-        restored = checkpoint.load(sharded, build_on_meta, shard, make_optimizer)
+        restored = checkpoint.load(sharded, build_on_meta, shard, adamw)
         model, optimizer = restored.model, restored.optimizer
         assert restored.extra == {"step": 3}
         by_four = checkpoint.load(whole, mlp)
@@ -97,37 +69,118 @@ def of_rank(folder: str, rank: int) -> dict[str, Any]:
         by_four.load_drivers(*drivers)
         for driver in drivers:
             record(driver, data[4:][rank::ranks])
-    return {"losses": steps(model, optimizer, rank, ranks), **numbers(drivers)}
+    return {"losses": train_on_part(model, optimizer, rank, ranks), **numbers(drivers)}
+
+
+@contextmanager
+def a_full_disk(here: bool) -> Iterator[None]:
+    """No file of this process may become longer than 1000 bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if here:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def failures(folder: Path, rank: int) -> dict[str, str]:
+    """What each rank is told of what fails on one; and a save that goes well afterwards."""
+    model = mlp()
+    inserter = LayerInsertion(model)
+    record(inserter, batches(model, 1, 4))
+    (folder / "file").touch()
+    (folder / "before").mkdir(exist_ok=True)
+    told: dict[str, str] = {}
+
+    def save(name: Path | str, wait: bool = True, extra: Any = None) -> None:
+        saving = checkpoint.save(folder / name, model, drivers=[inserter], extra=extra, wait=wait)
+        if saving is not None:
+            saving.result()
+
+    told["unwritable"] = raised(lambda: save("file/in" if rank == 1 else "unwritable"))
+    with a_full_disk(rank == 2):
+        told["full"] = raised(lambda: save("full"))
+        told["full before"] = raised(lambda: save("before"))
+        told["in the background"] = raised(lambda: save("background", wait=False))
+    told["cannot be packed"] = raised(lambda: save("packed", extra=(lambda: 0) if rank else 1))
+    torch.distributed.barrier()
+    tried = ("unwritable", "full", "before", "background", "packed")
+    told["left"] = str([p.name for name in tried for p in (folder / name).glob("*")])
+    save("before")
+    told["occupied"] = raised(lambda: save("before" if rank == 3 else "occupied"))
+    told["missing"] = raised(lambda: checkpoint.load(folder / ("no" if rank == 3 else "one"), mlp))
+
+    def make(model: nn.Module) -> Optimizer:
+        if rank == 1:
+            raise KeyError("lr")
+        return adamw(model)
+
+    told["optimizer"] = raised(lambda: checkpoint.load(folder / "before", mlp, None, make))
+    return told
+
+
+class Results(NamedTuple):
+    """Of checkpoints in the folder, of four ranks and of two; and failures of four."""
+
+    folder: Path
+    ranks: list[dict[str, Any]]
+    failures: list[dict[str, str]]
+
+
+def test_what_fails_on_one_rank_fails_on_all(results: Results) -> None:
+    first, *others = results.failures
+    assert all(told == first for told in others)
+    nothing = "was not written, and nothing is left of it"
+    for name, rank, kind in (("unwritable", 1, "NotADirectoryError"), ("full", 2, "")):
+        assert first[name].startswith(f"OSError: On rank {rank} of 4: The checkpoint in ")
+        assert nothing in first[name]
+        assert kind in first[name]
+        assert "\n" not in first[name]
+    for name in ("full before", "in the background"):
+        assert "On rank 2 of 4: The checkpoint in " in first[name]
+        assert nothing in first[name]
+    assert first["cannot be packed"].startswith("RuntimeError: On rank 1 of 4: ")
+    assert first["left"] == "[]"
+    for name in ("unwritable", "full", "background", "packed", "occupied"):
+        assert not (results.folder / name).exists()
+    assert "On rank 3 of 4: " in first["occupied"]
+    assert "holds a checkpoint; save each one" in first["occupied"]
+    assert first["missing"].startswith("ValueError: On rank 3 of 4: ")
+    assert first["optimizer"] == "RuntimeError: On rank 1 of 4: KeyError: 'lr'"
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     folder = tmp_path_factory.mktemp("checkpoints")
     drivers = drivers_of(mlp())
     for driver in drivers:
         record(driver, batches(mlp(), 8, 4)[:4])
     checkpoint.save(folder / "one", drivers[0].model, drivers=drivers)
-    return folder, on_ranks(partial(of_rank, str(folder)), folder, 4, 2)
+    checks = {"checkpoints": partial(of_rank, str(folder))}
+    told = on_ranks({**checks, "failures": partial(failures, folder)}, 4, folder)
+    then = on_ranks(checks, 2, tmp_path_factory.mktemp("two"))
+    return Results(folder, told["checkpoints"] + then["checkpoints"], told["failures"])
 
 
-def test_four_two_and_one_go_on_alike(results: tuple[Path, list[dict[str, Any]]]) -> None:
-    folder, ranks = results
-    restored = checkpoint.load(folder / "sharded", build_on_meta, None, make_optimizer)
+def test_four_two_and_one_go_on_alike(results: Results) -> None:
+    folder, ranks, _ = results
+    restored = checkpoint.load(folder / "sharded", build_on_meta, None, adamw)
     assert insertions(restored.model) == insertions(grown(network()))
     assert restored.optimizer.param_groups[0]["lr"] == 3e-3
     assert not restored.model.convs[2].basis.requires_grad  # type: ignore[index, union-attr]
-    alone = torch.stack(steps(restored.model, restored.optimizer))
+    alone = torch.stack(train_on_part(restored.model, restored.optimizer))
     for part in (ranks[:4], ranks[4:]):
         means = torch.stack([torch.stack(result["losses"]) for result in part]).mean(0)
         torch.testing.assert_close(means, alone, rtol=1e-9, atol=1e-9)
 
 
-def test_recorded_batches_are_dealt_out(results: tuple[Path, list[dict[str, Any]]]) -> None:
+def test_recorded_batches_are_dealt_out(results: Results) -> None:
     drivers = drivers_of(mlp())
     for driver in drivers:
         record(driver, batches(mlp(), 8, 4))
     expected = numbers(drivers)
-    for result in results[1]:
+    for result in results.ranks:
         torch.testing.assert_close({k: result[k] for k in expected}, expected)
 
 
@@ -163,29 +216,21 @@ def test_one_process_goes_on_with_the_same_bits(name: str, tmp_path: Path) -> No
 
 def test_an_optimizer_that_has_not_stepped_stays_so(tmp_path: Path) -> None:
     model = network()
-    optimizers = [
-        torch.optim.Muon([p for p in model.parameters() if p.dim() == 2], lr=0.02),
-        torch.optim.AdamW([p for p in model.parameters() if p.dim() != 2], lr=0.01),
-    ]
+    optimizers = muon_and_adamw(model)
+    optimizers[0].param_groups[0]["lr"] = 0.03
     before = {name: value.clone() for name, value in model.state_dict().items()}
     checkpoint.save(tmp_path / "a", model, optimizers)
     assert not any(optimizer.state for optimizer in optimizers)
     check_equal(dict(model.state_dict()), before)
 
-    def make(model: nn.Module) -> list[Optimizer]:
-        return [
-            torch.optim.Muon([p for p in model.parameters() if p.dim() == 2]),
-            torch.optim.AdamW([p for p in model.parameters() if p.dim() != 2]),
-        ]
-
-    restored = checkpoint.load(tmp_path / "a", network, None, make)
-    assert [o.param_groups[0]["lr"] for o in restored.optimizer] == [0.02, 0.01]
+    restored = checkpoint.load(tmp_path / "a", network, None, muon_and_adamw)
+    assert [o.param_groups[0]["lr"] for o in restored.optimizer] == [0.03, 0.01]
     assert not any(optimizer.state for optimizer in restored.optimizer)
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     model = network()
-    optimizer = make_optimizer(model)
+    optimizer = adamw(model)
     folder = tmp_path / "a"
     checkpoint.save(folder, model, optimizer)
     with pytest.raises(ValueError, match="holds a checkpoint; save each one into a folder of its"):

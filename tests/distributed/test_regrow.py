@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from all_surgeries import Network, batch, grown, inserted, network
+from all_surgeries import Network, grown, inserted, network
+from ranks import on_ranks
+from sharded_training import build_on_meta, muon_and_adamw, shard, train_on_part
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -14,12 +17,9 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
-from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
-from training import on_ranks
+from training import adamw
 
 from growkernels import distributed as gk_distributed
 from growkernels.growth import insertions, rebuild
@@ -41,52 +41,20 @@ def second_growth() -> list[dict[str, Any]]:
     return insertions(model)[before:]
 
 
-def build_on_meta() -> Network:
-    with torch.device("meta"):
-        return network().double()
-
-
 def built() -> Network:
     model = network().double()
     model.convs[2].requires_grad_(False)
     return model
 
 
-def shard(model: nn.Module) -> None:
-    fully_shard(model.mlp)
-    fully_shard(model)
-
-
-def make_optimizer(model: nn.Module) -> Optimizer:
-    decay = [p for p in model.parameters() if p.dim() > 1]
-    rest = [p for p in model.parameters() if p.dim() <= 1]
-    groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=1e-2)
-
-
-def train(model: nn.Module, optimizer: Optimizer, rank: int, ranks: int) -> list[Tensor]:
-    """The losses of this rank's part of a batch."""
-    model.eval()  # a batch norm in training mode sees a part of the batch alone
-    losses = []
-    x, y = batch()
-    x, y = torch.cat([x, x + 1])[:8].double(), torch.cat([y, y])[:8]
-    for _ in range(4):
-        optimizer.zero_grad()
-        loss = F.cross_entropy(model(x.chunk(ranks)[rank]), y.chunk(ranks)[rank])
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.detach())
-    return losses
-
-
 def of_rank(rank: int) -> dict[str, Any]:
     ranks = torch.distributed.get_world_size()
     model: nn.Module = built()
     shard(model)
-    optimizer = make_optimizer(model)
+    optimizer = adamw(model)
     for group in optimizer.param_groups:
         group["lr"] = 5e-3  # what a scheduler did
-    losses = train(model, optimizer, rank, ranks)
+    losses = train_on_part(model, optimizer, rank, ranks, 4)
     for records in (first_growth(), second_growth()):
         model, optimizer = gk_distributed.regrow(
             model,
@@ -94,9 +62,9 @@ def of_rank(rank: int) -> dict[str, Any]:
             records if rank == 0 else records[:0],
             build=build_on_meta,
             shard=shard,
-            make_optimizer=make_optimizer,
+            make_optimizer=adamw,
         )
-        losses += train(model, optimizer, rank, ranks)
+        losses += train_on_part(model, optimizer, rank, ranks, 4)
     state = get_model_state_dict(model, options=FULL)
     of_optimizer = get_optimizer_state_dict(model, optimizer, options=FULL)
     local = {n: p.to_local() for n, p in model.named_parameters()}  # type: ignore[operator]
@@ -107,7 +75,49 @@ def of_rank(rank: int) -> dict[str, Any]:
         "records": insertions(model),
         "sharded": sum(p.numel() for p in local.values()),
         "refused": _refusals(rank) if ranks == 2 else {},
+        "two optimizers": _two_optimizers(rank) if ranks == 2 else [],
     }
+
+
+class Unused(nn.Module):
+    """A network with a weight that no backward pass comes to."""
+
+    def __init__(self, on_meta: bool) -> None:
+        super().__init__()
+        self.network = build_on_meta() if on_meta else built()
+        self.unused = nn.Linear(2, 2, device="meta" if on_meta else "cpu", dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.network(x)
+        return y
+
+
+def _two_optimizers(rank: int | None) -> tuple[list[Tensor], list[dict[str, Any]]]:
+    """Losses through a growth and the states at its end; rank None: in one process."""
+    model: nn.Module = Unused(on_meta=False)
+    records = [{**r, "position": f"network.{r['position']}"} for r in first_growth()]
+    if rank is None:
+        optimizers = muon_and_adamw(model)
+        losses = train_on_part(model, optimizers)
+        rebuild(model, records, optimizers)
+        losses += train_on_part(model, optimizers)
+        return losses, [dict(get_optimizer_state_dict(model, part)) for part in optimizers]
+    shard(model.network)  # type: ignore[arg-type]
+    optimizers = muon_and_adamw(model)
+    losses = train_on_part(model, optimizers, rank, 2)
+    model, optimizers = gk_distributed.regrow(
+        model,
+        optimizers,
+        records,
+        build=partial(Unused, on_meta=True),
+        shard=lambda new: shard(new.network),  # type: ignore[arg-type]
+        make_optimizer=muon_and_adamw,
+    )
+    assert [type(part).__name__ for part in optimizers] == ["Muon", "AdamW"]
+    assert not any(optimizers[0].state.get(model.unused.weight, {}))  # type: ignore[union-attr]
+    losses += train_on_part(model, optimizers, rank, 2)
+    states = [get_optimizer_state_dict(model, part, options=FULL) for part in optimizers]
+    return losses, [dict(state) for state in states]
 
 
 def _refusals(rank: int) -> dict[str, str]:
@@ -118,7 +128,7 @@ def _refusals(rank: int) -> dict[str, str]:
         callables: dict[str, Any] = {
             "build": build_on_meta,
             "shard": shard,
-            "make_optimizer": make_optimizer,
+            "make_optimizer": adamw,
             **changes,
         }
         try:
@@ -148,12 +158,19 @@ def _refusals(rank: int) -> dict[str, str]:
         "record": told(sharded, [{"kind": "neurons", "version": 1}]),
         "buffer": told(sharded, build=build_with_buffer),
         "shard": told(sharded, shard=fails_on_the_last),
+        "fewer": told(sharded, make_optimizer=muon_and_adamw),
     }
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return on_ranks(of_rank, tmp_path_factory.mktemp("ranks"), 4, 2)
+    """Of four ranks, then of two."""
+    checks = {"regrown": of_rank}
+    return [
+        result
+        for ranks in (4, 2)
+        for result in on_ranks(checks, ranks, tmp_path_factory.mktemp("ranks"))["regrown"]
+    ]
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -162,14 +179,14 @@ def test_the_run_of_one_process_through_two_growths(
 ) -> None:
     ranks = results[:4] if size == 4 else results[4:]
     model: nn.Module = built()
-    optimizer = make_optimizer(model)
+    optimizer = adamw(model)
     for group in optimizer.param_groups:
         group["lr"] = 5e-3
-    losses = train(model, optimizer, 0, 1)
+    losses = train_on_part(model, optimizer, steps=4)
     rebuild(model, first_growth(), optimizer)
-    losses += train(model, optimizer, 0, 1)
+    losses += train_on_part(model, optimizer, steps=4)
     rebuild(model, second_growth(), optimizer)
-    losses += train(model, optimizer, 0, 1)
+    losses += train_on_part(model, optimizer, steps=4)
     means = torch.stack([torch.stack(result["losses"]) for result in ranks]).mean(0)
     torch.testing.assert_close(means, torch.stack(losses), rtol=1e-9, atol=1e-9)
     assert ranks[0]["records"] == insertions(model)
@@ -200,4 +217,20 @@ def test_refusals_reach_every_rank(results: list[dict[str, Any]]) -> None:
         assert "For DistributedDataParallel use" in refused["wrapped"]
         assert "Record 0 of the growth has no" in refused["record"]
         assert "Buffer 'scale' is on the meta device" in refused["buffer"]
-        assert refused["shard"] == "no policy here"
+        assert refused["shard"] == "On rank 1 of 2: no policy here"
+        assert "make_optimizer gives 2 optimizers, and 1 were given" in refused["fewer"]
+
+
+def test_muon_and_adamw(results: list[dict[str, Any]]) -> None:
+    expected, alone = _two_optimizers(None)
+    told = [result["two optimizers"] for result in results[4:]]
+    means = torch.stack([torch.stack(losses) for losses, _ in told]).mean(0)
+    # Muon works in bfloat16; a momentum that did not go along would be half as large.
+    torch.testing.assert_close(means, torch.stack(expected), rtol=1e-3, atol=0)
+    (_, states), _ = told
+    for state, other in zip(states, alone, strict=True):
+        assert state["state"].keys() == other["state"].keys()
+        for name, entries in other["state"].items():
+            for key, value in entries.items():
+                error = (state["state"][name][key] - value).norm()
+                assert error <= 0.3 * value.norm(), (name, key, error, value.norm())
