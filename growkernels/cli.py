@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -162,14 +163,24 @@ Minutes = Annotated[
 
 
 @reproduce.callback()
-def papers() -> None:
+def papers(context: typer.Context) -> None:
     """Reproduce a paper's experiments.
 
     Each leaves report.html in --out, with what holds of the paper, curves and costs; beside it
     summary.json has the final numbers and metrics.jsonl the curves. The quick preset takes minutes
     on two cores, desk hours, for verdicts. A run may be stopped in any way and goes on with
-    --resume.
+    --resume. Under torchrun (torchrun --nproc-per-node 4 --no-python growkernels reproduce ...) all
+    processes train, with the same numbers.
     """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        from growkernels.experiments import helpers
+
+        if helpers.helped():
+            raise typer.Exit
+        if helpers.restarted():
+            context.default_map = {
+                name: {"resume": True} for name in ("sensli", "basis", "scaling")
+            }
 
 
 @contextlib.contextmanager

@@ -18,15 +18,22 @@ from typing import Any, Literal
 
 import torch
 
-from growkernels.experiments.time_limit import Laps, TimeLimitError, end_of_time
+from growkernels.experiments.time_limit import Laps, TimeLimitError, end_in, seconds_left
 
 Report = Callable[[int], bool]
 Event = tuple[Literal["progress", "done"], int, Any]
+ENDED = "A worker process ended unexpectedly (killed, or out of memory); continue with --resume."
+# Workers of other processes of torchrun, with those processes' ranks; ``helpers.py`` fills it.
+helpers: list[tuple[Connection, int]] = []
 
 
 def workers_on(device: str) -> int:
-    """As many as there are cores; a GPU is one device, whose trainings follow one another."""
-    return len(os.sched_getaffinity(0)) if torch.device(device).type == "cpu" else 1
+    """As many as there are cores, which torchrun's processes on this machine share; a GPU is one
+    device, whose trainings follow one another.
+    """
+    if torch.device(device).type != "cpu":
+        return 1
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def run_parts(
@@ -35,7 +42,8 @@ def run_parts(
     workers: int,
     after: Sequence[int | None] | None = None,
 ) -> Iterator[Event]:
-    """Calls ``work(part, report)`` for every part, ``workers`` at a time.
+    """Calls ``work(part, report)`` for every part, ``workers`` at a time, and as many in each other
+    process of torchrun.
 
     Parts begin in order, each after the part with the index that ``after`` has for it, if any.
     ``work``, the parts and what ``work`` returns travel by pickle; ``work`` calls ``report(n)``
@@ -49,7 +57,8 @@ def run_parts(
     done: set[int] = set()
     idle: list[Connection] = []
     processes: dict[Connection, subprocess.Popen[bytes]] = {}
-    stopped = False
+    crew: dict[Connection, int] = {}  # of other processes
+    stopped = finished = False
 
     def next_part() -> int | None:
         for place, index in enumerate(waiting):
@@ -57,7 +66,15 @@ def run_parts(
                 return waiting.pop(place)
         return None
 
+    def join(connection: Connection) -> None:
+        connection.send((work, seconds_left()))
+        idle.append(connection)
+
     def occupy() -> None:
+        for helper, rank in list(helpers):
+            if helper not in crew and list(crew.values()).count(rank) < workers:
+                crew[helper] = rank
+                join(helper)
         while not stopped and (idle or len(processes) < workers):
             index = next_part()
             if index is None:
@@ -65,22 +82,15 @@ def run_parts(
             if not idle:
                 here, process = _start_worker()
                 processes[here] = process
-                here.send((work, end_of_time()))
-                idle.append(here)
+                join(here)
             idle.pop().send((index, parts[index]))
 
     try:
         occupy()
-        while len(idle) < len(processes):
-            for connection in wait([c for c in processes if c not in idle]):
+        while len(idle) < len(processes) + len(crew):
+            for connection in wait([c for c in (*processes, *crew) if c not in idle]):
                 assert isinstance(connection, Connection)
-                try:
-                    kind, index, value = connection.recv()
-                except (EOFError, ConnectionError):
-                    raise RuntimeError(
-                        "A worker process ended unexpectedly (killed, or out of memory); "
-                        "continue with --resume."
-                    ) from None
+                kind, index, value = connection.recv()
                 if kind == "error":
                     raise RuntimeError(value)
                 stopped |= kind == "stopped"
@@ -93,14 +103,22 @@ def run_parts(
             occupy()
         if stopped or waiting:
             raise TimeLimitError
-        for connection, process in processes.items():
+        for connection in (*processes, *crew):
             connection.send(None)
+        for process in processes.values():
             process.wait()
+        finished = True
+    except (EOFError, ConnectionError):
+        raise RuntimeError(ENDED) from None
     finally:
         for connection, process in processes.items():
             process.terminate()
             process.wait()
             connection.close()
+        if not finished:
+            for connection in crew:
+                connection.close()
+            helpers[:] = [helper for helper in helpers if helper[0] not in crew]
 
 
 def _start_worker() -> tuple[Connection, subprocess.Popen[bytes]]:
@@ -122,11 +140,21 @@ _WORKER = "import sys; from growkernels.experiments import pool; pool.serve(sys.
 
 def serve(descriptor: str) -> None:
     """A worker's life: parts come in through the pipe with this descriptor, reports go out."""
-    connection = Connection(int(descriptor))
+    _serve_a_run(Connection(int(descriptor)))
+
+
+def serve_runs(connection: Connection) -> None:
+    """A helper's life: as a worker's, through one run of parts after the other."""
+    while _serve_a_run(connection):
+        pass
+
+
+def _serve_a_run(connection: Connection) -> bool:
+    """Whether the run has ended and another one may follow."""
     torch.set_num_threads(1)
     try:
-        work, end = connection.recv()
-        laps = Laps(end)
+        work, left = connection.recv()
+        laps = Laps(end_in(left))
         for index, part in iter(connection.recv, None):
 
             def report(value: int, index: int = index) -> bool:
@@ -139,11 +167,12 @@ def serve(descriptor: str) -> None:
             try:
                 result = work(part, report)
             except (ConnectionError, KeyboardInterrupt):
-                return
+                return False
             except Exception as error:
                 sentence = str(error) if isinstance(error, RuntimeError) else repr(error)
                 connection.send(("error", index, sentence))
-                return
+                return False
             connection.send(("stopped" if laps.over else "done", index, result))
     except (EOFError, ConnectionError, KeyboardInterrupt):
-        return  # the parent is gone
+        return False  # the parent is gone
+    return True

@@ -89,6 +89,7 @@ def _repeat_bits(device: str) -> None:
     """On a GPU too, a resumed run repeats the same bits."""
     torch.backends.cudnn.deterministic = True
     if torch.device(device).type == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))  # torchrun's: one GPU each
         # cuBLAS reads the variable before its first product.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)

@@ -15,7 +15,7 @@ class TimeLimitError(RuntimeError):
         super().__init__("Stopped at the time limit; continue with --resume.")
 
 
-# Of `time.monotonic`, which all processes of a machine share; None: there is no limit.
+# Of `time.monotonic`; None: there is no limit.
 _end: ContextVar[float | None] = ContextVar("end of the time limit", default=None)
 
 
@@ -34,9 +34,15 @@ def time_limit(minutes: float | None) -> Iterator[None]:
         _end.reset(token)
 
 
-def end_of_time() -> float | None:
-    """When the time is up, as `time.monotonic` counts, or None."""
-    return _end.get()
+def seconds_left() -> float | None:
+    """How long there is time, or None; what another machine's clock can be told."""
+    end = _end.get()
+    return None if end is None else end - time.monotonic()
+
+
+def end_in(seconds: float | None) -> float | None:
+    """When so many seconds are over, as `time.monotonic` counts here."""
+    return None if seconds is None else time.monotonic() + seconds
 
 
 class Laps:
