@@ -26,6 +26,8 @@ def from_pretrained(kind: type[M], folder: str | Path, **settings: Any) -> M:
 
     By itself transformers builds what the config says, and drops the weights of what has grown.
     Here the records in the config are repeated on what it built, before it loads all weights.
+    transformers calls nothing of others between building a model and loading it but quantizers, and
+    a model that says it is quantized is refused in many places; so this is a function.
 
     Args:
         kind: a model class, or one of the Auto classes.
@@ -88,6 +90,7 @@ class Grow(TrainerCallback, ExportableState):
         return self.steps.grown
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        _check_rebuilt(kwargs["model"])
         saved = state.stateful_callbacks.get(type(self).__name__)
         if state.global_step and saved:
             self.steps.load_state_dict(saved["attributes"])
@@ -121,3 +124,14 @@ class Grow(TrainerCallback, ExportableState):
         wrappers = data_parallel_wrappers(model) if self.steps.wants_a_pass else []
         self.steps.watch(next(iter(wrappers), model), model)
         self.steps.begin_pass(scale)
+
+
+def _check_rebuilt(model: nn.Module) -> None:
+    """Raise ValueError for a model that transformers has built without what it had grown by."""
+    for path, records in getattr(model.config, KEY, {}).items():
+        if len(insertions(model.get_submodule(path))) < len(records):
+            raise ValueError(
+                f"The model's config says that it has grown {len(records)} times, and the model "
+                "has not: it comes from its class' own from_pretrained, which drops what has "
+                "grown. Load it by growkernels.integrations.transformers.from_pretrained."
+            )

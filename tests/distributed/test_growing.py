@@ -11,12 +11,14 @@ from ranks import on_ranks, raised
 from small_networks import batches, cnn
 from torch import Tensor, distributed, nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
+from torch.distributed.optim import _apply_optimizer_in_backward
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parallel.distributed import _MixedPrecision
 
 import growkernels as gk
 from growkernels.growth import LayerInsertion, NeuronScaling, insertions
-from growkernels.nn import BasisConv2d
+from growkernels.nn import BasisConv2d, convert
 
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -155,6 +157,63 @@ def communication_hooks(rank: int) -> dict[str, Any]:
     return {"kept": kept, "grads": grads, "refused": refused, "records": insertions(model)}
 
 
+def mixed_precision(rank: int) -> dict[str, Any]:
+    """Of DistributedDataParallel itself, whose passes need a GPU: what they would find."""
+    precision = _MixedPrecision(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    models = [no_batch_norm(), no_batch_norm()]
+    grown = DistributedDataParallel(models[0], mixed_precision=precision)
+    with gk.distributed.growing(grown) as growth:
+        growth.convert({"0.0": 2})
+    convert(models[1], {"0.0": 2})
+    fresh = DistributedDataParallel(models[1], mixed_precision=precision)
+    told = []
+    for called in (grown, fresh):
+        parameters = dict(called.module.named_parameters())
+        modules = dict(called.module.named_modules())
+        told.append(
+            {
+                "copies": {
+                    n: (p._mp_param.dtype, p._mp_param.shape) for n, p in parameters.items()
+                },
+                "hooks": {n: len(m._forward_pre_hooks) for n, m in modules.items()},
+                "upcasts": [type(state).__name__ for _, state in called._comm_hooks],
+            }
+        )
+    return {"grown": told[0], "fresh": told[1], "same": grown.mixed_precision is precision}
+
+
+def refusals(rank: int) -> list[str]:
+    def told(called: nn.Module) -> str:
+        before = [id(p) for p in called.parameters()]
+
+        def grow() -> None:
+            with gk.distributed.growing(called) as growth:
+                growth.convert({"0.0": 2})
+
+        sentence = raised(grow)
+        assert [id(p) for p in called.parameters()] == before
+        return sentence
+
+    def wrapped(model: nn.Module, **settings: Any) -> DistributedDataParallel:
+        return DistributedDataParallel(model, **settings)
+
+    delayed = cnn()
+    name, parameter = next(iter(delayed.named_parameters()))
+    stepping = cnn()
+    _apply_optimizer_in_backward(torch.optim.SGD, stepping.parameters(), {"lr": 0.1})
+    with_hook = wrapped(cnn())
+    with_hook._register_builtin_comm_hook(distributed.BuiltinCommHookType.ALLREDUCE)
+    buffers = _MixedPrecision(param_dtype=torch.bfloat16, buffer_dtype=torch.bfloat16)
+    settings = {"param_to_hook_all_reduce": parameter, "process_group": distributed.group.WORLD}
+    return [
+        told(wrapped(delayed, delay_all_reduce_named_params=[(name, parameter)], **settings)),
+        told(wrapped(stepping)),
+        told(with_hook),
+        told(wrapped(cnn(), mixed_precision=buffers)),
+        told(torch.compile(wrapped(cnn()))),
+    ]
+
+
 def uneven_batches(rank: int) -> dict[str, Any]:
     model = no_batch_norm()
     called = DistributedDataParallel(model)
@@ -214,6 +273,8 @@ CHECKS = {
     "grown_twice": partial(grown_twice, number=2),
     "arguments": arguments,
     "communication_hooks": communication_hooks,
+    "mixed_precision": mixed_precision,
+    "refusals": refusals,
     "uneven_batches": uneven_batches,
     "a_failed_recording": a_failed_recording,
 }
@@ -274,6 +335,31 @@ def test_communication_hooks_are_kept_or_refused(found: dict[str, list[Any]]) ->
         assert told["records"] == []
     for one, two in zip(mine["grads"], other["grads"], strict=True):
         assert torch.equal(one, two)
+
+
+def test_the_wrappers_mixed_precision_is_kept(found: dict[str, list[Any]]) -> None:
+    for told in found["mixed_precision"]:
+        assert told["same"]
+        assert told["grown"] == told["fresh"]
+        assert told["grown"]["upcasts"] == ["_AllreduceUpcastHookState"]
+        assert {dtype for dtype, _ in told["grown"]["copies"].values()} == {torch.bfloat16}
+
+
+def test_what_cannot_go_along_is_refused(found: dict[str, list[Any]]) -> None:
+    mine, other = found["refusals"]
+    assert mine == other
+    for sentence, part in zip(
+        mine,
+        (
+            "delays the reduction of some parameters",
+            "optimizers that step in the backward pass",
+            "The built-in communication hook",
+            "mixed precision casts buffers",
+            "The wrapper is compiled",
+        ),
+        strict=True,
+    ):
+        assert part in sentence
 
 
 def test_ranks_may_record_different_numbers_of_batches(found: dict[str, list[Any]]) -> None:

@@ -126,6 +126,9 @@ def test_a_saved_model_is_rebuilt(build: Any, module: str, tmp_path: Path) -> No
     loaded = from_pretrained(kind, tmp_path / "saved")
     assert insertions(loaded.get_submodule(module)) == records
     torch.testing.assert_close(outputs(loaded), outputs(model))
+    plain = type(model).from_pretrained(tmp_path / "saved", ignore_mismatched_sizes=True)
+    with pytest.raises(ValueError, match="has grown 2 times, and the model has not"):
+        fit(plain, growth(module=module), tmp_path, steps=1)
 
 
 def test_a_killed_run_resumes_with_the_same_numbers(tmp_path: Path) -> None:
