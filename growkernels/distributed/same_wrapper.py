@@ -15,6 +15,8 @@ from typing import Any
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from growkernels.nn.wrappers import STEPS_IN_BACKWARD, steps_in_backward
+
 # What a module keeps beside its parts: hooks and its mode.
 _OF_A_MODULE = [name for name in vars(nn.Module()) if name not in ("_parameters", "_modules")]
 _UPCAST = "_AllreduceUpcastHookState"  # of the hook that mixed precision registers itself
@@ -24,11 +26,8 @@ def why_not_again(wrapper: DistributedDataParallel) -> str | None:
     """Why a wrapper cannot be initialised again, as a sentence; None: it can."""
     if wrapper._delay_all_reduce_params:
         return "The wrapper delays the reduction of some parameters; build it without that."
-    if any(hasattr(p, "_in_backward_optimizers") for p in wrapper.module.parameters()):
-        return (
-            "The parameters have optimizers that step in the backward pass, which new parameters "
-            "would not have; use an optimizer that steps after it."
-        )
+    if any(steps_in_backward(parameter) for parameter in wrapper.module.parameters()):
+        return STEPS_IN_BACKWARD
     precision = wrapper.mixed_precision
     if precision is not None and precision.buffer_dtype is not None:
         return (

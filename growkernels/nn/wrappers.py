@@ -25,10 +25,15 @@ _REMEDY_OF_SHARDS = (
     "gk.distributed.regrow(model, optimizer, records, ...) grows a model that fully_shard has "
     "sharded."
 )
+STEPS_IN_BACKWARD = (
+    "The parameters have optimizers that step in the backward pass, which new parameters would not "
+    "have; use an optimizer that steps after it."
+)
 
 
 def check_plain_module(model: object) -> None:
-    """Raise TypeError for what is no module, or has a wrapped or sharded part.
+    """Raise TypeError for what is no module, or has a part that is wrapped, sharded, or trained by
+    optimizers that step in the backward pass.
 
     That is DataParallel, DistributedDataParallel, FullyShardedDataParallel, ``fully_shard``,
     ``replicate`` and any DTensor, on the model itself or anywhere inside it.
@@ -57,6 +62,13 @@ def check_plain_module(model: object) -> None:
             path = f"{name}.{key}" if name else key
             if tensor is not None and is_dtensor(tensor):
                 raise TypeError(f"{path!r} is a DTensor. {_REMEDY_OF_SHARDS}")
+            if steps_in_backward(tensor):
+                raise TypeError(STEPS_IN_BACKWARD)
+
+
+def steps_in_backward(parameter: object) -> bool:
+    """Whether torch's `_apply_optimizer_in_backward` gave a parameter an optimizer of its own."""
+    return hasattr(parameter, "_in_backward_optimizers")
 
 
 def check_watchable(model: object, sharded: bool = False) -> None:

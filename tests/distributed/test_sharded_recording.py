@@ -7,14 +7,21 @@ from typing import Any
 import pytest
 import torch
 from ranks import on_ranks, raised
-from small_networks import batches, mlp
+from small_networks import batches, cnn, mlp
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import (
+    FSDPModule,
+    FullyShardedDataParallel,
+    MixedPrecisionPolicy,
+    fully_shard,
+)
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.nn import functional as F
 
-from growkernels.growth import LayerInsertion, NeuronScaling
+from growkernels.distributed import growing, regrow
+from growkernels.growth import LayerInsertion, NeuronScaling, rebuild
+from growkernels.nn import convert, separate_attention
 
 
 def decided(model: nn.Module, data: Any) -> dict[str, Any]:
@@ -81,7 +88,42 @@ def tensor_parallel(rank: int) -> str:
     return raised(lambda: LayerInsertion(model))
 
 
-CHECKS = {f.__name__: f for f in (recordings, in_bfloat16, tensor_parallel)}
+def fsdp1(rank: int) -> list[str]:
+    model = FullyShardedDataParallel(mlp(), use_orig_params=True, device_id=torch.device("cpu"))
+
+    def optimizer(module: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(module.parameters())
+
+    def regrown() -> object:
+        return regrow(
+            model, optimizer(model), [], build=mlp, shard=lambda m: m, make_optimizer=optimizer
+        )
+
+    told = [
+        lambda: LayerInsertion(model),
+        lambda: LayerInsertion(model.module),
+        lambda: NeuronScaling(model),
+        lambda: convert(model, {}),
+        lambda: growing(model).__enter__().driver,
+        regrown,
+    ]
+    return [raised(surgery) for surgery in told]
+
+
+def surgeries(rank: int) -> list[str]:
+    """On a model that fully_shard has sharded."""
+    model = fully_shard(cnn())
+    scaling = NeuronScaling(model, "magnitude", kinds=["conv2d"])
+    chosen = scaling.select(scaling.scores(), 1000, min_eligible=1)
+    return [
+        raised(lambda: convert(model, {"0.0": 1})),
+        raised(lambda: separate_attention(model)),
+        raised(lambda: rebuild(model, [])),
+        raised(lambda: scaling.grow(chosen, init="eigenvector")),
+    ]
+
+
+CHECKS = {f.__name__: f for f in (recordings, in_bfloat16, tensor_parallel, fsdp1, surgeries)}
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +156,16 @@ def test_under_mixed_precision(found: dict[str, list[Any]]) -> None:
         atol = 0.1 * float(merits.values.max())
         torch.testing.assert_close(values.double(), merits.values, rtol=0, atol=atol)
         assert base == pytest.approx(merits.base, rel=0.1)
+
+
+def test_what_is_sharded_is_not_edited(found: dict[str, list[Any]]) -> None:
+    for sentence in (sentence for told in found["fsdp1"] for sentence in told):
+        assert sentence.startswith("TypeError: ")
+        assert " by FullyShardedDataParallel" in sentence or " in FullyShardedDataP" in sentence
+    for sentence in (sentence for told in found["surgeries"] for sentence in told):
+        assert sentence.startswith("TypeError: ")
+        assert "distributed by FSDPModule" in sentence
+        assert "gk.distributed.regrow" in sentence
 
 
 def test_tensor_parallelism_is_refused(found: dict[str, list[Any]]) -> None:

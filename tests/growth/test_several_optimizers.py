@@ -9,6 +9,7 @@ import pytest
 import torch
 from scaling_networks import batches, small_cnn, small_deit
 from torch import Tensor, nn
+from torch.distributed.optim import _apply_optimizer_in_backward
 from torch.nn import functional as F
 from torch.optim import SGD, AdamW, Muon, Optimizer
 from training import Batches, record
@@ -122,6 +123,21 @@ def test_what_no_given_optimizer_holds_is_said() -> None:
     model = small_cnn()
     with pytest.warns(UserWarning, match="touches 'weight' of a layer"):
         convert(model, {"conv1": 2}, sgd(weights_and_biases(model)[1]))
+
+
+def test_optimizers_that_step_in_the_backward_pass_are_refused() -> None:
+    model = small_cnn()
+    _apply_optimizer_in_backward(SGD, model.parameters(), {"lr": 0.1})
+    sentence = "optimizers that step in the backward pass, which new parameters would not have"
+    refused: list[Callable[[], object]] = [
+        lambda: convert(model, {"conv1": 2}),
+        lambda: LayerInsertion(model),
+        lambda: NeuronScaling(model),
+        lambda: rebuild(model, []),
+    ]
+    for surgery in refused:
+        with pytest.raises(TypeError, match=sentence):
+            surgery()
 
 
 def test_several_that_cannot_be_one() -> None:
