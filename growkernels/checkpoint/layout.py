@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Protocol
 
 import torch
@@ -69,6 +70,19 @@ def packed(content: Any) -> Tensor:
     file = io.BytesIO()
     torch.save(content, file)
     return torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
+
+
+def packed_for_load(content: Any, what: str) -> Tensor:
+    """``packed``, or ValueError where ``load`` could not read it again."""
+    tensor = packed(content)
+    try:
+        unpacked(tensor)
+    except UnpicklingError:
+        raise ValueError(
+            f"{what} holds what torch.load(weights_only=True) does not read, so the checkpoint "
+            "could not be loaded; give tensors, numbers, strings, and lists and dicts of them."
+        ) from None
+    return tensor
 
 
 def unpacked(content: Tensor) -> Any:

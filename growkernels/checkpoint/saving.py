@@ -24,7 +24,7 @@ from growkernels.checkpoint.layout import (
     is_finished,
     listed,
     name_of,
-    packed,
+    packed_for_load,
     told_in_a_sentence,
     unwrapped,
 )
@@ -62,7 +62,8 @@ def save(
         None, or the Future of what goes on in the background.
 
     Raises:
-        ValueError: the folder holds a checkpoint, or an optimizer of another model.
+        ValueError: the folder holds a checkpoint; an optimizer of another model; what could not be
+            loaded again.
         OSError, RuntimeError: a file could not be written; the Future then raises it, if there is
             one.
 
@@ -124,10 +125,11 @@ def _state(
         ]
         for part in optimizers
     ]
-    state["groups"] = packed(groups)
-    state["extra"] = packed(extra)
+    state["groups"] = packed_for_load(groups, "A group of the optimizer")
+    state["extra"] = packed_for_load(extra, "extra")
     for number, driver in enumerate(drivers):
-        state[f"driver/{number}/{ranks.own}"] = packed(driver.state_dict())
+        driver_state = packed_for_load(driver.state_dict(), f"The state of driver {number}")
+        state[f"driver/{number}/{ranks.own}"] = driver_state
     return state
 
 

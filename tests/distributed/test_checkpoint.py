@@ -237,6 +237,8 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         checkpoint.save(folder, model)
     with pytest.raises(ValueError, match="holds a parameter of shape"):
         checkpoint.save(tmp_path / "b", network(), optimizer)
+    with pytest.raises(ValueError, match=r"extra holds what torch\.load"):
+        checkpoint.save(tmp_path / "b", model, extra={"path": tmp_path})
     with pytest.raises(ValueError, match=r"lacks '0\.bias', unlike"):
         checkpoint.load(folder, mlp)
 
