@@ -10,8 +10,8 @@ A file holds a list ``claim``; each has a ``statement``, a ``test`` and what the
 ``value``: a number that the study names lies within ``at_least`` and ``at_most``.
 
 ``settings`` lists where a claim is tested; a study may know names for groups of them. A variant
-"of the setting" is the one of the setting's own name. ``ours`` marks questions that the paper
-leaves open.
+"of the setting" is the one of the setting's own name. ``ours`` marks what the paper does not claim;
+``question`` names the open question that a claim is part of the answer to.
 """
 
 from __future__ import annotations
@@ -116,6 +116,7 @@ class Claim:
     statement: str
     findings: Sequence[Finding] = field(default_factory=tuple)
     ours: bool = False
+    question: str | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -134,6 +135,7 @@ class Claim:
             "measured": "; ".join(f"{f.setting}: {f.measured}" for f in self.findings),
             "verdict": self.verdict,
             "ours": self.ours,
+            "question": self.question,
             "findings": [vars(f) for f in self.findings],
         }
 
@@ -215,7 +217,7 @@ def _judged(claim: Mapping[str, Any], evidence: Evidence) -> Claim:
         Finding(test.setting, test.measured, verdict(test), _as_json(test.effect)) for test in tests
     ]
     statement = claim["statement"].format_map(evidence.words())
-    return Claim(statement, findings, claim.get("ours", False))
+    return Claim(statement, findings, claim.get("ours", False), claim.get("question"))
 
 
 def _as_json(found: Effect | None) -> dict[str, Any] | None:

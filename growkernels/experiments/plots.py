@@ -23,6 +23,7 @@ from growkernels.experiments.table import Table
 BLUE, ORANGE, GREEN, PINK = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
 SKY, RED, GREY, BLACK = "#56B4E9", "#D55E00", "#7F7F7F", "#222222"
 
+DPI = 150
 STYLE: Any = {  # matplotlib types this as a dict of literal keys
     "font.size": 9.5,
     "axes.titlesize": 10.5,
@@ -88,11 +89,11 @@ def moved_apart(positions: Sequence[float], gap: float) -> list[float]:
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as a PNG of 150 dots per inch; closes it."""
+    """The figure as a PNG of DPI dots per inch; closes it."""
     buffer = io.BytesIO()
     with plt.rc_context(STYLE):
         # A fixed date-free header: equal numbers give equal files.
-        figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+        figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     plt.close(figure)
     return buffer.getvalue()
 

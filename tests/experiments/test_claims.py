@@ -151,12 +151,13 @@ def test_every_registered_claim_is_complete(study: type) -> None:
         "value": {"values"},
     }
     optional = {"statement", "test", "settings", "ours", "at_least", "at_most"}
-    optional |= {"margin", "relative_margin"}
+    optional |= {"margin", "relative_margin", "question"}
     claims = registered(study.claims)
     assert len(claims) >= 8
     for claim in claims:
         needed = kinds[claim["test"]]
         assert needed <= claim.keys() <= needed | optional
+        assert not claim.get("ours") or claim["question"].endswith("?")
         if claim["test"] in ("equal", "not_lower"):
             assert claim.get("margin", claim.get("relative_margin", 0)) > 0
 

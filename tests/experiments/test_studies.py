@@ -1,4 +1,4 @@
-"""Every study as a whole: what it leaves behind, and that killing it twice changes nothing."""
+"""Every study as a whole: what it leaves behind, and that killing it changes nothing."""
 
 from __future__ import annotations
 
@@ -25,13 +25,17 @@ import tiny_spirals_study
 from PIL import Image
 
 from growkernels import cli
-from growkernels.experiments import basis, scaling, sensli
+from growkernels.experiments import basis, plots, scaling, sensli
 from growkernels.experiments.run_folder import RunFolderError
 
 VERDICTS = {"holds", "does not hold", "cannot be told", "not enough runs"}
 # Measured before the trainings, which depend on them: both runs shall see the same.
 TIMES = ("layer-times.pt", "step-times.pt")
+SEARCH = "search-trainings.jsonl"
 TIMED_CLAIMS = ("tenth of the search", "training time", "merit pass", "wall time")
+HEADINGS = (
+    "Claims", "Open questions", "Pictures", "Where this differs", "Run it again", "Environment",
+)  # fmt: skip
 
 
 @dataclass
@@ -113,25 +117,37 @@ def one_core() -> Iterator[None]:
 def study(
     request: pytest.FixtureRequest, images: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Study:
-    """Run once as a whole, and once killed twice on the way."""
+    """Run once as a whole, and once killed on the way; that one's pictures are not drawn."""
     study = STUDIES[request.param]()
     if request.param == "cnn":
         study.arguments = (images,)
     whole, killed = (tmp_path_factory.mktemp("runs") / name for name in ("whole", "killed"))
-    study.run(whole, resume=False)
-    for times in TIMES:
-        if (whole / "state" / times).exists():
-            (killed / "state").mkdir(parents=True, exist_ok=True)
-            shutil.copy(whole / "state" / times, killed / "state")
-    for _ in range(2):
-        kill_after_checkpoints(study, killed)
-        assert not (killed / "summary.json").exists()
-    study.run(killed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "DPI", 40)
+        study.run(whole, resume=False)
+    share_measured_times(whole, killed)
+    kill_at_a_checkpoint(study, killed)
+    assert not (killed / "summary.json").exists()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "png", lambda figure: plots.plt.close(figure) or b"")
+        patch.setattr(plots.Figure, "draw_without_rendering", lambda figure: None)
+        study.run(killed)
     study.folders = {"whole": whole, "killed": killed}
     return study
 
 
-def kill_after_checkpoints(study: Study, out: Path) -> None:
+def share_measured_times(whole: Path, killed: Path) -> None:
+    """What the trainings depend on; and most of the search, which goes on where it stood."""
+    for times in TIMES:
+        if (whole / "state" / times).exists():
+            (killed / "state").mkdir(parents=True, exist_ok=True)
+            shutil.copy(whole / "state" / times, killed / "state")
+    if (whole / "state" / SEARCH).exists():
+        lines = (whole / "state" / SEARCH).read_text().splitlines(keepends=True)
+        (killed / "state" / SEARCH).write_text("".join(lines[:-2]))
+
+
+def kill_at_a_checkpoint(study: Study, out: Path) -> None:
     """Start the study and kill it at once when it has written a state."""
     process = study.start(out)
     seen = set(_states(out))
@@ -163,7 +179,7 @@ def _is_timed(claim: str) -> bool:
     return any(words in claim for words in TIMED_CLAIMS)
 
 
-def test_killed_twice_and_resumed_ends_with_the_same_numbers(study: Study) -> None:
+def test_killed_and_resumed_ends_with_the_same_numbers(study: Study) -> None:
     summaries, metrics = [], []
     for folder in study.folders.values():
         summaries.append(without_clock(json.loads((folder / "summary.json").read_text())))
@@ -199,7 +215,16 @@ def test_the_report_stands_alone_and_says_it_all(study: Study) -> None:
     assert "Undefined" not in page
     for words in (*study.words, *(claim["claim"] for claim in summary["claims"])):
         assert words in " ".join(page.split())
-    for heading in ("Claims", "Pictures", "Where this differs", "Run it again", "Environment"):
+    questions = {claim["question"] for claim in summary["claims"] if claim["question"]}
+    assert re.findall("<h3>(.*)</h3>", page) == sorted(questions, key=page.index)
+    for heading in (
+        "Claims",
+        "Open questions",
+        "Pictures",
+        "Where this differs",
+        "Run it again",
+        "Environment",
+    ):
         assert f"<h2>{heading}" in page
     assert page.count("<tr>") == page.count("</tr>")
     assert page.rstrip().endswith("</html>")

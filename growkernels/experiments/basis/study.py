@@ -89,7 +89,8 @@ class BasisStudy(Content):
         recipe, timing = self.settings.recipe, self.settings.timing
         plans: dict[str, Plan] = {DENSE: {}}
         for name, plan in search.plans.items():
-            plans[name] = scaled_plan(plan, recipe.width, timing.width)
+            if name in self.settings.variants:
+                plans[name] = scaled_plan(plan, recipe.width, timing.width)
         return time_steps(plans, timing, recipe, self.source.about["classes"], self.device)
 
     @property

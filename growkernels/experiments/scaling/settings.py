@@ -149,6 +149,10 @@ SELECTIONS = {
     "paper": Selection(None, None, 100, 64, CROPPED),
 }
 
+GROWN = ("splitting", "gradient_sum", "magnitude", "random", "uniform")
+QUICK = ("reduced", "homogeneous", "even_start", "splitting_large", *GROWN)
+DESK = ("reduced", "homogeneous", "homogeneous_matched", "even_start_matched", *GROWN)
+
 
 def preset_setting(preset: str, stored_size: int) -> Setting:
     """The study in the size of a preset, for images stored at ``stored_size`` pixels."""
@@ -160,7 +164,7 @@ def preset_setting(preset: str, stored_size: int) -> Setting:
                 batch=32, rate=2e-3, warmup_epochs=2, drop_path=0.0, mixup=0.0, cutmix=0.0,
                 erasing=0.0, rand_augment=False, resized_crops=False, repeats=1, epoch_images=256,
             ),
-            variants=tuple(v for v in variants((3, 6, 9, 15)) if v.operations_of is None),
+            variants=tuple(v for v in variants((3, 6, 9, 15)) if v.name in QUICK),
             epochs=28,
             first_growth=5,
             growth_batches=4,
@@ -170,23 +174,21 @@ def preset_setting(preset: str, stored_size: int) -> Setting:
             test_every=3,
         )  # fmt: skip
     if preset == "desk":  # about four hours on two cores
-        names = ("reduced", "homogeneous", "homogeneous_matched", "even_start_matched", "splitting",
-                 "gradient_sum", "magnitude", "random", "uniform")  # fmt: skip
         return Setting(
             architecture=Architecture(embed=64, depth=3, heads=4, patch=size // 8, image_size=size),
             recipe=Recipe(
-                batch=64, rate=1e-3, warmup_epochs=2, drop_path=0.0, mixup=0.0, cutmix=0.0,
+                batch=64, rate=2e-3, warmup_epochs=2, drop_path=0.0, mixup=0.0, cutmix=0.0,
                 erasing=0.0, rand_augment=False, resized_crops=False, repeats=1,
-                epoch_images=12_000,
+                epoch_images=12_800,
             ),
-            variants=tuple(v for v in variants((2, 4, 6, 10)) if v.name in names),
-            epochs=24,
+            variants=tuple(v for v in variants((2, 4, 6, 10)) if v.name in DESK),
+            epochs=32,
             first_growth=5,
             growth_batches=8,
             growth_rows=4096,
             eligible=15,
             runs=6,
-            test_every=3,
+            test_every=4,
         )  # fmt: skip
     patch = {INPUT: 16, 64: 8}.get(size, 4)
     return Setting(

@@ -22,7 +22,7 @@ def run(
     """Train, compare and report; returns the path of ``report.html`` in ``out``.
 
     ``net`` "fc" is the study of fully connected networks (feed-forward and residual) on the
-    spirals, small enough for the paper's size in every preset, and for more runs in preset desk;
+    spirals, small enough for the paper's size in every preset: they differ in the number of runs;
     "cnn" that of convolutional networks on the images in ``data``, where ``optimizer`` "plain" is
     the SGD that the authors' code runs and "momentum" the one that it names.
     Raises ValueError for an unknown choice and RunFolderError for a folder that cannot be used.
