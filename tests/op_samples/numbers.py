@@ -35,7 +35,7 @@ def _beside_nan(t: Tensor, dim: int) -> Tensor:
 
 # What lies between the elements is NaN: reading it shows.
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "rows padded": lambda t: F.pad(t, (0, 3), value=torch.nan)[..., :-3],
+    "rows padded": lambda t: F.pad(t, (0, 3), value=torch.nan)[..., :-3] if t.dim() else t,
     "transposed": lambda t: t.transpose(0, -1).contiguous().transpose(0, -1),
     "pixels transposed": lambda t: (
         t.transpose(-1, -2).contiguous().transpose(-1, -2) if t.dim() > 1 else t

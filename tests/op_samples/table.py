@@ -96,7 +96,7 @@ class Op:
     takes_lists: bool = False
     convolved: Sequence[Sample] = ()
     """Of which set_conv_algorithm may change how they are computed."""
-    sums: bool = False
+    float32_results: bool = False
     """Whether results for 16-bit tensors are float32."""
     keeps_layout: bool = False
     """Whether results lie in memory as a tensor does, rather than contiguously."""
@@ -119,7 +119,7 @@ class Op:
 
     def dtype(self, given: torch.dtype) -> torch.dtype:
         """Of results for tensors of the given one."""
-        return torch.promote_types(given, torch.float32) if self.sums else given
+        return torch.promote_types(given, torch.float32) if self.float32_results else given
 
     def results(
         self, function: Callable[..., Any], tensors: Sequence[Tensor], sample: Sample

@@ -189,7 +189,7 @@ SHARED: dict[str, Any] = {
     "poisoned": of_kinds(LAYERS, LINEAR[-1:], IMAGES[-1:]),
     "spreads": frozenset({0, 1}),
     "takes_lists": True,
-    "sums": True,
+    "float32_results": True,
     "convolved": [positions([shape], "conv2d_relu") for shape in WINOGRAD],
 }
 

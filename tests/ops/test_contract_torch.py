@@ -37,6 +37,19 @@ def loss_of(op: Op, function: Callable[..., Any], sample: Sample) -> Callable[..
     return loss
 
 
+@pytest.mark.parametrize("key", ["CPU", "Meta", "AutocastCPU", "AutocastCUDA", "AutogradCPU"])
+@EVERY_OP
+def test_every_layer_has_a_kernel_of_its_own(op: Op, key: str) -> None:
+    """Torch's fallbacks would serve, and hide that one is missing."""
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"growkernels::{op.name}", key)
+
+
+@EVERY_OP
+def test_vmap_has_a_rule_of_its_own(op: Op) -> None:
+    batched = "FuncTorchBatched"
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"growkernels::{op.name}", batched)
+
+
 @over("small")
 def test_gradients_of_gradients(op: Op, sample: Sample) -> None:
     tensors = [t.requires_grad_() for t in sample.tensors(torch.float64)]
