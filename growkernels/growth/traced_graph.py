@@ -108,6 +108,10 @@ class TracedGraph:
         found = () if features is None else features.of_kind("norm", layer)
         return found[0] if found else None
 
+    def weight_read_in(self, layer: str) -> str | None:
+        """What uses a layer's weight without calling the layer, such as ``"'head'"``; or None."""
+        return self._spaces.bypassed.get(layer)
+
     def axis_of(self, number: int) -> tuple[int, Features] | None:
         """Along which axis the features of a value of the trace lie, and which these are."""
         place = self._spaces.places.get(number)
@@ -124,7 +128,7 @@ class TracedGraph:
             return "it did not run on the sample as a module of its own"
         if (count := self._spaces.runs[layer]) > 1:
             return f"it runs {count} times in one pass"
-        if (user := self._spaces.bypassed.get(layer)) is not None:
+        if (user := self.weight_read_in(layer)) is not None:
             return f"its weight is also used in {user}"
         features = self.made_by(layer)
         if features is None:
@@ -147,7 +151,7 @@ class TracedGraph:
         for reader in features.readers:
             if (count := self._spaces.runs[reader]) > 1:
                 return f"{reader!r}, which reads it, runs {count} times in one pass"
-            if (user := self._spaces.bypassed.get(reader)) is not None:
+            if (user := self.weight_read_in(reader)) is not None:
                 return f"the weight of {reader!r}, which reads it, is also used in {user}"
         return None
 

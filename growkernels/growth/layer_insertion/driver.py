@@ -477,9 +477,14 @@ class LayerInsertion:
         now = {path: paths[module] for path, module in before.items() if module in paths}
         positions = []
         for old in self._recorder.positions:
-            positions.append(old.renamed(now))
+            here = there = old.renamed(now)
+            if old == place and old.relu_called:  # behind that module is a ReLU of its own now
+                beside = list(self.model.get_submodule(paths[new].rpartition(".")[0]).children())
+                relu = paths[beside[beside.index(new) - 1]]
+                here = replace(here, name=relu, relu_called=False)
+            positions.append(here)
             if old == place:
-                positions.append(replace(old.renamed(now), name=paths[new]))
+                positions.append(replace(there, name=paths[new]))
         return positions
 
 

@@ -22,9 +22,11 @@ from growkernels.nn.weights import weight_parameters
 
 def insertion_record(position: Position, *, width: int, activation: str, scale: float) -> Record:
     """What `insert_identity` is called with, as a record."""
+    called = {"relu_called": True} if position.relu_called else {}
     return new_record(
-        position.kind, position=position.name, width=width, activation=activation, scale=scale
-    )
+        position.kind, position=position.name, width=width, activation=activation, scale=scale,
+        **called,
+    )  # fmt: skip
 
 
 @repeats(*KINDS)
@@ -34,7 +36,7 @@ def repeat_insertion(
     """Insert what a record says; not undone on error."""
     insert_identity(
         model,
-        Position(record["position"], record["kind"]),
+        Position(record["position"], record["kind"], relu_called=record.get("relu_called", False)),
         optimizer,
         width=record["width"],
         activation=record["activation"],
@@ -60,7 +62,7 @@ def insert_identity(
     layers = chain(*weight_layers(model, position.name))
     weights = [p for layer in layers for p in weight_parameters(layer)]
     like = weights[0] if weights else sample
-    new = identity_layer(
+    new: nn.Module = identity_layer(
         position.kind,
         width,
         activation=activation,
@@ -68,13 +70,30 @@ def insert_identity(
         device=None if like is None else like.device,
         dtype=None if like is None else like.dtype,
     )
+    if position.relu_called:
+        new = _without_relu(new)
     if sample is not None:
         _check_identity(position, new, sample)
     groups = groups_for_new_layer(model, position.name, optimizer) if optimizer else None
-    insert_after(model, position.name, new)
+    place = position.name
+    if position.relu_called:
+        place = insert_after(model, place, nn.ReLU())
+    insert_after(model, place, new)
     if optimizer and groups:
         join_groups(model, new, optimizer, groups)
     return new
+
+
+def _without_relu(layer: nn.Module) -> nn.Module:
+    """A LinearReLU or Conv2dReLU as a plain layer with the same parameters."""
+    plain: nn.Linear | nn.Conv2d
+    if isinstance(layer, nn.Conv2d):
+        plain = nn.Conv2d(layer.in_channels, layer.out_channels, 3, padding=1, device="meta")
+    else:
+        assert isinstance(layer, nn.Linear)
+        plain = nn.Linear(layer.in_features, layer.out_features, device="meta")
+    plain.weight, plain.bias = layer.weight, layer.bias
+    return plain
 
 
 def _check_identity(position: Position, new: nn.Module, h: Tensor) -> None:

@@ -28,12 +28,16 @@ class Position:
     Attributes:
         template: of the kind ``"block"``, the path of the block that is copied.
         zero: of the same, the names of the parameters in it that start at zero.
+        relu_called: h is not the module's output, but what relu makes of it, which a forward calls
+            as a function. Behind the module come a ReLU and the new layer, which needs none of its
+            own: the function acts on what it makes.
     """
 
     name: str
     kind: str
     template: str = ""
     zero: tuple[str, ...] = ()
+    relu_called: bool = False
 
     def renamed(self, paths: Mapping[str, str]) -> Position:
         """The same position in a model whose modules are at other paths now."""
@@ -90,7 +94,7 @@ def named_positions(
         raise ValueError("positions is empty; name at least one module path, or pass None.")
     modules = dict(model.named_modules(remove_duplicate=False))
     found = {position.name: position.kind for position in (*traced, *find_positions(model))}
-    blocks = {position.name: position for position in traced if position.kind == "block"}
+    shown = {(position.name, position.kind): position for position in traced}
     positions = []
     for name in names:
         if name not in modules or not name:
@@ -112,12 +116,12 @@ def named_positions(
                 f"Unknown kind {kind!r} for position {name!r}; choose one of "
                 f"{', '.join(ALL_KINDS)}."
             )
-        if kind == "block":
-            if name not in blocks:
-                reason = (left_out or {}).get(name, "no pass on a sample shows a residual block")
-                raise ValueError(f"No block can be inserted behind {name!r}: {reason}.")
-            positions.append(blocks[name])
+        if (name, kind) in shown:
+            positions.append(shown[name, kind])
             continue
+        if kind == "block":
+            reason = (left_out or {}).get(name, "no pass on a sample shows a residual block")
+            raise ValueError(f"No block can be inserted behind {name!r}: {reason}.")
         if kind != "conv2d_relu" and layout_behind(modules[name], None) == "images":
             raise ValueError(
                 f"Position {name!r} makes feature maps [N, C, H, W], whose last axis are no "

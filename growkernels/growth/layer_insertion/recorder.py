@@ -166,7 +166,7 @@ class Recorder:
         name = self._names.get(module)
         if name is None:
             return
-        kind = self._kind_of(name)
+        kind = self._position(name).kind
         if kind == BLOCK:
             output = first_tensor(output)
         if (reason := _why_unusable(output, kind)) is not None:
@@ -190,7 +190,7 @@ class Recorder:
         else:
             h, version = forward.kept
             arrival = Arrival(h, version, grad, grad._version)
-            if self._kind_of(name) == BLOCK:
+            if self._position(name).kind == BLOCK:
                 self._blocks[name] = arrival
                 return
             self._arrivals[name] = arrival
@@ -230,9 +230,10 @@ class Recorder:
 
     def _check_unchanged(self, arrivals: Mapping[str, Arrival]) -> None:
         for name, arrival in arrivals.items():
-            if arrival.h._version != arrival.h_version or (
-                arrival.grad._version != arrival.grad_version
-            ):
+            writes = arrival.h._version - arrival.h_version
+            # A relu that is called in place makes h of the output, where there was none before.
+            expected = (0, 1) if self._position(name).relu_called else (0,)
+            if writes not in expected or arrival.grad._version != arrival.grad_version:
                 self._problems.append(
                     f"The output of {name!r} was changed in place after it was recorded; use "
                     "inplace=False in the operation behind it."
@@ -269,8 +270,8 @@ class Recorder:
         """Called by the hooks after every forward pass of a block that may be copied."""
         self._calls[module] = call
 
-    def _kind_of(self, name: str) -> str:
-        return next(position.kind for position in self.positions if position.name == name)
+    def _position(self, name: str) -> Position:
+        return next(position for position in self.positions if position.name == name)
 
     def _groups(self) -> list[list[Position]]:
         """The waiting positions that one call of the op can take: same kind, same device."""
@@ -284,7 +285,10 @@ class Recorder:
     def _add_virtual_grads(self, group: list[Position]) -> None:
         kind = group[0].kind
         names = [position.name for position in group]
-        inputs = [self._arrivals[name].h for name in names]
+        inputs = [
+            self._arrivals[p.name].h.relu() if p.relu_called else self._arrivals[p.name].h
+            for p in group
+        ]
         grads = [self._arrivals[name].grad for name in names]
         dtype = inputs[0].dtype
         for tensor in inputs:  # under autocast positions may differ

@@ -15,6 +15,7 @@ from growkernels.growth.layer_insertion.positions import (
 )
 from growkernels.growth.layouts import runs_as
 from growkernels.growth.traced_graph import TracedGraph, traced
+from growkernels.growth.tracing import Operation
 from growkernels.nn.grown_layers import ENDING_IN_RELU
 
 
@@ -28,7 +29,8 @@ def traced_positions(
     """The positions in registration order, and {path: why not} of what looks like one.
 
     Besides those of ``find_positions``: behind every nn.ReLU that ran once, on features of a layer,
-    wherever it is called; and behind the blocks of residual stacks.
+    wherever it is called; behind modules whose output goes into relu, called as a function, and
+    nowhere else; and behind the blocks of residual stacks.
 
     Args:
         sample: an input: a tensor, a tuple of arguments, or a dict of keyword arguments.
@@ -49,12 +51,20 @@ def traced_positions(
                 found[path] = Position(path, kind)
             elif reason is not None:
                 left_out[path] = reason
-    for path in _calling_relu(model, graph):
-        left_out.setdefault(
-            path,
-            "its forward calls relu as a function, behind which no module can be inserted; make it "
-            "an nn.ReLU",
-        )
+    for operation in graph.trace.operations:
+        if operation.name != "relu" or not operation.calls:
+            continue
+        caller = graph.trace.calls[operation.calls[-1]].module
+        if runs_as(model.get_submodule(caller), (nn.ReLU, *ENDING_IN_RELU)):
+            continue
+        place = _before_called_relu(model, graph, operation)
+        if isinstance(place, Position):
+            found.setdefault(place.name, place)
+        else:
+            left_out.setdefault(
+                caller,
+                f"its forward calls relu as a function, {place}; make it an nn.ReLU",
+            )
     blocks, no_blocks = find_block_positions(model, graph.trace, sample, zero)
     for position in blocks:
         found.setdefault(position.name, position)
@@ -66,17 +76,21 @@ def traced_positions(
 
 def _behind_relu(model: nn.Module, graph: TracedGraph, path: str) -> tuple[str | None, str | None]:
     """The kind of a position behind a ReLU, or why there is none."""
-    if isinstance(model.get_submodule(path.rpartition(".")[0]), nn.TransformerEncoderLayer):
+    if _is_of_torchs_encoder(model, path):
         return None, "torch's TransformerEncoderLayer does not call it when it evaluates"
     calls = graph.trace.calls_of(path)
     if len(calls) != 1:
         times = f"runs {len(calls)} times in one pass" if calls else "did not run on the sample"
         return None, f"it {times}, and an inserted layer would too" if calls else f"it {times}"
-    output = calls[0].outputs[0]
-    place = graph.axis_of(output)
+    return _kind_on(graph, calls[0].outputs[0])
+
+
+def _kind_on(graph: TracedGraph, value: int) -> tuple[str | None, str | None]:
+    """The kind of layer that fits what a ReLU makes, or why none does."""
+    place = graph.axis_of(value)
     if place is None:
         return None, "what it acts on cannot be followed to a layer"
-    axes = len(graph.trace.values[output].shape)
+    axes = len(graph.trace.values[value].shape)
     if place[0] == axes - 1:
         return KIND_BEHIND_RELU["features"], None
     if place[0] == 1 and axes == 4:
@@ -84,12 +98,33 @@ def _behind_relu(model: nn.Module, graph: TracedGraph, path: str) -> tuple[str |
     return None, f"its features lie along axis {place[0]} of {axes}, where no layer fits"
 
 
-def _calling_relu(model: nn.Module, graph: TracedGraph) -> list[str]:
-    """The modules in whose forward relu is called as a function."""
-    found: dict[str, None] = {}
-    for operation in graph.trace.operations:
-        if operation.name == "relu" and operation.calls:
-            path = graph.trace.calls[operation.calls[-1]].module
-            if path and not runs_as(model.get_submodule(path), (nn.ReLU, *ENDING_IN_RELU)):
-                found[path] = None
-    return list(found)
+def _before_called_relu(
+    model: nn.Module, graph: TracedGraph, operation: Operation
+) -> Position | str:
+    """The position at the module whose output a call of relu takes, or why there is none.
+
+    Nothing else may read that output: with a ReLU and the new layer behind the module, others would
+    read what these make.
+    """
+    (value,) = operation.inputs[:1]
+    trace = graph.trace
+    makers = [call for call in trace.calls if call.outputs == (value,) and call.module]
+    if not makers:
+        return "on what is not the output of a module"
+    path = max(makers, key=lambda call: len(call.around)).module
+    if _is_of_torchs_encoder(model, path):
+        return f"and reads the weights of {path!r} itself when it evaluates"
+    if (count := len(trace.calls_of(path))) > 1:
+        return f"on what {path!r} makes, which runs {count} times in one pass"
+    uses = sum(value in other.inputs for other in trace.operations)
+    if uses > 1 or value in trace.outputs or value in trace.escaped:
+        return f"but what {path!r} makes is used elsewhere too"
+    if (user := graph.weight_read_in(path)) is not None:
+        return f"but the weight of {path!r} is also used in {user}"
+    kind, reason = _kind_on(graph, operation.outputs[0])
+    return str(reason) if kind is None else Position(path, kind, relu_called=True)
+
+
+def _is_of_torchs_encoder(model: nn.Module, path: str) -> bool:
+    parent = model.get_submodule(path.rpartition(".")[0])
+    return isinstance(parent, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer)
