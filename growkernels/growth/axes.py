@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from growkernels.growth.tracing import PARAMETERS, Operation, Value
+from growkernels.nn.tracing import PARAMETERS, Operation, Value
 
 
 def _names(names: str) -> frozenset[str]:

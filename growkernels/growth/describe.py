@@ -108,7 +108,7 @@ def describe(model: nn.Module, sample: Any) -> Description:
     note("insert", {p.name: p.kind for p in positions}, left_out)
     note("grow", *_growing(model, graph))
     note("widen", *_widening(model, graph))
-    note("basis", *_basis(model))
+    note("basis", *_basis(model, graph))
     order = list(names)
     found.sort(key=lambda row: (order.index(row.path), ACTIONS.index(row.action)))
     return Description(type(model).__name__, tuple(found), tuple(_notes(graph)))
@@ -149,7 +149,7 @@ def _widening(model: nn.Module, graph: TracedGraph) -> tuple[dict[str, str], dic
     return possible, unfit
 
 
-def _basis(model: nn.Module) -> tuple[dict[str, str], dict[str, str]]:
+def _basis(model: nn.Module, graph: TracedGraph) -> tuple[dict[str, str], dict[str, str]]:
     possible: dict[str, str] = {}
     others: dict[str, str] = {}
     places = places_of(model)
@@ -163,6 +163,8 @@ def _basis(model: nn.Module) -> tuple[dict[str, str], dict[str, str]]:
             others[path] = _clause(str(error))
             continue
         reason = "it is the model itself" if module is model else obstacle(module, places)
+        if reason is None and (user := graph.weight_read_in(path)) is not None:
+            reason = f"its weight is also used in {user}"
         if reason is not None:
             others[path] = reason
         else:

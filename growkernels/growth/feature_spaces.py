@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from growkernels.growth import axes
-from growkernels.growth.tracing import OVERWRITTEN, Operation, Trace
+from growkernels.nn.tracing import OVERWRITTEN, Operation, Trace, read_without_call
 from growkernels.nn.weights import weight_names
 
 
@@ -80,17 +80,16 @@ class Spaces:
         self.made: dict[str, Place] = {}
         self.inputs: dict[str, int] = {}
         self.runs: dict[str, int] = {}
-        self.bypassed: dict[str, str] = {}
         self._trace = trace
         self._spaces: list[_Space] = []
         self._overwritten: dict[int, tuple[int, ...]] = {}  # value -> what it was made of
         self._modules = dict(model.named_modules())
         self._layers = {path for path, module in self._modules.items() if is_layer(module)}
+        self.bypassed = read_without_call(trace, self._layers)
         seen: set[int] = set()
         for moment, operation in enumerate(trace.operations):
             calls = [trace.calls[number] for number in operation.calls]
             inside = [call for call in calls if call.module in self._layers]
-            self._note_bypass(operation, [call.module for call in calls])
             if operation.name == OVERWRITTEN:
                 self._overwritten[operation.outputs[0]] = operation.inputs
                 continue
@@ -168,14 +167,6 @@ class Spaces:
         for source in self._overwritten.get(number, ()):
             self._block(source, "is overwritten through a view of it")
             self._note_use(source)
-
-    def _note_bypass(self, operation: Operation, calls: Sequence[str]) -> None:
-        for number in operation.inputs:
-            value = self._trace.values[number]
-            owner = value.name.rpartition(".")[0]
-            if value.source == "parameter" and owner in self._layers and owner not in calls:
-                user = f"{calls[-1]!r}" if calls and calls[-1] else "the model's own forward"
-                self.bypassed.setdefault(owner, user)
 
     def _layer(self, moment: int, path: str, inputs: Sequence[int], outputs: Sequence[int]) -> None:
         module = self._modules[path]

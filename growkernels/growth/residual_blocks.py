@@ -14,7 +14,7 @@ from torch import nn
 
 from growkernels.growth import axes
 from growkernels.growth.feature_spaces import is_layer
-from growkernels.growth.tracing import PARAMETERS, Call, Operation, Trace
+from growkernels.nn.tracing import PARAMETERS, Call, Operation, Trace
 
 # What passes a tensor on so that the identity stays the identity, or zero stays zero.
 _VIEWS = axes.VIEWS | axes.PERMUTES | axes.SHIFTS | axes.COPIES | axes.DROPOUTS | {"__getitem__"}

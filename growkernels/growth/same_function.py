@@ -3,51 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from growkernels.nn.tracing import call as call
+from growkernels.nn.tracing import evaluating as evaluating
+from growkernels.nn.tracing import tensors_in
+
 TOLERANCE = 1e-6  # of the largest |output|
-
-
-def call(model: nn.Module, sample: Any) -> Any:
-    """The model's output for a sample: several arguments if a tuple, keyword arguments if a dict.
-
-    transformers' models take their inputs as a dict, such as a tokenizer gives.
-    """
-    if isinstance(sample, Mapping):
-        return model(**sample)
-    return model(*sample) if isinstance(sample, tuple) else model(sample)
-
-
-def tensors_in(tree: Any) -> list[Tensor]:
-    """The tensors in nested tuples, lists, mappings and dataclasses, in order."""
-    if isinstance(tree, Tensor):
-        return [tree]
-    if isinstance(tree, Mapping):
-        tree = list(tree.values())
-    elif is_dataclass(tree) and not isinstance(tree, type):
-        tree = [getattr(tree, entry.name, None) for entry in fields(tree)]
-    if isinstance(tree, tuple | list):
-        return [tensor for entry in tree for tensor in tensors_in(entry)]
-    return []
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; every module's mode is as before afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def outputs_in_eval_mode(model: nn.Module, sample: Any) -> list[Tensor]:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from growkernels.growth.feature_spaces import Spaces, Step
-from growkernels.growth.tracing import Trace, trace
+from growkernels.nn.tracing import Trace, trace
 
 
 @dataclass(frozen=True)

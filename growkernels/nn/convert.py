@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -34,6 +34,7 @@ from growkernels.nn.module_paths import Plan
 from growkernels.nn.momentum import to_factors, to_kernel
 from growkernels.nn.optimizers import Optimizers, all_step_by, as_one, part_with
 from growkernels.nn.records import Record, append_record, new_record, repeats
+from growkernels.nn.tracing import call, evaluating, read_without_call, trace, unchanged
 from growkernels.nn.wrappers import check_plain_module
 
 Layer = nn.Conv2d | BasisConv2d
@@ -85,6 +86,7 @@ def convert(
     init: str = "svd",
     *,
     record_only: bool = False,
+    sample: Any = None,
 ) -> Conversion:
     """Exchange the layers a plan names for basis convolutions, or back, in place.
 
@@ -116,6 +118,9 @@ def convert(
         optimizer: the model's optimizer, a list of them, or None.
         init: ``"svd"`` or ``"select"``, see :meth:`BasisConv2d.from_conv`.
         record_only: say what would be done, and leave model and optimizer as they are.
+        sample: an input (a tensor, a tuple of arguments, or a dict of keyword arguments). A pass on
+            it shows whether the model reads the weights of a named layer without calling it, and
+            one afterwards whether it runs with the new layers.
 
     Raises:
         TypeError: an optimizer whose state can take no parameter; a model that is none, or has a
@@ -123,7 +128,8 @@ def convert(
         ValueError: a path that is not there, is the model itself, is no convolution that a basis
             convolution can replace (from_conv says which), is used in several places, shares its
             weights or carries hooks; an R or fraction out of range; an unknown init; an optimizer
-            that holds no parameter of the model.
+            that holds no parameter of the model; with a sample, a layer whose weight the model
+            reads itself, or an error of the model on the sample, before or afterwards.
     """
     check_plain_module(model)
     model = without_compiling_wrapper(model)
@@ -136,6 +142,12 @@ def convert(
         raise ValueError(f"Unknown init {init!r}; choose 'svd' or 'select'.")
     optimizer = as_one(optimizer)
     wanted, skipped = _read(model, _followed(model, plan), init)
+    if sample is not None:
+        for path, user in weights_read_elsewhere(model, sample).items():
+            if path in wanted:
+                raise ValueError(
+                    f"{path!r} cannot be converted. Its weight is also used in {user}."
+                )
     exchanged = _all_exchanged(model, wanted, init, optimizer)
     record = new_record(CONVERSION, plan=wanted, init=init) if wanted else None
     done = Conversion({path: _compared(*pair) for path, pair in exchanged.items()}, skipped, record)
@@ -144,7 +156,31 @@ def convert(
     with undone_on_error(model, optimizer):
         _exchange(model, exchanged, optimizer)
         append_record(model, record)
+        if sample is not None:
+            _check_runs(model, sample, wanted)
         return done
+
+
+def weights_read_elsewhere(model: nn.Module, sample: Any) -> dict[str, str]:
+    """{path: what reads its weight without calling it, in words} of a model's convolutions.
+
+    Raises:
+        ValueError: the model raises an error on the sample.
+    """
+    layers = {path for path, m in model.named_modules() if isinstance(m, nn.Conv2d | BasisConv2d)}
+    return read_without_call(trace(model, sample), layers)
+
+
+def _check_runs(model: nn.Module, sample: Any, paths: Collection[str]) -> None:
+    try:
+        with unchanged(model), evaluating(model):
+            call(model, sample)
+    except Exception as error:
+        raise ValueError(
+            f"The model does not run on the sample with {', '.join(map(repr, paths))} converted: "
+            f"{type(error).__name__} ({error}). It needs more of a layer than to call it; leave "
+            "that one out. Model and optimizer are as before."
+        ) from error
 
 
 @repeats(CONVERSION)

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from growkernels.growth import LayerInsertion, grow_state, insertions, rebuild
 from growkernels.growth.layer_insertion.traced_positions import traced_positions
-from growkernels.growth.tracing import trace
+from growkernels.nn.tracing import trace
 
 
 class Block(nn.Module):

@@ -17,12 +17,18 @@ def candidate_ranks(
     model: nn.Module,
     fractions: Sequence[float],
     layers: Collection[str] | None,
-) -> dict[str, tuple[int, ...]]:
-    """Module path -> the R = max(1, round(fraction * Cout)) whose basis form saves multiplications.
+    read_elsewhere: Mapping[str, str],
+) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """{path: ranks} and {path: why not} of convolutions.
+
+    The ranks are the R = max(1, round(fraction * Cout)) whose basis form saves multiplications.
 
     With K = Cin kh kw a form saves if R (K + Cout - R) < K Cout, that is if R < min(K, Cout). With
     ``layers`` None the convolutions where no fraction saves are left out, as are those that
     ``convert`` cannot replace: with groups, other padding than zeros, or shared weights.
+
+    Args:
+        read_elsewhere: {path: what reads a layer's weight without calling it}; left out too.
 
     Raises:
         ValueError: no fractions or one outside (0, 1); a named layer that is not there, is no
@@ -38,6 +44,7 @@ def candidate_ranks(
     modules = dict(model.named_modules(remove_duplicate=False))
     uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     found: dict[str, tuple[int, ...]] = {}
+    left_out: dict[str, str] = {}
     for path in modules if layers is None else layers:
         module = modules.get(path)
         if module is None:
@@ -52,6 +59,8 @@ def candidate_ranks(
                 raise ValueError("It is the model itself; put it into an nn.Sequential.")
             if any(uses[id(parameter)] > 1 for parameter in module.parameters()):
                 raise ValueError("Its weights are used in several places.")
+            if path in read_elsewhere:
+                raise ValueError(f"Its weight is also used in {read_elsewhere[path]}.")
             ranks = saving_ranks(module, fractions)
             if not ranks:
                 raise ValueError(
@@ -60,6 +69,8 @@ def candidate_ranks(
         except (TypeError, ValueError) as error:
             if layers is not None:
                 raise ValueError(f"Layer {path!r} cannot be a candidate: {error}") from None
+            if isinstance(module, nn.modules.conv._ConvNd):
+                left_out[path] = str(error)
         else:
             found[path] = ranks
     if not found:
@@ -67,7 +78,7 @@ def candidate_ranks(
             "The model has no convolution that a basis convolution with fewer multiplications can "
             f"replace at fractions {tuple(fractions)}; use smaller fractions or another model."
         )
-    return found
+    return found, left_out
 
 
 def saving_ranks(conv: nn.Conv2d, fractions: Sequence[float]) -> tuple[int, ...]:

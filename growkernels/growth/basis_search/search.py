@@ -25,6 +25,7 @@ from growkernels.growth.basis_search.short_trainings import (
 )
 from growkernels.growth.basis_search.taylor import Batches, Loss, predicted_costs
 from growkernels.growth.processes import Group, ranks_of
+from growkernels.nn.convert import weights_read_elsewhere
 from growkernels.nn.module_paths import ModulePaths, Plan
 from growkernels.nn.wrappers import check_watchable
 
@@ -53,11 +54,17 @@ class BasisSearch:
         group: the processes that decide together, each with its own batches and trainings, whose
             results are those of all; every one of them calls the methods. None: those that a
             DistributedDataParallel trains the model on, or the default group.
+        sample: an input (a tensor, a tuple of arguments, or a dict of keyword arguments). One pass
+            on it shows convolutions whose weights the model reads without calling them; they are
+            left out. None: whoever calls ``convert`` vouches that there are none.
+
+    Attributes:
+        left_out: {path: a sentence why not} of convolutions that are no candidates.
 
     Raises:
         TypeError: the model, or a part of it, is compiled, wrapped for data parallelism or sharded.
         ValueError: fractions out of range, nothing found, a layer that is not there or cannot be a
-            candidate.
+            candidate; the model raises an error on the sample.
     """
 
     def __init__(
@@ -66,11 +73,13 @@ class BasisSearch:
         fractions: Sequence[float] = (0.25, 0.5, 0.75),
         layers: Collection[str] | None = None,
         group: Group = None,
+        sample: Any = None,
     ) -> None:
         check_watchable(model)
         self.model = model
         self.group = group
-        self._ranks = candidate_ranks(model, fractions, layers)
+        read_elsewhere = {} if sample is None else weights_read_elsewhere(model, sample)
+        self._ranks, self.left_out = candidate_ranks(model, fractions, layers, read_elsewhere)
         self._paths = ModulePaths(model)  # what the keys of the ranks are paths of
 
     def state_dict(self) -> dict[str, Any]:

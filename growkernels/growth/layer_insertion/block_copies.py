@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from growkernels.growth.same_function import TOLERANCE, tensors_in
+from growkernels.growth.same_function import TOLERANCE
 from growkernels.growth.surgery import groups_for_new_layer, insert_child, join_group_of_each
 from growkernels.nn.exchange import (
     check_takes_parameters,
@@ -21,6 +21,7 @@ from growkernels.nn.exchange import (
 from growkernels.nn.hooks import DriverHook, hooks_of
 from growkernels.nn.optimizers import ParamGroup
 from growkernels.nn.records import Record, new_record, repeats
+from growkernels.nn.tracing import tensors_in
 from growkernels.nn.weights import why_computed
 
 BLOCK = "block"

@@ -22,15 +22,13 @@ from growkernels.growth.layer_insertion.block_merits import BlockCall, block_cal
 from growkernels.growth.layer_insertion.positions import Position
 from growkernels.growth.residual_blocks import Block, stacks
 from growkernels.growth.same_function import (
-    call,
     check_same_output,
-    evaluating,
     outputs_in_eval_mode,
     running_once,
 )
-from growkernels.growth.tracing import Trace, unchanged
 from growkernels.nn import ResidualBlock
 from growkernels.nn.exchange import undone_on_error
+from growkernels.nn.tracing import Trace, call, evaluating, unchanged
 
 
 def find_block_positions(

@@ -15,8 +15,8 @@ from growkernels.growth.layer_insertion.positions import (
 )
 from growkernels.growth.layouts import runs_as
 from growkernels.growth.traced_graph import TracedGraph, traced
-from growkernels.growth.tracing import Operation
 from growkernels.nn.grown_layers import ENDING_IN_RELU
+from growkernels.nn.tracing import Operation
 
 
 def traced_positions(

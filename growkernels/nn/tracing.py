@@ -13,9 +13,9 @@ Python code called, such as those of scripted functions: what they read is known
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
 from typing import Any
 
@@ -24,8 +24,6 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-
-from growkernels.growth.same_function import call, evaluating, tensors_in
 
 OVERWRITTEN = "overwritten"  # what happens to a tensor when a view of it is written into
 PARAMETERS = ("parameter", "parameters")  # sources of values
@@ -154,6 +152,58 @@ def trace(model: nn.Module, sample: Any) -> Trace:
             ) from error
     recorder.trace.outputs = tuple(recorder.number(t) for t in tensors_in(output))
     return recorder.trace
+
+
+def read_without_call(trace: Trace, layers: Collection[str]) -> dict[str, str]:
+    """{path: what uses its weight, in words} of layers whose parameters others read themselves."""
+    found: dict[str, str] = {}
+    for operation in trace.operations:
+        for number in operation.inputs:
+            value = trace.values[number]
+            owner = value.name.rpartition(".")[0]
+            if value.source != "parameter" or owner not in layers:
+                continue
+            calls = [trace.calls[number].module for number in operation.calls]
+            if owner not in calls:
+                user = f"{calls[-1]!r}" if calls and calls[-1] else "the model's own forward"
+                found.setdefault(owner, user)
+    return found
+
+
+def call(model: nn.Module, sample: Any) -> Any:
+    """The model's output for a sample: several arguments if a tuple, keyword arguments if a dict.
+
+    transformers' models take their inputs as a dict, such as a tokenizer gives.
+    """
+    if isinstance(sample, Mapping):
+        return model(**sample)
+    return model(*sample) if isinstance(sample, tuple) else model(sample)
+
+
+def tensors_in(tree: Any) -> list[Tensor]:
+    """The tensors in nested tuples, lists, mappings and dataclasses, in order."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    if isinstance(tree, Mapping):
+        tree = list(tree.values())
+    elif is_dataclass(tree) and not isinstance(tree, type):
+        tree = [getattr(tree, entry.name, None) for entry in fields(tree)]
+    if isinstance(tree, tuple | list):
+        return [tensor for entry in tree for tensor in tensors_in(entry)]
+    return []
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; every module's mode is as before afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 @contextmanager
