@@ -314,7 +314,9 @@ def test_relus_in_a_hand_written_forward() -> None:
     inserter = LayerInsertion(model, sample=x)
     assert [(p.name, p.kind) for p in inserter.positions] == [("relu", "conv2d_relu")]
     assert inserter.left_out == {
-        "twice": "it runs 2 times in one pass, and an inserted layer would too"
+        "twice": "it runs 2 times in one pass, and an inserted layer would too",
+        "": "its forward calls relu as a function, on what 'twice' makes, which runs 2 times in "
+        "one pass; make it an nn.ReLU",
     }
     with inserter.recording():
         model(x).sum().backward()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from growkernels.growth.layer_insertion.fresh_blocks import initialise
 from growkernels.growth.same_function import TOLERANCE
 from growkernels.growth.surgery import groups_for_new_layer, insert_child, join_group_of_each
 from growkernels.nn.exchange import (
@@ -27,13 +28,17 @@ from growkernels.nn.weights import why_computed
 BLOCK = "block"
 
 
-def block_record(model: nn.Module, position: str, template: str, zero: Sequence[str]) -> Record:
+def block_record(
+    model: nn.Module, position: str, template: str, zero: Sequence[str], seed: int | None
+) -> Record:
     """What `insert_block` is called with, as a record; and whether a configuration counts it."""
     stack, _, child = position.rpartition(".")
     counted = _counting(model, stack, len(model.get_submodule(stack)._modules)) is not None
     place = list(model.get_submodule(stack)._modules).index(child) + 1
+    fresh = {} if seed is None else {"seed": seed}
     return new_record(
         BLOCK,
+        **fresh,
         position=position,
         template=template,
         zero=list(zero),
@@ -59,17 +64,22 @@ def config_before(config: Any, records: Sequence[Mapping[str, Any]]) -> None:
 @repeats(BLOCK)
 def repeat_block(model: nn.Module, record: Mapping[str, Any], optimizer: Optimizer | None) -> None:
     """Insert what a record says; not undone on error."""
-    insert_block(model, record["position"], record["template"], record["zero"], optimizer)
+    place, template, zero = record["position"], record["template"], record["zero"]
+    insert_block(model, place, template, zero, optimizer, record.get("seed"))
 
 
-def identity_copy(model: nn.Module, template: str, zero: Sequence[str]) -> nn.Module:
+def identity_copy(
+    model: nn.Module, template: str, zero: Sequence[str], seed: int | None = None
+) -> nn.Module:
     """A copy of the block at a path with the named parameters at zero; no gradients, no hooks.
+
+    With a ``seed`` its other values are drawn anew.
 
     What is trained in the block is trained in the copy, and so are the parameters at zero; if none
     is trained in the block, then all are in the copy. A configuration is shared with it.
 
     Raises:
-        ValueError: the block cannot be copied, or has no parameter of such a name.
+        ValueError: the block cannot be copied, or drawn anew, or has no parameter of such a name.
     """
     block = model.get_submodule(template)
     if (reason := why_not_copied(model, template)) is not None:
@@ -89,6 +99,8 @@ def identity_copy(model: nn.Module, template: str, zero: Sequence[str]) -> nn.Mo
                 f"Block {template!r} has no parameter {name!r} that could be zero; its parameters "
                 f"are {', '.join(map(repr, held))}."
             )
+    if seed is not None:
+        initialise(model, template, new, zero, seed)
     with torch.no_grad():
         for name in zero:
             held[name].zero_()
@@ -162,6 +174,7 @@ def insert_block(
     template: str,
     zero: Sequence[str],
     optimizer: Optimizer | None,
+    seed: int | None,
 ) -> nn.Module:
     """Put an identity copy of the block `template` behind the block at `position`.
 
@@ -169,7 +182,7 @@ def insert_block(
     Numbers that transformers' models keep per layer (``layer_idx``, ``config.num_hidden_layers``)
     follow. Not undone on error.
     """
-    new = identity_copy(model, template, zero)
+    new = identity_copy(model, template, zero, seed)
     old = model.get_submodule(template)
     groups = None if optimizer is None else _groups(model, template, old, new, optimizer)
     stack, _, child = position.rpartition(".")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -32,7 +33,11 @@ from growkernels.nn.tracing import Trace, call, evaluating, unchanged
 
 
 def find_block_positions(
-    model: nn.Module, trace: Trace, sample: Any, zero: Sequence[str] | None = None
+    model: nn.Module,
+    trace: Trace,
+    sample: Any,
+    zero: Sequence[str] | None = None,
+    seed: int | None = None,
 ) -> tuple[list[Position], dict[str, str]]:
     """The positions behind blocks of residual stacks, and {path: why not} for others.
 
@@ -43,6 +48,7 @@ def find_block_positions(
         trace: of the model on the sample.
         zero: names below a block, of layers or parameters, that make a block the identity when
             they are zero; None: those that the pass shows.
+        seed: of new values for the copies, others at each position; None: they keep the block's.
     """
     positions: dict[str, tuple[str, Block]] = {}
     left_out: dict[str, str] = {}
@@ -75,7 +81,7 @@ def find_block_positions(
                 positions[block.name] = template.name, template
             elif block.reason is not None:
                 left_out[block.name] = f"it {block.reason}"
-    return _checked(model, sample, positions, left_out)
+    return _checked(model, sample, positions, left_out, seed)
 
 
 def _named(model: nn.Module, block: Block, zero: Sequence[str]) -> Block:
@@ -97,6 +103,7 @@ def _checked(
     sample: Any,
     positions: Mapping[str, tuple[str, Block]],
     left_out: dict[str, str],
+    seed: int | None,
 ) -> tuple[list[Position], dict[str, str]]:
     """Those whose candidate is the identity on what arrives there on the sample."""
     modules = [model.get_submodule(name) for name in positions]
@@ -105,15 +112,16 @@ def _checked(
     fitting: list[Position] = []
     for name, (template, block) in positions.items():
         h = outputs[model.get_submodule(name)]
+        own_seed = None if seed is None else zlib.crc32(f"{name} {seed}".encode())
         try:
-            new = identity_copy(model, template, block.zero)
+            new = identity_copy(model, template, block.zero, own_seed)
             seen = calls[model.get_submodule(template)]
             check_identity(new, h, partial(_output, seen))
         except (ValueError, RuntimeError) as error:
             reason = str(error)
             left_out[name] = reason[0].lower() + reason[1:].rstrip(".")
         else:
-            fitting.append(Position(name, BLOCK, template, block.zero))
+            fitting.append(Position(name, BLOCK, template, block.zero, own_seed))
     for stack in dict.fromkeys(position.name.rpartition(".")[0] for position in fitting):
         inside = [p for p in fitting if p.name.rpartition(".")[0] == stack]
         if (refused := _why_not_run(model, sample, inside)) is not None:
@@ -132,7 +140,9 @@ def _why_not_run(model: nn.Module, sample: Any, positions: Sequence[Position]) -
     try:
         with unchanged(model), undone_on_error(model, None), ExitStack() as counters:
             for position in reversed(positions):  # the names of those in front stay
-                new = insert_block(model, position.name, position.template, position.zero, None)
+                new = insert_block(
+                    model, position.name, position.template, position.zero, None, position.seed
+                )
                 counters.enter_context(running_once(new, position.name))
             check_same_output(before, outputs_in_eval_mode(model, sample))
             counters.close()

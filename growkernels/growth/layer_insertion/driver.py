@@ -35,8 +35,10 @@ from growkernels.nn import ResidualBlock
 from growkernels.nn.exchange import undone_on_error
 from growkernels.nn.module_paths import ModulePaths
 from growkernels.nn.optimizers import Optimizers, as_one
-from growkernels.nn.records import Record, append_record
+from growkernels.nn.records import Record, append_record, records_of
 from growkernels.nn.wrappers import check_plain_module, check_watchable
+
+INITS = ("copy", "fresh")
 
 
 class LayerInsertion:
@@ -86,6 +88,10 @@ class LayerInsertion:
         zero: with ``sample``, the layers or parameters of a residual block, by their names in it,
             that make it the identity when they are zero, such as ``("attn.proj", "mlp.fc2")``.
             None: those that the pass shows.
+        init: of what is not zero in an inserted block: ``"copy"``, that of the block in front, or
+            ``"fresh"``, drawn anew by its modules' ``reset_parameters`` and the ``_init_weights``
+            of the model, if it has one. Merits are those of the very values.
+        seed: of fresh values; the same on all processes.
 
     Attributes:
         left_out: {path: reason} for modules that look like positions and are none; with ``sample``.
@@ -107,6 +113,8 @@ class LayerInsertion:
         group: Group = None,
         sample: Any = None,
         zero: Sequence[str] | None = None,
+        init: str = "copy",
+        seed: int = 0,
     ) -> None:
         check_watchable(model, sharded=True)
         if norm not in NORMS:
@@ -125,7 +133,11 @@ class LayerInsertion:
             )
         if isinstance(zero, str):
             raise TypeError(f"zero is the string {zero!r}; give a list of names in a block.")
+        if init not in INITS:
+            raise ValueError(f"Unknown init {init!r}; choose 'copy' or 'fresh'.")
         self.model = model
+        self.init = init
+        self.seed = seed
         self.norm = norm
         self.left_out: dict[str, str] = {}
         self._sample = sample
@@ -367,7 +379,9 @@ class LayerInsertion:
 
     def _insert(self, place: Position, optimizer: Optimizer | None, h: Tensor) -> nn.Module:
         if place.kind == BLOCK:
-            return insert_block(self.model, place.name, place.template, place.zero, optimizer)
+            return insert_block(
+                self.model, place.name, place.template, place.zero, optimizer, place.seed
+            )
         return insert_identity(
             self.model,
             place,
@@ -380,7 +394,7 @@ class LayerInsertion:
 
     def _record_of(self, place: Position, h: Tensor) -> Record:
         if place.kind == BLOCK:
-            return block_record(self.model, place.name, place.template, place.zero)
+            return block_record(self.model, place.name, place.template, place.zero, place.seed)
         return insertion_record(
             place,
             width=_width(place, h),
@@ -392,15 +406,21 @@ class LayerInsertion:
         if self._sample is None:
             return find_positions(self.model, self.kinds)
         positions, self.left_out = traced_positions(
-            self.model, self._sample, self.kinds, self._zero
+            self.model, self._sample, self.kinds, self._zero, self._seed_now()
         )
         return positions
+
+    def _seed_now(self) -> int | None:
+        """Another one after each growth, so that no two blocks start alike."""
+        return None if self.init == "copy" else self.seed + 7919 * len(records_of(self.model))
 
     def _take(self, names: Sequence[str] | Mapping[str, str]) -> list[Position]:
         """The positions that the user named."""
         if self._sample is None:
             return named_positions(self.model, names)
-        found, self.left_out = traced_positions(self.model, self._sample, None, self._zero)
+        found, self.left_out = traced_positions(
+            self.model, self._sample, None, self._zero, self._seed_now()
+        )
         return named_positions(self.model, names, found, self.left_out)
 
     def _watch(self, positions: Sequence[Position]) -> Recorder:
@@ -484,7 +504,8 @@ class LayerInsertion:
                 here = replace(here, name=relu, relu_called=False)
             positions.append(here)
             if old == place:
-                positions.append(replace(there, name=paths[new]))
+                seed = None if there.seed is None else there.seed + 1
+                positions.append(replace(there, name=paths[new], seed=seed))
         return positions
 
 

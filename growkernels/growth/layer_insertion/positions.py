@@ -28,6 +28,7 @@ class Position:
     Attributes:
         template: of the kind ``"block"``, the path of the block that is copied.
         zero: of the same, the names of the parameters in it that start at zero.
+        seed: of the same, where the copy's other values are drawn anew.
         relu_called: h is not the module's output, but what relu makes of it, which a forward calls
             as a function. Behind the module come a ReLU and the new layer, which needs none of its
             own: the function acts on what it makes.
@@ -37,6 +38,7 @@ class Position:
     kind: str
     template: str = ""
     zero: tuple[str, ...] = ()
+    seed: int | None = None
     relu_called: bool = False
 
     def renamed(self, paths: Mapping[str, str]) -> Position:

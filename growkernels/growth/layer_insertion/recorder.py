@@ -255,7 +255,7 @@ class Recorder:
                 )
                 continue
             try:
-                new = identity_copy(model, position.template, position.zero)
+                new = identity_copy(model, position.template, position.zero, position.seed)
                 total = zero_gradient(
                     new, position.zero, arrival.h, arrival.grad, self._calls[template]
                 )

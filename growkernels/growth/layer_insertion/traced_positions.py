@@ -24,6 +24,7 @@ def traced_positions(
     sample: Any,
     kinds: Collection[str] | None = None,
     zero: Sequence[str] | None = None,
+    seed: int | None = None,
     graph: TracedGraph | None = None,
 ) -> tuple[list[Position], dict[str, str]]:
     """The positions in registration order, and {path: why not} of what looks like one.
@@ -35,7 +36,7 @@ def traced_positions(
     Args:
         sample: an input: a tensor, a tuple of arguments, or a dict of keyword arguments.
         kinds: keep only these kinds.
-        zero: see ``find_block_positions``.
+        zero, seed: see ``find_block_positions``.
         graph: of the model on the sample, if there is one already.
 
     Raises:
@@ -65,7 +66,7 @@ def traced_positions(
                 caller,
                 f"its forward calls relu as a function, {place}; make it an nn.ReLU",
             )
-    blocks, no_blocks = find_block_positions(model, graph.trace, sample, zero)
+    blocks, no_blocks = find_block_positions(model, graph.trace, sample, zero, seed)
     for position in blocks:
         found.setdefault(position.name, position)
     left_out.update(no_blocks)
