@@ -19,6 +19,7 @@ from growkernels.growth.traced_graph import TracedGraph, traced
 from growkernels.nn import BasisConv2d
 from growkernels.nn.basis_conv2d import check_replaceable
 from growkernels.nn.exchange import obstacle, places_of
+from growkernels.nn.linear_from_conv1d import is_transposed_linear
 from growkernels.nn.wrappers import check_watchable
 
 ACTIONS = ("insert", "grow", "widen", "basis")
@@ -132,7 +133,8 @@ def _growing(model: nn.Module, graph: TracedGraph) -> tuple[dict[str, str], dict
             others[path] = reason
         elif path in graph.layers:
             kind = type(module).__name__
-            others[path] = f"neurons grow in nn.Linear and nn.Conv2d alone, not in {kind}"
+            way = "; see gk.nn.linear_from_conv1d" if is_transposed_linear(module) else ""
+            others[path] = f"neurons grow in nn.Linear and nn.Conv2d, not in {kind}{way}"
     return possible, others
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from growkernels.growth import axes
+from growkernels.nn.linear_from_conv1d import is_transposed_linear as is_transposed_linear
 from growkernels.nn.tracing import OVERWRITTEN, Operation, Trace, read_without_call
 from growkernels.nn.weights import weight_names
 
@@ -281,11 +282,6 @@ def is_layer(module: nn.Module) -> bool:
         or isinstance(module, nn.Embedding | nn.EmbeddingBag)
         or is_transposed_linear(module)
     )
-
-
-def is_transposed_linear(module: nn.Module) -> bool:
-    """Whether it is transformers' Conv1D (GPT-2): a linear layer with weight [inputs, outputs]."""
-    return type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers")
 
 
 def is_depthwise(module: nn.Module) -> bool:

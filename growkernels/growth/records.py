@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from growkernels.nn.compiled import without_compiling_wrapper
 from growkernels.nn.convert import CONVERSION
 from growkernels.nn.exchange import undone_on_error
+from growkernels.nn.linear_from_conv1d import TRANSPOSITION
 from growkernels.nn.optimizers import Optimizers, as_one
 from growkernels.nn.records import (
     VERSION,
@@ -30,7 +31,7 @@ Records = Mapping[str, Any] | Sequence[Mapping[str, Any]] | str
 
 def insertions(model: nn.Module) -> list[Record]:
     """What surgeries have made of a model so far, in order: inserted layers, grown neurons,
-    converted convolutions and separated attention.
+    converted convolutions, separated attention and exchanged Conv1D layers.
 
     Plain dicts of strings, numbers and lists, made for checkpoints (``torch.load`` with
     ``weights_only=True`` takes them) and JSON; ``rebuild`` reads them, and their
@@ -146,7 +147,7 @@ def _done_by_builder(own: Sequence[Mapping[str, Any]], records: Sequence[Mapping
     """How many of the first records are of exchanges that the code that built the model made."""
     count = 0
     for mine, record in zip(own, records, strict=False):
-        if mine != record or record["kind"] not in (CONVERSION, SEPARATION):
+        if mine != record or record["kind"] not in (CONVERSION, SEPARATION, TRANSPOSITION):
             break
         count += 1
     return count

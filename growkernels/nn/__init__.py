@@ -5,6 +5,7 @@ from growkernels.nn.basis_conv2d import BasisConv2d
 from growkernels.nn.convert import Conversion, ConvertedLayer, convert
 from growkernels.nn.grown_layers import GrownConv2d, GrownLinear
 from growkernels.nn.identity_layers import Conv2dReLU, LinearReLU, identity_layer
+from growkernels.nn.linear_from_conv1d import Transposition, linear_from_conv1d
 from growkernels.nn.residual_block import ResidualBlock
 from growkernels.nn.separate_attention import Separation, separate_attention
 
@@ -19,7 +20,9 @@ __all__ = [
     "LinearReLU",
     "ResidualBlock",
     "Separation",
+    "Transposition",
     "convert",
     "identity_layer",
+    "linear_from_conv1d",
     "separate_attention",
 ]

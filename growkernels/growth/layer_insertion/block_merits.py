@@ -18,10 +18,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from growkernels.growth.feature_spaces import is_transposed_linear
 from growkernels.growth.layer_insertion.block_copies import first_tensor
 from growkernels.growth.taps import remove, sum_dtype
 from growkernels.nn.hooks import DriverHook
+from growkernels.nn.linear_from_conv1d import is_transposed_linear
 from growkernels.ops.virtual_grad import virtual_grads
 
 INPUT = "\x00input"  # the key under which the name of a block's input is kept, if it has one
