@@ -90,7 +90,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
     },
     "gpt2": {
         "insert": {"block": 2},
-        "widen": {},
+        "widen": {"fc1": 2},
         "grow": 0,
         "basis": 0,
         "why_not": {

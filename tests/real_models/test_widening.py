@@ -22,6 +22,7 @@ FOUND: dict[str, dict[str, int]] = {
     "timm_deit": {"fc1": 2},
     "timm_swin": {"fc1": 4},
     "timm_convnext": {"fc1": 5},
+    "gpt2": {"fc1": 2},
     "llama": {"gated": 2},
     "hf_vit": {"fc1": 2},
     "bert": {"fc1": 3},  # the pooler too
@@ -73,7 +74,7 @@ def test_widened(name: str) -> None:
             assert bool(a.isfinite().all())
 
 
-@pytest.mark.parametrize("name", ["hf_vit", "bert", "timm_deit"])
+@pytest.mark.parametrize("name", ["hf_vit", "bert", "timm_deit", "gpt2"])
 def test_gradmax_and_tiny(name: str) -> None:
     torch.manual_seed(0)
     model, sample = NETWORKS[name]()

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
+from growkernels.growth.feature_spaces import is_transposed_linear
 from growkernels.growth.module_graph import activations
 from growkernels.growth.neuron_scaling.widenings import Widening, widenings
 from growkernels.growth.traced_graph import TracedGraph
@@ -63,6 +64,7 @@ def find_candidates(
     kinds: Collection[str],
     widen: Collection[str],
     graph: TracedGraph | None = None,
+    branches: bool = True,
 ) -> tuple[list[Candidate], dict[str, str]]:
     """The candidates in registration order, and {path: why not} for layers left out.
 
@@ -72,6 +74,7 @@ def find_candidates(
         kinds: which types to look for, of ``"linear"`` and ``"conv2d"``.
         widen: the roles that shall be widened.
         graph: what ran on a sample, where there is one.
+        branches: whether candidates must be layers that can have branches.
 
     Raises:
         TypeError: layers is a single string.
@@ -84,6 +87,10 @@ def find_candidates(
     left_out: dict[str, str] = {}
     for name, module in model.named_modules():
         reason = why_not_grown(model, name, module, kinds)
+        if is_transposed_linear(module):
+            reason = "a Conv1D can be widened, with depth=False, but has no branches"
+            if not branches:
+                reason = None if "linear" in kinds else "layers of kind 'linear' are not asked for"
         if reason is None:
             roots[name] = _root(model, name)
         elif reason:

@@ -71,10 +71,9 @@ from torch import Tensor, nn
 
 from growkernels.growth.neuron_scaling.cross_rows import sizes
 from growkernels.growth.neuron_scaling.cross_sums import CrossSums
+from growkernels.growth.neuron_scaling.neuron_rows import Layer, rows_of
 from growkernels.growth.neuron_scaling.new_neurons import NewNeurons
 from growkernels.growth.processes import Ranks
-
-Layer = nn.Linear | nn.Conv2d
 
 RELU_START = 0.01
 KINK = 1e-6  # beside 0, where a derivative that jumps there has its other value
@@ -191,11 +190,11 @@ def gradmax(
     s = _without_rounding(s, sums.cross)
     start = start_of(f)
     value, slope = value_and_slope(f, start)
-    c = _mean_norm(reader.weight.transpose(0, 1))
+    c = _mean_norm(rows_of(reader).transpose(0, 1))
     k = _most(layer, len(s))
     outgoing = _as_kernels(c * u[:, :k], reader)
     new = NewNeurons(
-        weight=n.new_zeros(k, *layer.weight.shape[1:]),
+        weight=n.new_zeros(k, *rows_of(layer).shape[1:]),
         bias=n.new_full((k,), start),
         outgoing=outgoing,
         reader_bias=-value * _over_taps(outgoing),
@@ -212,7 +211,7 @@ def _turned(
     normed: bool,
 ) -> tuple[Tensor, NewNeurons]:
     """The same with W_out = 0."""
-    c, rank, root = _mean_norm(layer.weight), n.shape[1], torch.eye(n.shape[1]).to(n)
+    c, rank, root = _mean_norm(rows_of(layer)), n.shape[1], torch.eye(n.shape[1]).to(n)
     if normed:
         root, rank = _inverse_root(sums.inputs, sums.places)
         c = 1.0
@@ -220,9 +219,9 @@ def _turned(
     s = _without_rounding(s, sums.cross)
     k = _most(layer, min(len(s), rank))
     incoming = c * vh[:k] @ root
-    outgoing = n.new_zeros(len(reader.weight), k, *reader.weight.shape[2:])
+    outgoing = n.new_zeros(len(rows_of(reader)), k, *reader.weight.shape[2:])
     new = NewNeurons(
-        weight=incoming.unflatten(1, layer.weight.shape[1:]),
+        weight=incoming.unflatten(1, rows_of(layer).shape[1:]),
         bias=n.new_zeros(k),
         outgoing=outgoing,
         reader_bias=_over_taps(outgoing),
@@ -242,7 +241,7 @@ def tiny(
     """The same of TINY."""
     passed, cross = sums.passed.double() / batches, sums.cross.double() / batches
     hidden, mixed = sums.hidden.double() / sums.rows, sums.mixed.double() / sums.rows
-    taps, outputs = reader.weight[0, 0].numel(), len(reader.weight)
+    taps, outputs = reader.weight[0, 0].numel(), len(rows_of(reader))
     delta = -passed @ torch.linalg.pinv(hidden, hermitian=True, rtol=_cutoff(sums.hidden))
     of_reader = delta @ mixed.view(taps, hidden.shape[0], -1)  # [K, D, d]
     rest = -cross - of_reader.transpose(0, 1).reshape(outputs * taps, -1)
@@ -259,11 +258,11 @@ def tiny(
         incoming = incoming * side[:, None]
         value, slope = value_and_slope(f, 0.0)[0], value_and_slope(f, KINK)[1]
     bias = incoming.new_zeros(k)
-    if incoming.shape[1] > layer.weight[0].numel():
+    if incoming.shape[1] > rows_of(layer)[0].numel():
         incoming, bias = incoming[:, :-1], incoming[:, -1]
     outgoing = _as_kernels(outgoing, reader)
     new = NewNeurons(
-        weight=incoming.unflatten(1, layer.weight.shape[1:]),
+        weight=incoming.unflatten(1, rows_of(layer).shape[1:]),
         bias=bias,
         outgoing=outgoing,
         reader_bias=-value * _over_taps(outgoing) * (reader.bias is not None),
@@ -291,7 +290,7 @@ def _statistics(incoming: Tensor, sums: CrossSums, normed: bool) -> dict[str, Te
 
 def _as_kernels(outgoing: Tensor, reader: Layer) -> Tensor:
     """[D K, k] as the reader's weights of k channels."""
-    kernels = outgoing.reshape(len(reader.weight), -1, outgoing.shape[1]).transpose(1, 2)
+    kernels = outgoing.reshape(len(rows_of(reader)), -1, outgoing.shape[1]).transpose(1, 2)
     return kernels.reshape(*kernels.shape[:2], *reader.weight.shape[2:])
 
 
@@ -306,7 +305,7 @@ def _mean_norm(rows: Tensor) -> float:
 
 def _most(layer: Layer, rank: int) -> int:
     """No more than the layer has: a record names new neurons by outputs of it."""
-    return min(rank, len(layer.weight))
+    return min(rank, len(rows_of(layer)))
 
 
 def _without_rounding(s: Tensor, summed: Tensor) -> Tensor:

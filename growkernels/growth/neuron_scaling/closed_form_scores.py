@@ -11,6 +11,7 @@ from growkernels.growth.neuron_scaling import closed_form
 from growkernels.growth.neuron_scaling.candidates import Candidate
 from growkernels.growth.neuron_scaling.criteria import Scores
 from growkernels.growth.neuron_scaling.cross_sums import CrossSums
+from growkernels.growth.neuron_scaling.neuron_rows import has_neurons
 from growkernels.growth.neuron_scaling.new_neurons import NewNeurons
 from growkernels.growth.neuron_scaling.recording import Recording
 from growkernels.growth.neuron_scaling.widenings import BATCH_NORMS, Widening
@@ -53,7 +54,7 @@ def _obstacle(model: nn.Module, candidate: Candidate, criterion: str) -> str | N
     layer, reader = model.get_submodule(candidate.name), model.get_submodule(widening.follower)
     if isinstance(layer, nn.Conv2d) != isinstance(reader, nn.Conv2d):
         return f"it is a {type(layer).__name__}, and {widening.follower!r} is none"
-    assert isinstance(reader, nn.Linear | nn.Conv2d)
+    assert has_neurons(reader)
     if not widening.only_activation:
         return "more than a norm and an activation stands between it and the layer that reads it"
     if reason := _norm_obstacle(model, widening):
@@ -119,8 +120,8 @@ def closed_form_scores(
         assert candidate.widening is not None
         layer = model.get_submodule(candidate.name)
         reader = model.get_submodule(candidate.widening.follower)
-        assert isinstance(layer, nn.Linear | nn.Conv2d)
-        assert isinstance(reader, nn.Linear | nn.Conv2d)
+        assert has_neurons(layer)
+        assert has_neurons(reader)
         f = _function(model, candidate)
         assert f is not None
         sums = closed_form.over_ranks(recording.layers[candidate.name], ranks)

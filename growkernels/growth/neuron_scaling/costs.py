@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from growkernels.growth.neuron_scaling.candidates import Candidate
+from growkernels.growth.neuron_scaling.neuron_rows import Layer, has_neurons, rows_of
 from growkernels.growth.same_function import call, evaluating
 
 UNITS = ("parameters", "flops", "seconds")
@@ -107,13 +108,9 @@ class Ledger:
     def _look_at(self, root: str) -> None:
         if root in self._inputs:
             return
-        layers = [
-            m
-            for m in self._model.get_submodule(root).modules()
-            if isinstance(m, nn.Linear | nn.Conv2d)
-        ]
-        self._inputs[root] = layers[0].weight[0].numel()
-        self._rows[root] = sum(len(layer.weight) for layer in layers)
+        layers = [m for m in self._model.get_submodule(root).modules() if has_neurons(m)]
+        self._inputs[root] = rows_of(layers[0])[0].numel()
+        self._rows[root] = sum(len(rows_of(layer)) for layer in layers)
 
     def _biases(self, name: str) -> int:
         return 0 if self._model.get_submodule(name).bias is None else 1
@@ -138,8 +135,8 @@ def flops_of_weights(model: nn.Module, sample: Any) -> dict[str, float]:
     """Layer -> floating point operations of one forward pass for each of its weights."""
     found: dict[str, float] = {}
 
-    def count(name: str, module: nn.Linear | nn.Conv2d, output: Tensor, seconds: float) -> None:
-        found[name] = found.get(name, 0.0) + 2.0 * output.numel() / len(module.weight)
+    def count(name: str, module: Layer, output: Tensor, seconds: float) -> None:
+        found[name] = found.get(name, 0.0) + 2.0 * output.numel() / len(rows_of(module))
 
     _observe(model, sample, 1, count)
     return found
@@ -153,7 +150,7 @@ def seconds_of_weights(model: nn.Module, sample: Any) -> dict[str, float]:
     times: dict[str, list[float]] = {}
     sizes: dict[str, int] = {}
 
-    def note(name: str, module: nn.Linear | nn.Conv2d, output: Tensor, seconds: float) -> None:
+    def note(name: str, module: Layer, output: Tensor, seconds: float) -> None:
         times.setdefault(name, []).append(seconds)
         sizes[name] = sum(p.numel() for p in module.parameters() if p.dim() > 1)
 
@@ -168,13 +165,13 @@ def _observe(
     model: nn.Module,
     sample: Any,
     passes: int,
-    note: Callable[[str, nn.Linear | nn.Conv2d, Tensor, float], None],
+    note: Callable[[str, Layer, Tensor, float], None],
 ) -> None:
     """Run the model and take note of every run of a layer: what came out, and how long it took."""
     begun: dict[str, float] = {}
     handles = []
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv2d) and _is_base(model, name):
+        if has_neurons(module) and _is_base(model, name):
 
             def began(module: nn.Module, args: Any, name: str = name) -> None:
                 _wait()
@@ -199,8 +196,7 @@ def _is_base(model: nn.Module, name: str) -> bool:
     """Whether a layer is no part of another one's branches."""
     parts = name.split(".")
     return not any(
-        isinstance(model.get_submodule(".".join(parts[:end])), nn.Linear | nn.Conv2d)
-        for end in range(1, len(parts))
+        has_neurons(model.get_submodule(".".join(parts[:end]))) for end in range(1, len(parts))
     )
 
 

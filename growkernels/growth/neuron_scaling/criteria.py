@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from growkernels.growth.neuron_scaling.activations import activation_name
 from growkernels.growth.neuron_scaling.candidates import Candidate
+from growkernels.growth.neuron_scaling.neuron_rows import Layer, current_rows, has_neurons, rows_of
 from growkernels.growth.neuron_scaling.new_neurons import NewNeurons
 from growkernels.growth.neuron_scaling.recording import Recording
 from growkernels.growth.neuron_scaling.samples import LayerSample
 from growkernels.growth.processes import Ranks
 from growkernels.nn.module_paths import NotedByPath
-from growkernels.nn.weights import current_value
 from growkernels.ops.splitting import splitting_hvp, splitting_hvp_conv2d, splitting_weight
 from growkernels.solvers import smallest_eigenpairs, splitting_eigs
 
@@ -111,13 +111,13 @@ def scores(
     batches, overflowed = ranks.sum(counts).tolist()
     for candidate in candidates:
         layer = model.get_submodule(candidate.name)
-        assert isinstance(layer, nn.Linear | nn.Conv2d)
+        assert has_neurons(layer)
         if criterion == "random":
             found = -torch.rand(
-                len(layer.weight), generator=chooser, dtype=torch.float64, device="cpu"
+                len(rows_of(layer)), generator=chooser, dtype=torch.float64, device="cpu"
             )
         elif criterion == "magnitude":
-            found = -current_value(layer).double().flatten(1).norm(dim=1)
+            found = -current_rows(layer).double().flatten(1).norm(dim=1)
         elif criterion == "gradient_sum":
             sample = recording.layers[candidate.name]
             found = (ranks.sum(sample.gradient_sums.double()) / batches).clamp(max=0)
@@ -148,7 +148,7 @@ def _check_recorded(
 ) -> None:
     for candidate in candidates:
         layer = model.get_submodule(candidate.name)
-        if not isinstance(layer, nn.Linear | nn.Conv2d):
+        if not has_neurons(layer):
             raise RuntimeError(
                 f"Layer {candidate.name!r} is a {type(layer).__name__} now: the model was changed "
                 "by others. Build a new NeuronScaling for it."
@@ -185,7 +185,7 @@ def _curvature_weight(
 
 
 def _eigenpairs(
-    layer: nn.Linear | nn.Conv2d,
+    layer: Layer,
     sample: LayerSample,
     weight: Tensor,
     tol: float,
@@ -197,11 +197,11 @@ def _eigenpairs(
 
     S is the sum over all ranks, each of which multiplies by its own rows.
     """
-    x, shape = sample.x, layer.weight.shape
+    x, shape = sample.x, rows_of(layer).shape
     weight = weight * (sample.seen / max(1, len(x)))
     seed = int(torch.randint(2**62, (), generator=generator, device="cpu"))
     start = torch.Generator(x.device).manual_seed(seed)
-    if isinstance(layer, nn.Linear) and not ranks.several:
+    if not isinstance(layer, nn.Conv2d) and not ranks.several:
         found = splitting_eigs(x, weight, iters=iters, tol=tol, generator=start)
     else:
 
@@ -223,9 +223,9 @@ def _eigenpairs(
     return values[:, 0].double(), vectors[:, 0].reshape(shape), residuals[:, 0].double()
 
 
-def _times_s(layer: nn.Linear | nn.Conv2d, x: Tensor, weight: Tensor, v: Tensor) -> Tensor:
+def _times_s(layer: Layer, x: Tensor, weight: Tensor, v: Tensor) -> Tensor:
     """S v for v [n, k, d]."""
-    if isinstance(layer, nn.Linear):
+    if not isinstance(layer, nn.Conv2d):
         return splitting_hvp(x, weight, v)
     stride, padding, dilation = (
         cast(tuple[int, int], size) for size in (layer.stride, layer.padding, layer.dilation)

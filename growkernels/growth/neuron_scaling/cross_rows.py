@@ -14,13 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from growkernels.growth.neuron_scaling.neuron_rows import Layer
 
-def patches(layer: nn.Linear | nn.Conv2d, x: Tensor) -> Tensor:
+
+def patches(layer: Layer, x: Tensor) -> Tensor:
     """What each place of a layer's outputs is computed from: x [N, C, H, W] of a convolution
     becomes [N, H', W', d], in the order of its weight's entries; rows of a linear layer [..., d]
     become [M, d].
     """
-    if isinstance(layer, nn.Linear):
+    if not isinstance(layer, nn.Conv2d):
         return x.flatten(0, -2)
     x = x if x.dim() == 4 else x[None]
     kernel, stride, padding, dilation = sizes(layer)
@@ -32,16 +34,16 @@ def patches(layer: nn.Linear | nn.Conv2d, x: Tensor) -> Tensor:
     return columns.reshape(len(x), height, width, -1)
 
 
-def outputs(layer: nn.Linear | nn.Conv2d, y: Tensor) -> Tensor:
+def outputs(layer: Layer, y: Tensor) -> Tensor:
     """A layer's outputs (or their gradients) as rows [M, D]."""
-    if isinstance(layer, nn.Linear):
+    if not isinstance(layer, nn.Conv2d):
         return y.flatten(0, -2)
     return (y if y.dim() == 4 else y[None]).movedim(1, -1).flatten(0, -2)
 
 
-def read_by_taps(reader: nn.Linear | nn.Conv2d, places: Tensor) -> Iterator[Tensor]:
+def read_by_taps(reader: Layer, places: Tensor) -> Iterator[Tensor]:
     """For each tap of a reader what its outputs read by it, [M, d]; ``places`` as from patches."""
-    if isinstance(reader, nn.Linear):
+    if not isinstance(reader, nn.Conv2d):
         yield places
         return
     kernel, stride, padding, dilation = sizes(reader)

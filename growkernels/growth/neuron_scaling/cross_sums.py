@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from growkernels.growth.neuron_scaling.candidates import Candidate
 from growkernels.growth.neuron_scaling.cross_rows import outputs, patches, read_by_taps, with_ones
+from growkernels.growth.neuron_scaling.neuron_rows import has_neurons
 from growkernels.growth.neuron_scaling.recording import LayerRecorder
 from growkernels.growth.taps import ForwardPass, sum_dtype
 from growkernels.ops.virtual_grad import virtual_grads
@@ -169,11 +170,11 @@ class CrossRecorder(LayerRecorder[CrossSums]):
         self, layer: nn.Module, reader: nn.Module, rows: _Rows, grad: Tensor
     ) -> CrossSums | None:
         """None: the reader has not read what the layer made."""
-        assert isinstance(layer, nn.Linear | nn.Conv2d)
-        assert isinstance(reader, nn.Linear | nn.Conv2d)
+        assert has_neurons(layer)
+        assert has_neurons(reader)
         dtype = sum_dtype(torch.promote_types(rows.x.dtype, grad.dtype))
         x = patches(layer, rows.x.to(dtype))
-        if isinstance(layer, nn.Linear):
+        if not isinstance(layer, nn.Conv2d):
             fits = rows.h.shape[:-1] == rows.x.shape[:-1]
         else:
             fits = rows.h.shape[:-3] == rows.x.shape[:-3] and rows.h.shape[-2:] == x.shape[1:3]

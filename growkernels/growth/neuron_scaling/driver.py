@@ -30,6 +30,7 @@ from growkernels.growth.neuron_scaling.criteria import CRITERIA, DECREASES, RECO
 from growkernels.growth.neuron_scaling.cross_sums import CrossRecorder
 from growkernels.growth.neuron_scaling.initial_values import initial_values
 from growkernels.growth.neuron_scaling.line_search import best_scale
+from growkernels.growth.neuron_scaling.neuron_rows import has_neurons, rows_of
 from growkernels.growth.neuron_scaling.new_neurons import NewNeurons
 from growkernels.growth.neuron_scaling.repeating import with_values
 from growkernels.growth.neuron_scaling.samples import SampleRecorder
@@ -122,13 +123,15 @@ class NeuronScaling:
     Every head gets the same number of features, behind its own, so no feature changes its head, and
     the softmax scale stays.
 
-    With ``sample`` these are found in a forward of any form, and two more: ``"conv"``, the inner
-    convolution of a residual block or of a chain, with batch, instance or group norm between, and
-    ``"gated"``, the gate of a gated MLP together with the half that it multiplies. A batch norm's
-    new channels are scaled by 1 and shifted by 0, and start with the running statistics that copies
-    of their parents have (``init="parent"``; else mean 0, variance 1); a group norm gets whole new
-    groups. Layer and RMS norm mix all features, so in front of them nothing is widened:
-    ``left_out`` has the reason, of every layer that could be meant, with ``depth=False``.
+    With ``sample`` these are found in a forward of any form (with ``depth=False`` in transformers'
+    Conv1D too, the linear layer of GPT-2, whose weight is [inputs, outputs]), and two more:
+    ``"conv"``, the inner convolution of a residual block or of a chain, with batch, instance or
+    group norm between, and ``"gated"``, the gate of a gated MLP together with the half that it
+    multiplies. A batch norm's new channels are scaled by 1 and shifted by 0, and start with the
+    running statistics that copies of their parents have (``init="parent"``; else mean 0, variance
+    1); a group norm gets whole new groups. Layer and RMS norm mix all features, so in front of them
+    nothing is widened: ``left_out`` has the reason, of every layer that could be meant, with
+    ``depth=False``.
 
     Gradients accumulate in ``.grad`` as usual: clear them as usual.
 
@@ -336,7 +339,7 @@ class NeuronScaling:
         if round_to is not None and round_to < 1:
             raise ValueError(f"round_to is {round_to}; widths are multiples of a positive number.")
         ledger = Ledger(self.model, self.form, self.depth, unit, sample)
-        widths = {name: len(self.model.get_submodule(name).weight) for name in self.layers}  # type: ignore[arg-type]
+        widths = {name: _width(self.model.get_submodule(name)) for name in self.layers}
         return selection.select(
             self._candidates, scores, ledger, budget, min_eligible, widths, round_to
         )
@@ -518,7 +521,9 @@ class NeuronScaling:
         graph = None
         if self._sample is not None and self._widen:
             graph = traced(self.model, self._sample)
-        candidates, left_out = find_candidates(self.model, layers, self._kinds, self._widen, graph)
+        candidates, left_out = find_candidates(
+            self.model, layers, self._kinds, self._widen, graph, branches=self.depth
+        )
         if not self.depth:
             for candidate in candidates:
                 if candidate.widening is None:
@@ -601,9 +606,14 @@ class NeuronScaling:
         )
 
 
+def _width(layer: nn.Module) -> int:
+    assert has_neurons(layer)
+    return len(rows_of(layer))
+
+
 def _why_changed(model: nn.Module, name: str, outputs: Sequence[int]) -> str:
     layer = dict(model.named_modules()).get(name)
-    there = len(layer.weight) if isinstance(layer, nn.Linear | nn.Conv2d) else None
+    there = None if layer is None or not has_neurons(layer) else _width(layer)
     which = f"output {max(outputs)} of layer {name!r}"
     if there is not None and max(outputs) >= there:
         which += f", which has {there} now"

@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from growkernels.growth.neuron_scaling.candidates import Candidate
+from growkernels.growth.neuron_scaling.neuron_rows import Layer
 from growkernels.growth.neuron_scaling.new_neurons import NewNeurons
 from growkernels.growth.neuron_scaling.selection import Selection
 from growkernels.growth.neuron_scaling.widening_step import (
@@ -123,7 +124,7 @@ def apply(
 def _add_branch(
     model: nn.Module,
     name: str,
-    layer: nn.Linear | nn.Conv2d,
+    layer: Layer,
     branch: Branch,
     optimizer: Optimizer | None,
 ) -> None:

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from growkernels.growth.neuron_scaling.criteria import DECREASES
+from growkernels.growth.neuron_scaling.neuron_rows import current_rows, has_neurons
 from growkernels.growth.neuron_scaling.new_neurons import NewNeurons, share_of_parents
 from growkernels.growth.neuron_scaling.selection import Selection
-from growkernels.nn.weights import current_value
 
 INITS = ("parent", "eigenvector", *DECREASES)
 
@@ -91,8 +91,8 @@ def _of_layer(
     must_move: bool,
 ) -> NewNeurons:
     layer = model.get_submodule(name)
-    assert isinstance(layer, nn.Linear | nn.Conv2d)
-    weight = current_value(layer)
+    assert has_neurons(layer)
+    weight = current_rows(layer)
     if max(outputs) >= len(weight):
         raise ValueError(
             f"The choice names output {max(outputs)} of layer {name!r}, which has {len(weight)} "

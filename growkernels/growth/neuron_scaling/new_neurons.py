@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from growkernels.growth.neuron_scaling.neuron_rows import Layer, current_rows
 from growkernels.nn.weights import current_value
 
 
@@ -32,11 +33,9 @@ class NewNeurons:
 
 
 @torch.no_grad()
-def share_of_parents(
-    layer: nn.Linear | nn.Conv2d, outputs: Sequence[int], scale: float
-) -> NewNeurons:
+def share_of_parents(layer: Layer, outputs: Sequence[int], scale: float) -> NewNeurons:
     """scale * (w_i, b_i) of these outputs; a bias of 0 where the layer has none."""
-    weight = current_value(layer)
+    weight = current_rows(layer)
     index = torch.tensor(outputs, device=weight.device)
     if layer.bias is None:
         return NewNeurons(weight[index] * scale, weight.new_zeros(len(index)))

@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from growkernels.growth.neuron_scaling import growth_step
+from growkernels.growth.neuron_scaling.neuron_rows import rows_of
 from growkernels.growth.neuron_scaling.new_neurons import NewNeurons, share_of_parents
 from growkernels.growth.neuron_scaling.widening_step import layer_to_grow
 from growkernels.nn.records import Record, repeats
@@ -76,10 +77,11 @@ def _values(model: nn.Module, record: Mapping[str, Any]) -> dict[str, NewNeurons
             for key, value in given.items()
         }
         weight = parts["weight"]
-        if weight.shape[1:] != layer.weight.shape[1:]:
+        shape = rows_of(layer).shape[1:]
+        if weight.shape[1:] != shape:
             raise ValueError(
                 f"The record starts new neurons of layer {name!r} with weights of shape "
-                f"{tuple(weight.shape[1:])}, and the layer has {tuple(layer.weight.shape[1:])}; it "
+                f"{tuple(weight.shape[1:])}, and the layer has {tuple(shape)}; it "
                 "belongs to another model."
             )
         values[name] = NewNeurons(**parts)

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from growkernels.growth.neuron_scaling.candidates import Candidate
+from growkernels.growth.neuron_scaling.neuron_rows import as_rows
 from growkernels.growth.neuron_scaling.recording import LayerRecorder
 from growkernels.growth.taps import ForwardPass, remove, sum_dtype
 from growkernels.nn.grown_layers import ENDING_IN_RELU
@@ -134,7 +135,7 @@ class SampleRecorder(LayerRecorder[LayerSample]):
         for layer, name in self._names.items():
             weight = layer._parameters.get("weight")
             if weight is not None and weight.requires_grad:
-                hook = partial(self._weight_gradient_arrived, name)
+                hook = partial(self._weight_gradient_arrived, layer, name)
                 self._handles_of_batch.append(weight.register_hook(hook))
 
     def end(self) -> None:
@@ -206,14 +207,14 @@ class SampleRecorder(LayerRecorder[LayerSample]):
         elif self._compare_sizes(name, old, sample):
             self._batch[name] = self._joined(old, sample)
 
-    def _weight_gradient_arrived(self, name: str, grad: Tensor) -> None:
+    def _weight_gradient_arrived(self, layer: nn.Module, name: str, grad: Tensor) -> None:
         if not self.recording:
             return
         if (obstacle := self._passes.obstacle_of_weight(name, grad)) is not None:
             self._problems.append(f"The weight of layer {name!r} {obstacle}")
             return
         with torch.no_grad():
-            rows = grad.detach().flatten(1).to(sum_dtype(grad.dtype))
+            rows = as_rows(layer, grad.detach()).flatten(1).to(sum_dtype(grad.dtype))
             sums = torch.stack([rows.sum(1), rows.abs().sum(1)])
         before = self._weight_gradients.get(name)
         self._weight_gradients[name] = sums if before is None else before + sums

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from growkernels.growth.neuron_scaling.criteria import DECREASES
 from growkernels.growth.neuron_scaling.cross_sums import CrossSums
+from growkernels.growth.neuron_scaling.neuron_rows import has_neurons, rows_of
 from growkernels.growth.neuron_scaling.recording import Recording
 from growkernels.growth.neuron_scaling.samples import LayerSample
 
@@ -53,12 +54,12 @@ def kept_from(
     sums: dict[str, CrossSums] = {}
     for name, entries in state["layers"].items():
         layer = dict(model.named_modules()).get(name) if name in layers else None
-        if not isinstance(layer, nn.Linear | nn.Conv2d):
+        if layer is None or not has_neurons(layer):
             raise ValueError(
                 f"The state is of a layer {name!r}, which is no candidate here: rebuild the model "
                 "as it was, and build the NeuronScaling with the same arguments."
             )
-        weight = layer.weight
+        weight = rows_of(layer)
         if "cross" in entries:
             if entries["cross"].shape[1] - weight[0].numel() not in (0, 1):
                 raise ValueError(

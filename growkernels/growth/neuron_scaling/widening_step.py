@@ -10,10 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from growkernels.growth.neuron_scaling.neuron_rows import (
+    Layer,
+    as_rows,
+    can_be_widened,
+    has_neurons,
+    output_axis,
+    resize,
+    rows_of,
+)
 from growkernels.growth.neuron_scaling.new_neurons import NewNeurons, share_of_parents
 from growkernels.growth.neuron_scaling.widenings import OF_EACH
 from growkernels.nn.exchange import exchange_with_state, state_obstacle
-from growkernels.nn.grown_layers import Branch, GrownConv2d, GrownLinear, can_have_branches
+from growkernels.nn.grown_layers import Branch, GrownConv2d, GrownLinear
 from growkernels.nn.new_entries import note_widened, start_scales
 from growkernels.nn.weights import why_computed, why_watched
 
@@ -79,7 +88,7 @@ def check_widened(model: nn.Module, width: Width, optimizer: Optimizer | None) -
     """Raise unless the layers of one entry of ``width`` can get new rows and columns."""
     linear = width.role != "conv"
     for name in (width.layer, *width.partners):
-        if linear and not isinstance(layer_at(model, name), nn.Linear):
+        if linear and isinstance(layer_at(model, name), nn.Conv2d):
             raise ValueError(f"Layer {name!r} is no linear layer, so it cannot be widened.")
     edited: dict[str, list[nn.Module]] = {
         name: [layer_at(model, name)] for name in (width.layer, *width.partners)
@@ -125,7 +134,7 @@ def relatives_of(model: nn.Module, width: Width, record: Mapping[str, Any]) -> R
 
 def places_of(model: nn.Module, width: Width) -> Places:
     """Where the features of one entry go, in the layer as it is."""
-    outputs = len(layer_at(model, width.layer).weight)
+    outputs = len(rows_of(layer_at(model, width.layer)))
     if width.neurons % width.heads or outputs % width.heads:
         raise ValueError(
             f"The record widens layer {width.layer!r} by {width.neurons} neurons in {width.heads} "
@@ -148,7 +157,7 @@ def widen_outputs(
         # The partner's new features are 0: q.k stays, and their gradient is not 0, because the
         # new features they are multiplied with are not.
         other = layer_at(model, width.follower)
-        _widen_rows(other, Places(len(other.weight), places.new, places.heads), None, optimizer)
+        _widen_rows(other, Places(len(rows_of(other)), places.new, places.heads), None, optimizer)
     for number, name in enumerate(width.partners):
         copies = None if relatives is None else relatives.partners[number]
         _widen_rows(layer_at(model, name), places, copies, optimizer)
@@ -173,17 +182,14 @@ def widen_readers(
     for name in width.all_readers:
         reader = layer_at(model, name)
         for inner in reader.modules():
-            if not isinstance(inner, nn.Linear | nn.Conv2d):
+            if not has_neurons(inner):
                 continue
             fill = None
             if values is not None and inner is reader and values.outgoing is not None:
                 # Rows that the reader itself has got in this step read nothing new.
-                fill = _padded(values.outgoing, len(inner.weight))
-            _replace(inner, "weight", places, 1, fill, optimizer)
-            if isinstance(inner, nn.Linear):
-                inner.in_features += places.new
-            else:
-                inner.in_channels += places.new
+                fill = as_rows(inner, _padded(values.outgoing, len(rows_of(inner))))
+            _replace(inner, "weight", places, 1 - output_axis(inner), fill, optimizer)
+            resize(inner, 1, places.new)
         if values is not None and values.reader_bias is not None:
             assert reader.bias is not None
             shift = _padded(values.reader_bias, len(reader.bias)).to(reader.bias)
@@ -197,18 +203,16 @@ def _padded(values: Tensor, rows: int) -> Tensor:
 
 
 def _widen_rows(
-    layer: nn.Linear | nn.Conv2d,
+    layer: Layer,
     places: Places,
     values: NewNeurons | None,
     optimizer: Optimizer | None,
 ) -> None:
-    _replace(layer, "weight", places, 0, None if values is None else values.weight, optimizer)
+    fill = None if values is None else as_rows(layer, values.weight)
+    _replace(layer, "weight", places, output_axis(layer), fill, optimizer)
     if layer.bias is not None:
         _replace(layer, "bias", places, 0, None if values is None else values.bias, optimizer)
-    if isinstance(layer, nn.Linear):
-        layer.out_features += places.new
-    else:
-        layer.out_channels += places.new
+    resize(layer, 0, places.new)
     if isinstance(layer, GrownLinear | GrownConv2d):
         for branch in layer.branches:
             if isinstance(branch, Branch):
@@ -278,7 +282,7 @@ def _replace(
     note_widened(old, new, dim, places.of_old(torch.device("cpu")))
 
 
-def layer_at(model: nn.Module, name: str) -> nn.Linear | nn.Conv2d:
+def layer_at(model: nn.Module, name: str) -> Layer:
     """The layer of a path in a record.
 
     Raises:
@@ -288,23 +292,22 @@ def layer_at(model: nn.Module, name: str) -> nn.Linear | nn.Conv2d:
         layer = model.get_submodule(name)
     except AttributeError:
         layer = None
-    if layer is None or not can_have_branches(layer):
+    if layer is None or not can_be_widened(layer):
         raise ValueError(f"There is no linear layer or convolution to grow at {name!r}.")
-    assert isinstance(layer, nn.Linear | nn.Conv2d)
     return layer
 
 
-def layer_to_grow(model: nn.Module, name: str, outputs: Sequence[int]) -> nn.Linear | nn.Conv2d:
+def layer_to_grow(model: nn.Module, name: str, outputs: Sequence[int]) -> Layer:
     """The layer that a record grows these outputs of.
 
     Raises:
         ValueError: there is none with so many.
     """
     layer = layer_at(model, name)
-    if max(outputs) >= len(layer.weight):
+    if max(outputs) >= len(rows_of(layer)):
         raise ValueError(
             f"The record grows output {max(outputs)} of layer {name!r}, which has "
-            f"{len(layer.weight)}; it belongs to another model."
+            f"{len(rows_of(layer))}; it belongs to another model."
         )
     return layer
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from growkernels.growth.module_graph import followers
+from growkernels.growth.neuron_scaling.neuron_rows import can_be_widened, has_neurons
 from growkernels.growth.traced_graph import Features, TracedGraph
 from growkernels.nn import Attention
-from growkernels.nn.grown_layers import can_have_branches
 from growkernels.nn.weights import why_computed
 
 WIDTHS = ("fc1", "v", "qk", "conv", "gated")
@@ -76,7 +76,7 @@ def widenings(
                 fitting[name] = Widening("fc1", follower)
     else:
         for name in graph.layers:
-            if isinstance(model.get_submodule(name), nn.Linear | nn.Conv2d):
+            if has_neurons(model.get_submodule(name)):
                 found = _traced(model, graph, name)
                 if isinstance(found, Widening):
                     fitting[name] = found
@@ -171,7 +171,7 @@ def _why_not_widened(model: nn.Module, names: Sequence[str]) -> str | None:
         layer = model.get_submodule(name)
         if reason := why_computed(layer):
             return f"of {name!r} {reason}"
-        if not (can_have_branches(layer) and isinstance(layer, nn.Linear | nn.Conv2d)):
+        if not can_be_widened(layer):
             return f"{name!r} is a {type(layer).__name__}"
         if isinstance(layer, nn.Conv2d) and layer.groups != 1:
             return f"{name!r} is a convolution with groups"
