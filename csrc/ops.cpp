@@ -20,7 +20,7 @@ TORCH_LIBRARY(growkernels, m) {
 
   // eigen: all eigenpairs of small symmetric matrices [n, m, m], of which the lower triangles are read: values
   // [n, m] ascending, vectors [n, m, m] with eigenvector i in row i. Not differentiable.
-  m.def("symmetric_eigs(Tensor a) -> (Tensor values, Tensor vectors)");
+  m.def("symmetric_eigs(Tensor a, int? k=None) -> (Tensor values, Tensor vectors)");
   m.def("symmetric_eigs_plan(Tensor a, Device device) -> (str, Dict(str, str))");
   // So many blocks of directions fill a basis of growkernels/solvers/search_space.py.
   m.def("search_space_blocks() -> int");

@@ -13,6 +13,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <optional>
 #include <tuple>
 
 namespace growkernels::eigen {
@@ -24,15 +25,15 @@ int attribute(const at::Tensor& a, cudaDeviceAttr name) {
   return value;
 }
 
-std::tuple<at::Tensor, at::Tensor> symmetric_eigs(const at::Tensor& a) {
+std::tuple<at::Tensor, at::Tensor> symmetric_eigs(const at::Tensor& a, std::optional<int64_t> k) {
   check_matrices(a);
-  const int64_t n = a.size(0), m = a.size(1);
+  const int64_t n = a.size(0), m = a.size(1), pairs = check_pairs(a, k);
   if (cuda_obstacle(a) != nullptr) {
-    return eigs_by_torch(a);
+    return eigs_by_torch(a, k);
   }
   at::Tensor values = at::empty({n, m}, a.options()), vectors = at::empty({n, m, m}, a.options());
   if (values.numel() == 0) {
-    return {values, vectors};
+    return {values.narrow(1, 0, pairs), vectors.narrow(1, 0, pairs)};
   }
   note(Ran::Cuda);
   const c10::cuda::CUDAGuard guard(a.device());
@@ -52,7 +53,8 @@ std::tuple<at::Tensor, at::Tensor> symmetric_eigs(const at::Tensor& a) {
         vectors.mutable_data_ptr<scalar_t>(), n, static_cast<int>(m),
         plan.in_shared ? nullptr : workspaces.mutable_data_ptr<uint8_t>(), c10::cuda::getCurrentCUDAStream()));
   });
-  return {values, vectors};
+  // All are computed; whoever asks for fewer saves nothing but memory.
+  return {values.narrow(1, 0, pairs).contiguous(), vectors.narrow(1, 0, pairs).contiguous()};
 }
 
 }  // namespace

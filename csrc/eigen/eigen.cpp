@@ -20,19 +20,29 @@ void check_matrices(const at::Tensor& a) {
                    a.scalar_type(), "; pass float32 or float64");
 }
 
-std::tuple<at::Tensor, at::Tensor> eigs_by_torch(const at::Tensor& a) {
+int64_t check_pairs(const at::Tensor& a, std::optional<int64_t> k) {
+  if (!k) {
+    return a.size(1);
+  }
+  TORCH_CHECK_VALUE(*k >= 1 && *k <= a.size(1), "symmetric_eigs: got k=", *k, " for matrices of ", a.size(1),
+                    " rows; ask for 1 to ", a.size(1), " eigenpairs");
+  return *k;
+}
+
+std::tuple<at::Tensor, at::Tensor> eigs_by_torch(const at::Tensor& a, std::optional<int64_t> k) {
   check_matrices(a);
+  const int64_t pairs = check_pairs(a, k);
   note(Ran::Aten);
   const auto [values, columns] = at::linalg_eigh(a);
-  return {values, columns.mT().contiguous()};
+  return {values.narrow(1, 0, pairs).contiguous(), columns.mT().narrow(1, 0, pairs).contiguous()};
 }
 
 namespace {
 
-std::tuple<at::Tensor, at::Tensor> shapes(const at::Tensor& a) {
+std::tuple<at::Tensor, at::Tensor> shapes(const at::Tensor& a, std::optional<int64_t> k) {
   check_matrices(a);
-  return {at::empty_symint({a.sym_size(0), a.sym_size(1)}, a.options()),
-          at::empty_symint(a.sym_sizes(), a.options(), at::MemoryFormat::Contiguous)};
+  const c10::SymInt n = a.sym_size(0), m = a.sym_size(1), pairs = k ? c10::SymInt(check_pairs(a, k)) : m;
+  return {at::empty_symint({n, pairs}, a.options()), at::empty_symint({n, pairs, m}, a.options())};
 }
 
 }  // namespace

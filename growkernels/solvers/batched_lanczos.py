@@ -128,7 +128,7 @@ def solve(
     for step in range(1, steps + 1):
         pairs = space.extend(matvec(space.direction))
         values, vectors, residuals = pairs
-        _check_finite(name, values, active)
+        check_finite(name, values, active)
         residuals = _relative(residuals, space.norms)
         best = Solution(values, vectors, residuals)
         converged = (residuals <= tol).all(1)
@@ -230,7 +230,7 @@ def _store(found: Solution, neurons: Tensor, part: Solution) -> None:
         target[neurons] = source
 
 
-def _check_finite(name: str, values: Tensor, active: Tensor) -> None:
+def check_finite(name: str, values: Tensor, active: Tensor) -> None:
     if math.isfinite(float(values.sum())):
         return
     bad = ~values.isfinite().all(1)

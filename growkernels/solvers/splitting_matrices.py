@@ -19,6 +19,7 @@ from growkernels.solvers.batched_lanczos import (
     solve,
     warn_unless_converged,
 )
+from growkernels.solvers.explicit_matrices import can_form, solve_formed
 
 _NAME = "splitting_eigs"
 # Products to 2^-16 of |S| are good enough on a GPU from here on.
@@ -35,21 +36,24 @@ def splitting_eigs(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The k smallest eigenpairs of every neuron's splitting matrix S_i = sum_m w[m,i] x_m x_m^T.
 
-    All neurons advance together by `growkernels.solvers.smallest_eigenpairs` on `splitting_hvp`;
-    no S_i is formed.
+    Up to d = 96 the matrices are formed, d^2 numbers for each of some thousand neurons at a time,
+    and solved for one by one: whatever the data, no neighbour takes the place of the smallest.
+    Beyond, and with `iters`, no S_i is formed: all neurons advance together by
+    `growkernels.solvers.smallest_eigenpairs` on `splitting_hvp`.
 
     Args:
         x: [M, d], the layer's inputs. float32 or float64; bfloat16 and float16 are solved for in
             float32. Any strides. Under autocast as without it.
         w: [M, n], see `growkernels.splitting_weight`; the dtype and device of `x`.
         k: eigenpairs wanted of each neuron, at most d.
-        iters: the most steps, one product with S each; 200 on the CPU, where the solver stops as
-            soon as all neurons have converged and those that have cost nothing further. On other
-            devices exactly so many steps are taken, 64 unless given.
+        iters: the most steps, one product with S each, where no S_i is formed; 200 on the CPU,
+            where the solver stops as soon as all neurons have converged and those that have cost
+            nothing further. On other devices exactly so many steps are taken, 64 unless given.
         tol: converged is |S v - lambda v| <= tol * |S|, with the largest |Ritz value| seen for |S|,
             which never exceeds it.
-        generator: for the start vectors, on the device of `x`; None means a fixed seed. The same
-            seed gives the same bits on the same machine with the same number of threads.
+        generator: for the start vectors of those steps, on the device of `x`; None means a fixed
+            seed. The same seed gives the same bits on the same machine with the same number of
+            threads.
 
     Returns:
         values [n, k] ascending, vectors [n, k, d] orthonormal and of either sign, residuals [n, k],
@@ -67,9 +71,12 @@ def splitting_eigs(
     rows, weights = (t.float() if t.dtype.itemsize == 2 else t for t in (x, w))
     with torch.no_grad(), full_precision(x.device):
         start = random_start(w.shape[1], k, x.shape[1], generator, x.device, rows.dtype)
-        wide = wide_product(x, w) if tol >= _WIDE_TOL else None
-        products = (wide, None) if wide else _products(rows, weights)
-        solution = solve(_NAME, start, *products, iters=iters, tol=tol)
+        if iters is None and can_form(x.shape[1]):
+            solution = solve_formed(_NAME, rows, weights, k)
+        else:
+            wide = wide_product(x, w) if tol >= _WIDE_TOL else None
+            products = (wide, None) if wide else _products(rows, weights)
+            solution = solve(_NAME, start, *products, iters=iters, tol=tol)
     warn_unless_converged(_NAME, solution.residuals, iters, tol)
     values, vectors, residuals = solution
     if torch.is_grad_enabled() and (x.requires_grad or w.requires_grad):

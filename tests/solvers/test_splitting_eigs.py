@@ -78,13 +78,15 @@ def test_against_explicit_matrices(
     check(explicit(x, w), found, tol)
 
 
-@pytest.mark.parametrize("d", [2, 3, 5, 10, 33])
+@pytest.mark.parametrize("d", [2, 3, 5, 10])
 def test_hardly_any_neuron_settles_for_another_eigenvalue(d: int) -> None:
+    """Of the solver that knows matrices by their products alone."""
     x, w = draw(3 * d, 2000, d, torch.float32)
     exact = torch.linalg.eigvalsh(explicit(x, w))
     norms = exact.abs().amax(1)
     for k, allowed in ((1, 4), (2, 0)):
-        smallest = gk.splitting_eigs(x, w, k, tol=1e-3)[0][:, 0]
+        product = partial(gk.splitting_hvp, x, w)
+        smallest = smallest_eigenpairs(product, 2000, d, k, tol=1e-3)[0][:, 0]
         assert ((smallest - exact[:, 0]).abs() > 1e-3 * norms).sum() <= allowed
 
 
@@ -159,7 +161,7 @@ def test_the_same_seed_gives_the_same_bits() -> None:
 
     def run(generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
         torch.randn(3)  # what the global generator has done does not matter
-        return gk.splitting_eigs(x, w, generator=generator)
+        return gk.splitting_eigs(x, w, iters=200, generator=generator)
 
     unseeded = run(None)
     for got, want in zip(run(None), unseeded, strict=True):

@@ -26,8 +26,12 @@ _search_space_step = torch.ops.growkernels.search_space_step_.default
 _LARGEST_BLOCK = 2
 
 
-def symmetric_eigs(a: Tensor) -> tuple[Tensor, Tensor]:
-    """All eigenpairs of n small symmetric matrices, by cyclic Jacobi rotations in float64.
+def symmetric_eigs(a: Tensor, k: int | None = None) -> tuple[Tensor, Tensor]:
+    """All eigenpairs of n small symmetric matrices, or the k smallest, computed in float64.
+
+    All by cyclic Jacobi rotations; on the CPU up to a quarter of them by Householder's tridiagonal
+    form, bisection and inverse iteration, at a tenth of the time for 64 rows. No eigenvalue is
+    ever passed over.
 
     The results of a matrix do not depend on the others beside it. On a GPU the host waits for
     nothing up to 256 rows; larger matrices, and devices without a kernel, are left to
@@ -35,15 +39,16 @@ def symmetric_eigs(a: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         a: [n, m, m], float32 or float64, any strides; the lower triangles are read.
+        k: how many eigenpairs, 1 to m; None means all.
 
     Returns:
-        values [n, m], ascending, and vectors [n, m, m] with the unit eigenvector i in row i, in the
+        values [n, k], ascending, and vectors [n, k, m] with the unit eigenvector i in row i, in the
         dtype of `a`. NaN throughout for a matrix that is not finite.
 
     Not differentiable: a backward pass through it raises RuntimeError. Raises ValueError for
-    another shape, TypeError for another dtype.
+    another shape or k, TypeError for another dtype.
     """
-    values, vectors = _symmetric_eigs(a)
+    values, vectors = _symmetric_eigs(a, k)
     return values, vectors
 
 
