@@ -66,6 +66,8 @@ test: setup  ## run the tests, and test-cuda-build where a CUDA toolkit is found
 	$(MAKE) --no-print-directory test-cpu && exit $$cuda
 
 # Tests wait for compilers and for Python more than for arithmetic: two at a time take half as long.
+# Threads of the one that spin while they wait would hold up those of the other.
+test-cpu test-cuda-build sanitize: export OMP_WAIT_POLICY = passive
 test-cpu: setup
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 
