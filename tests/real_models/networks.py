@@ -125,6 +125,26 @@ def bert() -> Network:
     return transformers.BertForSequenceClassification(config), tokens()
 
 
+def mixtral() -> Network:
+    config = transformers.MixtralConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, vocab_size=40, num_local_experts=2, num_experts_per_tok=1,
+    )  # fmt: skip
+    return transformers.MixtralForCausalLM(config), tokens()
+
+
+def t5() -> Network:
+    config = transformers.T5Config(
+        d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, vocab_size=40,
+        decoder_start_token_id=0, dropout_rate=0.0,
+    )  # fmt: skip
+    ids = tokens()["input_ids"]
+    return transformers.T5ForConditionalGeneration(config), {
+        "input_ids": ids,
+        "decoder_input_ids": ids,
+    }
+
+
 def torch_encoder() -> Network:
     layer = nn.TransformerEncoderLayer(16, 2, 32, 0.0, batch_first=True, norm_first=True)
     encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
@@ -135,7 +155,7 @@ NETWORKS: dict[str, Callable[[], Network]] = {
     build.__name__: build
     for build in (
         resnet18, resnet50, mobilenet, convnext, torchvision_vit, timm_deit, timm_swin,
-        timm_efficientnet, timm_convnext, gpt2, llama, hf_vit, bert, torch_encoder,
+        timm_efficientnet, timm_convnext, gpt2, llama, hf_vit, bert, mixtral, t5, torch_encoder,
     )
 }  # fmt: skip
 

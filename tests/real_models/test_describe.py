@@ -126,6 +126,26 @@ EXPECTED: dict[str, dict[str, Any]] = {
             "operation is 'layer_norm')",
         },
     },
+    "mixtral": {
+        "insert": {},
+        "widen": {},
+        "grow": 9,
+        "basis": 0,
+        "why_not": {
+            ("model.layers.0", "insert"): "adds something that no layer, norm or layer scale ends",
+            ("model.layers.0.self_attn.o_proj", "widen"): "goes into linear",
+        },
+    },
+    "t5": {
+        "insert": {"linear_relu": 4},
+        "widen": {"fc1": 4},
+        "grow": 32,
+        "basis": 0,
+        "why_not": {
+            ("encoder.block.0.layer.1", "insert"): "does not run one more block there",
+            ("decoder.block.0.layer.0.SelfAttention.q", "widen"): "which divides its features",
+        },
+    },
     "torch_encoder": {
         "insert": {"block": 2},
         "widen": {"fc1": 2},
