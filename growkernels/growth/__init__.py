@@ -14,7 +14,7 @@ from growkernels.growth.layer_insertion import (
     find_positions,
 )
 from growkernels.growth.monitor import Monitor
-from growkernels.growth.neuron_scaling import NeuronScaling
+from growkernels.growth.neuron_scaling import NeuronScaling, share_budget
 from growkernels.growth.records import insertions, rebuild
 from growkernels.growth.state import grow_state
 from growkernels.growth.warm_up import WarmUp
@@ -41,4 +41,5 @@ __all__ = [
     "grow_state",
     "insertions",
     "rebuild",
+    "share_budget",
 ]

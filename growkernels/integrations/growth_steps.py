@@ -199,5 +199,5 @@ class GrowthSteps:
 def _batches(driver: Driver) -> int:
     """How many batches this process has recorded; those that overflow do not count."""
     if isinstance(driver, NeuronScaling):
-        return driver._recorder.kept.batches
+        return driver._followed.recorder.kept.batches
     return driver._recorder.sums.batches

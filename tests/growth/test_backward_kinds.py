@@ -225,7 +225,7 @@ def test_a_layer_that_runs_twice_in_one_pass_is_one_with_more_rows(criterion: st
     if criterion == "gradient_sum":
         torch.testing.assert_close(twice.scores().values["0"], weight.sum(1).clamp(max=0))
     else:
-        assert twice._recorder.kept.layers["0"].seen == 2 * len(x)
+        assert twice._followed.recorder.kept.layers["0"].seen == 2 * len(x)
 
 
 def test_the_gradient_sum_holds_a_penalty_on_the_weights() -> None:

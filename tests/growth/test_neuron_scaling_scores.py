@@ -228,7 +228,7 @@ def test_a_sample_of_the_rows_is_an_unbiased_estimate() -> None:
         generator = torch.Generator().manual_seed(seed)
         scaling = NeuronScaling(model, layers=["0"], rows=rows, generator=generator)
         record(scaling, [(x[:10], y[:10]), (x[10:20], y[10:20]), (x[20:], y[20:])])
-        sample = scaling._recorder.kept.layers["0"]
+        sample = scaling._followed.recorder.kept.layers["0"]
         scaling.close()
         s = torch.einsum("mi,md,me->ide", sample.grad, sample.x, sample.x)
         return s * sample.seen / len(sample.x), len(sample.x)

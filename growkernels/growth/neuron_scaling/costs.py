@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from collections.abc import Callable
@@ -48,6 +49,13 @@ class Ledger:
         self._depth = depth
         self._inputs: dict[str, int] = {}  # base layer -> inputs of one neuron
         self._rows: dict[str, int] = {}  # base layer -> neurons that read those inputs
+
+    def beside(self, form: str, depth: bool) -> Ledger:
+        """Of another growth in the same step; each knows sizes that the other's neurons give."""
+        other = copy.copy(self)
+        other.parameters = 0
+        other._form, other._depth = form, depth
+        return other
 
     def cost(self, candidate: Candidate, neurons: int) -> float:
         """What this many neurons of the layer would add if they were selected next."""

@@ -71,6 +71,47 @@ class Scores(NotedByPath):
             starts=moved(self.starts),
         )
 
+    def decreases(self, step: float) -> dict[str, Tensor]:
+        """By how much each neuron is predicted to lower the loss, on one scale for all criteria.
+
+        The assumption: the new neuron's own parameters change by a vector of the norm ``step`` in
+        the best direction, all else stays, and the loss follows its first term that is not 0.
+
+        * ``"gradmax"``: a gradient of norm s is there from the start, so the loss falls by s step;
+          s is the root of minus the score.
+        * ``"splitting"``: the neuron starts at a saddle, along the eigenvector the loss falls by
+          -lambda step² / 2 (at a point where the layer's own weights are stationary).
+        * ``"tiny"``: incoming and outgoing weights leave 0 together, in a given proportion, and the
+          loss falls by minus the score times the scale at which they have the norm ``step``: by
+          -score step² / (|a|² + |w|²); behind a batch norm, where w alone is scaled, by
+          -score step / |w|. (Beyond what the reader could do itself.)
+
+        So these compare at one step: a larger one favours the saddles. The learning rate times the
+        steps until the next growth, or the size of the weights beside, says which is meant.
+
+        Args:
+            step: a positive norm.
+
+        Returns:
+            Layer -> [n], in the order of ``values``; 0 where the score is not below 0.
+
+        Raises:
+            ValueError: a step that is not positive, or a criterion that predicts nothing.
+        """
+        if not 0 < step < math.inf:
+            raise ValueError(f"step is {step}; it must be a positive number.")
+        gains = {name: -value.clamp(max=0) for name, value in self.values.items()}
+        if self.criterion == "gradmax":
+            return {name: gain.sqrt() * step for name, gain in gains.items()}
+        if self.criterion == "splitting":
+            return {name: gain * step**2 / 2 for name, gain in gains.items()}
+        if self.criterion == "tiny":
+            return {name: g * self.starts[name].scales(step) for name, g in gains.items()}
+        raise ValueError(
+            f"Criterion {self.criterion!r} predicts no decrease of the loss; 'splitting', "
+            "'gradmax' and 'tiny' do."
+        )
+
     def __str__(self) -> str:
         """One line per layer: how many neurons are eligible, and the lowest score."""
         lines = [f"{self.criterion}, {self.batches} batches"]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import glob
 import math
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,45 +13,30 @@ from torch import nn
 from torch.optim import SGD, Optimizer
 
 from growkernels.growth.neuron_scaling import criteria, growth_step, selection
-from growkernels.growth.neuron_scaling.activations import with_known_activation
-from growkernels.growth.neuron_scaling.candidates import (
-    LAYER_TYPES,
-    Candidate,
-    find_candidates,
-)
-from growkernels.growth.neuron_scaling.closed_form_scores import (
-    closed_form_scores,
-    with_closed_form,
-)
+from growkernels.growth.neuron_scaling.candidates import LAYER_TYPES
+from growkernels.growth.neuron_scaling.closed_form_scores import closed_form_scores
 from growkernels.growth.neuron_scaling.costs import Ledger
 from growkernels.growth.neuron_scaling.criteria import CRITERIA, DECREASES, RECORDED, Scores
 from growkernels.growth.neuron_scaling.cross_sums import CrossRecorder
+from growkernels.growth.neuron_scaling.followed_layers import FollowedLayers, Wishes
 from growkernels.growth.neuron_scaling.initial_values import initial_values
 from growkernels.growth.neuron_scaling.line_search import best_scale
-from growkernels.growth.neuron_scaling.neuron_rows import has_neurons, rows_of
 from growkernels.growth.neuron_scaling.new_neurons import NewNeurons
 from growkernels.growth.neuron_scaling.repeating import with_values
-from growkernels.growth.neuron_scaling.samples import SampleRecorder
 from growkernels.growth.neuron_scaling.samples_state import kept_from, state_of
-from growkernels.growth.neuron_scaling.selection import Selection
+from growkernels.growth.neuron_scaling.selection import Offer, Selection
 from growkernels.growth.neuron_scaling.widenings import WIDTHS
 from growkernels.growth.processes import Group, ranks_of
 from growkernels.growth.same_function import check_same_output, outputs_in_eval_mode
 from growkernels.growth.taps import left_out, one_batch
-from growkernels.growth.traced_graph import traced
 from growkernels.nn.exchange import undone_on_error
 from growkernels.nn.grown_layers import FORMS
-from growkernels.nn.module_paths import ModulePaths
 from growkernels.nn.optimizers import Optimizers, all_step_by, as_one
 from growkernels.nn.records import Record, append_record
 from growkernels.nn.weights import weight_parameters
 from growkernels.nn.wrappers import check_plain_module, check_watchable
 
 TOLERANCE = 1e-5  # of the largest |output|: wider matrix products round differently
-
-OTHER_LAYERS = (
-    "These scores are of other layers than the model has now; compute them anew after each growth."
-)
 
 
 class NeuronScaling:
@@ -158,9 +141,6 @@ class NeuronScaling:
         group: the processes that decide together; None: those that a DistributedDataParallel trains
             the model on, or the default group.
 
-    Attributes:
-        left_out: {path: reason} for layers that look like candidates and are none.
-
     Raises:
         TypeError: the model, or a part of it, is compiled, wrapped for data parallelism or sharded.
         ValueError: nothing to grow, unknown names, layers with shared weights, a ReLU without
@@ -204,20 +184,15 @@ class NeuronScaling:
         self.form = form
         self.depth = depth
         self.group = group
-        self._layers = layers
-        self._kinds = kinds
-        self._widen = widen
-        self._rows = rows
         self._relu_beta = relu_beta
         self._generator = generator
-        self._sample = sample
-        self._roots: list[nn.Module] | None = None  # the layers that `layers` named
-        self._paths = ModulePaths(model)  # what the candidates' names are paths of
-        self._candidates, self.left_out = self._find()
-        if layers is not None:
-            roots = dict.fromkeys(candidate.root for candidate in self._candidates)
-            self._roots = [model.get_submodule(root) for root in roots]
-        self._recorder = self._watch(self._candidates)
+        wishes = Wishes(criterion, layers, kinds, widen, depth, rows, relu_beta, generator, sample)
+        self._followed = FollowedLayers(model, wishes)
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """{path: reason} for layers that look like candidates and are none."""
+        return self._followed.left_out
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -227,14 +202,14 @@ class NeuronScaling:
             RuntimeError: the model was changed by others since, in a way that recorded batches or
                 named layers cannot follow.
         """
-        self._follow()
-        return tuple(candidate.name for candidate in self._candidates)
+        self._followed.follow()
+        return self._followed.names
 
     @property
     def categories(self) -> dict[str, str]:
         """Layer -> the category that it shares a part of the budget with."""
-        self._follow()
-        return {candidate.name: candidate.category for candidate in self._candidates}
+        self._followed.follow()
+        return {candidate.name: candidate.category for candidate in self._followed.candidates}
 
     @contextmanager
     def recording(self, loss_scale: float = 1.0) -> Iterator[None]:
@@ -255,8 +230,8 @@ class NeuronScaling:
                 changed in place, or a gradient was taken with create_graph=True. The batch is not
                 counted.
         """
-        self._follow()
-        with one_batch(self._recorder, loss_scale):
+        self._followed.follow()
+        with one_batch(self._followed.recorder, loss_scale):
             yield
 
     def scores(self, *, tol: float = 1e-3, iters: int | None = None) -> Scores:
@@ -275,21 +250,22 @@ class NeuronScaling:
         """
         ranks = ranks_of(self.model, self.group)
         with ranks.agreed():
-            self._follow()
-            if self.criterion in RECORDED and not self._recorder.kept.layers:
-                overflowed = left_out(self._recorder.kept.overflowed)
+            self._followed.follow()
+            recorder = self._followed.recorder
+            if self.criterion in RECORDED and not recorder.kept.layers:
+                overflowed = left_out(recorder.kept.overflowed)
                 raise RuntimeError(
                     f"No batches are recorded{overflowed}; run a backward pass inside "
                     "`with scaling.recording():`."
                 )
-        if isinstance(self._recorder, CrossRecorder):
-            kept = self._recorder.kept
-            found = closed_form_scores(self.model, self._candidates, kept, self.criterion, ranks)
-            return found.noted(self._paths)
+        candidates = self._followed.candidates
+        if isinstance(recorder, CrossRecorder):
+            found = closed_form_scores(self.model, candidates, recorder.kept, self.criterion, ranks)
+            return found.noted(self._followed.paths)
         scores = criteria.scores(
             self.model,
-            self._candidates,
-            self._recorder.kept,
+            candidates,
+            recorder.kept,
             self.criterion,
             relu_beta=self._relu_beta,
             tol=tol,
@@ -297,11 +273,11 @@ class NeuronScaling:
             generator=self._generator,
             ranks=ranks,
         )
-        return scores.noted(self._paths)
+        return scores.noted(self._followed.paths)
 
     def reset(self) -> None:
         """Forget the recorded batches."""
-        self._recorder.reset()
+        self._followed.recorder.reset()
 
     def select(
         self,
@@ -332,17 +308,25 @@ class NeuronScaling:
         Raises:
             ValueError: a budget that does not pay for one neuron, or scores of other layers.
         """
-        self._follow()
-        scores = self._followed(scores)
-        if set(scores.values) != set(self.layers):
-            raise ValueError(OTHER_LAYERS)
+        offer = self.offer(
+            scores, Ledger(self.model, self.form, self.depth, unit, sample), min_eligible, round_to
+        )
+        return selection.select(offer, budget)
+
+    def offer(
+        self, scores: Scores, ledger: Ledger, min_eligible: int, round_to: int | None
+    ) -> Offer:
+        """What ``select`` chooses from, in the smallest numbers that the layers can grow by.
+
+        Raises:
+            ValueError: scores of other layers.
+        """
         if round_to is not None and round_to < 1:
             raise ValueError(f"round_to is {round_to}; widths are multiples of a positive number.")
-        ledger = Ledger(self.model, self.form, self.depth, unit, sample)
-        widths = {name: _width(self.model.get_submodule(name)) for name in self.layers}
-        return selection.select(
-            self._candidates, scores, ledger, budget, min_eligible, widths, round_to
-        )
+        self._followed.follow()
+        scores = self._followed.now(scores)
+        candidates, widths = self._followed.candidates, self._followed.widths()
+        return Offer(candidates, scores, ledger, min_eligible, widths, round_to)
 
     def grow(
         self,
@@ -416,11 +400,9 @@ class NeuronScaling:
                 if before is not None:
                     after = outputs_in_eval_mode(self.model, sample)
                     check_same_output(before, after, TOLERANCE)
-                candidates, left_out = self._find()
-                recorder, paths = self._watch(candidates), ModulePaths(self.model)
-            self._recorder.remove()
-            self._recorder, self._candidates, self._paths = recorder, candidates, paths
-            self.left_out = left_out
+                followed = self._followed.found_anew()
+            self._followed.recorder.remove()
+            self._followed = followed
 
     def record(
         self,
@@ -447,26 +429,20 @@ class NeuronScaling:
         self, chosen: Selection, optimizer: Optimizer | None, init: str, scale: float
     ) -> tuple[Record, Mapping[str, NewNeurons]]:
         """The record of a growth, and what its new neurons start with."""
-        if self._recorder.recording:
+        if self._followed.recorder.recording:
             raise RuntimeError("recording() is still open; grow after its block.")
-        self._follow()
+        self._followed.follow()
         if not chosen:
             raise ValueError(f"There are no neurons to grow. {chosen.reason}")
-        chosen = self._followed_choice(chosen)
-        if not set(chosen.neurons) <= set(self.layers):
-            raise ValueError(
-                f"The choice names {sorted(set(chosen.neurons) - set(self.layers))[0]!r}, which is "
-                "no candidate now; select anew after each growth."
-            )
+        chosen = self._followed.choice_now(chosen)
+        candidates = self._followed.candidates
         layers = [self.model.get_submodule(name) for name in chosen.neurons]
         weights = [p for layer in layers for p in weight_parameters(layer)]
         gain = math.sqrt(2) if all_step_by(optimizer, SGD, weights) else 2.0
         gated = self.depth and self.form == "gated"
-        must_move = {c.name for c in self._candidates if gated or c.widening is not None}
+        must_move = {c.name for c in candidates if gated or c.widening is not None}
         values = initial_values(self.model, chosen, init, scale, must_move)
-        record = growth_step.plan(
-            self._candidates, chosen, self.form, gain, self.depth, init, scale
-        )
+        record = growth_step.plan(candidates, chosen, self.form, gain, self.depth, init, scale)
         return record, values
 
     def state_dict(self) -> dict[str, Any]:
@@ -474,8 +450,8 @@ class NeuronScaling:
 
         The state of a generator that was given is in it too.
         """
-        self._follow()
-        state = state_of(self._recorder.kept, self.criterion)
+        self._followed.follow()
+        state = state_of(self._followed.recorder.kept, self.criterion)
         if self._generator is not None:
             state["generator"] = self._generator.get_state()
         return state
@@ -491,10 +467,10 @@ class NeuronScaling:
             ValueError: a state of other layers, or for another criterion.
         """
         states = [state] if isinstance(state, Mapping) else state
-        self._follow()
+        self._followed.follow()
         # Of one kind: that of the criterion.
         kept: list[Any] = [kept_from(s, self.criterion, self.layers, self.model) for s in states]
-        self._recorder.load(kept)
+        self._followed.recorder.load(kept)
         if self._generator is not None and "generator" in states[0]:
             self._generator.set_state(states[0]["generator"].cpu())
 
@@ -505,124 +481,7 @@ class NeuronScaling:
         afterwards, which is faster and may differ in the last bits. So a resumed run repeats the
         bits of a first one if both have such a driver on the model, or neither.
         """
-        self._recorder.close()
-
-    def _find(self) -> tuple[list[Candidate], dict[str, str]]:
-        """The candidates of the model as it is, and why other layers are none."""
-        layers = self._layers
-        if self._roots is not None:
-            paths = {module: path for path, module in self.model.named_modules()}
-            if not all(root in paths for root in self._roots):
-                raise RuntimeError(
-                    "A layer that layers= named is not in the model any more: it was changed by "
-                    "others. Build a new NeuronScaling for it."
-                )
-            layers = [glob.escape(paths[root]) for root in self._roots]
-        graph = None
-        if self._sample is not None and self._widen:
-            graph = traced(self.model, self._sample)
-        candidates, left_out = find_candidates(
-            self.model, layers, self._kinds, self._widen, graph, branches=self.depth
-        )
-        if not self.depth:
-            for candidate in candidates:
-                if candidate.widening is None:
-                    why = candidate.why_not_widened or "widen= names no role that it could have"
-                    left_out[candidate.name] = why
-            candidates = [c for c in candidates if c.widening is not None]
-        if self.criterion in DECREASES:
-            candidates = with_closed_form(self.model, candidates, left_out, self.criterion)
-        if self.criterion == "s2d":
-            candidates = with_known_activation(self.model, candidates, self._relu_beta, left_out)
-        return candidates, left_out
-
-    def _watch(self, candidates: Sequence[Candidate]) -> SampleRecorder | CrossRecorder:
-        if self.criterion in DECREASES:
-            return CrossRecorder(self.model, candidates, covariances=self.criterion == "tiny")
-        return SampleRecorder(
-            self.model,
-            self._recorded(candidates),
-            own_activation=self.criterion == "s2d",
-            rows=self._rows,
-            generator=self._generator,
-        )
-
-    def _recorded(self, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
-        return candidates if self.criterion in RECORDED else []
-
-    def _follow(self) -> None:
-        """See what others changed in the model: follow its layers, or say that it was changed."""
-        recorder = self._recorder
-        if recorder.recording or self._paths.is_current(self.model):
-            return
-        if recorder.kept.layers:
-            self._refuse(self._paths.difference(self.model))
-            now = self._paths.now(self.model)
-            known = {now[candidate.name] for candidate in self._candidates}
-            found, left_out = self._find()
-            candidates = [candidate for candidate in found if candidate.name in known]
-            if len(candidates) < len(known):
-                self._refuse("a recorded layer is no candidate any more")
-            recorder.rename(now)
-        else:
-            candidates, left_out = self._find()
-            recorder.watch(self.model, self._recorded(candidates))
-        self._candidates, self.left_out = candidates, left_out
-        self._paths = ModulePaths(self.model)
-
-    def _refuse(self, difference: str | None) -> None:
-        if difference is not None:
-            raise RuntimeError(
-                f"The model was changed since its batches were recorded: {difference}. Call "
-                "reset(), or build a new NeuronScaling, and record again."
-            )
-
-    def _followed(self, scores: Scores) -> Scores:
-        """The scores under the paths at which their layers are now."""
-        if not scores.knows(self.model):
-            return scores
-        now: dict[str, str] = {}
-        for name in scores.values:
-            path = scores.path_now(self.model, name)
-            if path is None:
-                raise ValueError(OTHER_LAYERS)
-            now[name] = path
-        return scores.renamed(now).noted(self._paths)
-
-    def _followed_choice(self, chosen: Selection) -> Selection:
-        """The choice under the paths at which its layers are now."""
-        if not chosen.scores.knows(self.model):
-            return chosen
-        now: dict[str, str] = {}
-        for name, outputs in chosen.neurons.items():
-            path = chosen.scores.path_now(self.model, name)
-            if path is None:
-                raise ValueError(_why_changed(self.model, name, outputs))
-            now[name] = path
-        return replace(
-            chosen,
-            neurons={now[name]: outputs for name, outputs in chosen.neurons.items()},
-            scores=chosen.scores.renamed(now).noted(self._paths),
-        )
-
-
-def _width(layer: nn.Module) -> int:
-    assert has_neurons(layer)
-    return len(rows_of(layer))
-
-
-def _why_changed(model: nn.Module, name: str, outputs: Sequence[int]) -> str:
-    layer = dict(model.named_modules()).get(name)
-    there = None if layer is None or not has_neurons(layer) else _width(layer)
-    which = f"output {max(outputs)} of layer {name!r}"
-    if there is not None and max(outputs) >= there:
-        which += f", which has {there} now"
-    else:
-        which += " as it was"
-    return (
-        f"The choice names {which}: the model was changed by others. Select anew, or build a new "
-        "NeuronScaling for it."
-    )
+        self._followed.recorder.close()
 
 
 def _one_of(what: str, given: Collection[str], known: Sequence[str]) -> None:

@@ -67,8 +67,7 @@ def initial_values(
 
 def _found(start: NewNeurons, outputs: tuple[int, ...], scale: float) -> NewNeurons:
     index = torch.tensor(outputs, device=start.weight.device)
-    normed = start.variance is not None  # incoming weights of another norm would change nothing
-    side, other = (1.0, scale) if normed else (scale**0.5, scale**0.5)
+    side, other = (1.0, scale) if start.normed else (scale**0.5, scale**0.5)
     assert start.outgoing is not None
     assert start.reader_bias is not None
     return NewNeurons(

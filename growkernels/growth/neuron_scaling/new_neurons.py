@@ -31,6 +31,20 @@ class NewNeurons:
     mean: Tensor | None = None
     variance: Tensor | None = None
 
+    @property
+    def normed(self) -> bool:
+        """Whether a batch norm follows, to which the size of incoming weights is nothing."""
+        return self.variance is not None
+
+    def scales(self, step: float) -> Tensor:
+        """[neurons], for each the scale at which what is scaled of it has the norm ``step``."""
+        assert self.outgoing is not None
+        outgoing = self.outgoing.double().transpose(0, 1).flatten(1).square().sum(1).cpu()
+        if self.normed:
+            return step / outgoing.sqrt()
+        incoming = self.weight.double().flatten(1).square().sum(1) + self.bias.double().square()
+        return step**2 / (incoming.cpu() + outgoing)
+
 
 @torch.no_grad()
 def share_of_parents(layer: Layer, outputs: Sequence[int], scale: float) -> NewNeurons:
