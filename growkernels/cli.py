@@ -160,6 +160,14 @@ Minutes = Annotated[
     float | None,
     typer.Option(help="Stop at a checkpoint after so long (exit status 3), to be resumed later."),
 ]
+Together = Annotated[
+    bool,
+    typer.Option(
+        "--ddp",
+        help="Under torchrun: all processes train each network together, a part of every batch "
+        "each; without it each process trains networks of its own.",
+    ),
+]
 
 
 @reproduce.callback()
@@ -184,10 +192,12 @@ def papers(context: typer.Context) -> None:
 
 
 @contextlib.contextmanager
-def resumable(minutes: float | None) -> Iterator[None]:
+def resumable(minutes: float | None, ddp: bool) -> Iterator[None]:
     """Limits the time a run takes, and says how to continue after Ctrl-C."""
+    from growkernels.experiments.team import together
+
     try:
-        with time_limit(minutes):
+        with time_limit(minutes), together(ddp):
             yield
     except KeyboardInterrupt:
         print("growkernels: Interrupted; continue with --resume.", file=sys.stderr)
@@ -223,6 +233,7 @@ def sensli(
     out: Out = Path("runs/sensli"),
     resume: Resume = False,
     minutes: Minutes = None,
+    ddp: Together = False,
 ) -> None:
     """Layers inserted where their gradient is largest (SensLI).
 
@@ -231,7 +242,12 @@ def sensli(
     """
     from growkernels.experiments.sensli import run
 
-    with resumable(minutes):
+    if ddp and net == "fc":
+        raise ValueError(
+            "--ddp is for --net cnn; many networks of fc are trained in one pass, and processes "
+            "share those out without it."
+        )
+    with resumable(minutes, ddp):
         run(preset, net, data, device, out, resume, optimizer)
 
 
@@ -251,6 +267,7 @@ def basis(
     out: Out = Path("runs/basis"),
     resume: Resume = False,
     minutes: Minutes = None,
+    ddp: Together = False,
 ) -> None:
     """Basis convolutions and the search for their layers.
 
@@ -259,7 +276,7 @@ def basis(
     """
     from growkernels.experiments.basis import run
 
-    with resumable(minutes):
+    with resumable(minutes, ddp):
         run(preset, data, device, out, resume, autocast)
 
 
@@ -276,6 +293,7 @@ def scaling(
     out: Out = Path("runs/scaling"),
     resume: Resume = False,
     minutes: Minutes = None,
+    ddp: Together = False,
 ) -> None:
     """Neurons added where splitting matrices say so.
 
@@ -284,7 +302,7 @@ def scaling(
     """
     from growkernels.experiments.scaling import run
 
-    with resumable(minutes):
+    with resumable(minutes, ddp):
         run(preset, data, device, out, resume)
 
 

@@ -59,7 +59,7 @@ def helped() -> bool:
 
 def help_out() -> None:
     """Work on what the first process sends, until it is gone."""
-    place = json.loads(_store().get(PLACE))
+    place = json.loads(store_of(PLACE).get(PLACE))
     try:
         connection = Client(tuple(place["address"]), authkey=bytes.fromhex(place["key"]))
         assert isinstance(connection, Connection)
@@ -69,16 +69,18 @@ def help_out() -> None:
     pool.serve_runs(connection)
 
 
-def _store() -> Store:
+def store_of(name: str) -> Store:
+    """Where the processes of this start find one another, for the purpose of this name."""
     # torchrun's store outlives a restart, with the address of a process that is gone.
     store, *_ = next(rendezvous("env://"))
-    return PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)
+    return PrefixStore(f"start {start} {name}", store)
 
 
 def _listen() -> None:
     key = secrets.token_bytes(32)
     listener = Listener((os.environ["MASTER_ADDR"], 0), backlog=64, authkey=key)
-    _store().set(PLACE, json.dumps({"address": listener.address, "key": key.hex()}))
+    store_of(PLACE).set(PLACE, json.dumps({"address": listener.address, "key": key.hex()}))
     threading.Thread(target=_welcome, args=(listener,), daemon=True).start()
 
 

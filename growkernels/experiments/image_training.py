@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from growkernels.experiments import team
+
 EVALUATION_BATCH = 500
 
 Batch = tuple[Tensor, Tensor]
@@ -28,23 +30,27 @@ def train_epoch(
 
     ``batches`` are of inputs and targets (labels, or probabilities of classes). ``rate`` gives the
     learning rate of each step, counted from 0; None: it stays. ``autocast`` computes in bfloat16
-    where torch holds that to be safe.
+    where torch holds that to be safe. Processes that have met (`team`) train one network together.
     """
     model.train()
     total = torch.zeros((), device=device)
     weights = 0
-    for step, (inputs, targets) in enumerate(batches):
-        if rate is not None:
-            for group in optimizer.param_groups:
-                group["lr"] = rate(step)
-        optimizer.zero_grad(set_to_none=True)
-        loss = F.cross_entropy(logits_of(model, inputs, device, autocast), targets)
-        loss.backward()
-        optimizer.step()
-        weight = len(inputs) if by_image else 1
-        total += loss.detach() * weight
-        weights += weight
-    return total.item() / weights
+    with team.wrapped(model) as called:
+        for step, (inputs, targets) in enumerate(batches):
+            if rate is not None:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate(step)
+            optimizer.zero_grad(set_to_none=True)
+            part, of_part, share = team.part_of(inputs, targets)
+            loss = F.cross_entropy(logits_of(called, part, device, autocast), of_part)
+            if share != 1:
+                loss = loss * share
+            loss.backward()
+            optimizer.step()
+            weight = len(inputs) if by_image else 1
+            total += loss.detach() * weight
+            weights += weight
+    return team.mean(total).item() / weights
 
 
 def logits_of(model: nn.Module, inputs: Tensor, device: torch.device, autocast: bool) -> Tensor:

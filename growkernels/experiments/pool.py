@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any, Literal
@@ -119,6 +120,63 @@ def run_parts(
             for connection in crew:
                 connection.close()
             helpers[:] = [helper for helper in helpers if helper[0] not in crew]
+
+
+def run_in_step(
+    work: Callable[[Any, Report], Any], parts: Sequence[Any], processes: int
+) -> Iterator[Event]:
+    """Like ``run_parts``, but all processes of torchrun work on each part, one part after another.
+
+    What they report is told of the first one alone. Raises RuntimeError where the others do not
+    come within five minutes, and what ``run_parts`` raises.
+    """
+    end = time.monotonic() + 300
+    while len({rank for _, rank in helpers}) < processes - 1:
+        if time.monotonic() > end:
+            raise RuntimeError("Not all processes of torchrun have come within five minutes.")
+        time.sleep(0.05)
+    of_rank = {rank: helper for helper, rank in helpers}
+    here, process = _start_worker()
+    crew = [here, *of_rank.values()]
+    stopped = finished = False
+    try:
+        for connection in crew:
+            connection.send((work, seconds_left()))
+        for index, part in enumerate(parts):
+            if stopped:
+                break
+            for connection in crew:
+                connection.send((index, part))
+            busy = list(crew)
+            while busy:
+                for ready in wait(busy):
+                    connection = busy[busy.index(ready)]  # type: ignore[arg-type]
+                    kind, _, value = connection.recv()
+                    if kind == "error":
+                        raise RuntimeError(value)
+                    stopped |= kind == "stopped"
+                    if kind != "progress":
+                        busy.remove(connection)
+                    elif connection is here:
+                        yield kind, index, value
+            if not stopped:
+                yield "done", index, None
+        if stopped:
+            raise TimeLimitError
+        for connection in crew:
+            connection.send(None)
+        process.wait()
+        finished = True
+    except (EOFError, ConnectionError):
+        raise RuntimeError(ENDED) from None
+    finally:
+        process.terminate()
+        process.wait()
+        here.close()
+        if not finished:
+            for helper, _ in helpers:
+                helper.close()
+            helpers.clear()
 
 
 def _start_worker() -> tuple[Connection, subprocess.Popen[bytes]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from growkernels.experiments import report
+from growkernels.experiments import report, team
 from growkernels.experiments.claims import judge, registered, registration, tally
 from growkernels.experiments.progress import StretchProgress, progress_bar
 from growkernels.experiments.run_folder import RunFolder
@@ -54,7 +54,13 @@ def reproduce(
     ``save_seconds`` lie between checkpoints. Raises RunFolderError for a folder that cannot be
     used, and TimeLimitError at a limit of time, after everything is on disk.
     """
-    config = {"experiment": content.name, "preset": preset, "device": content.device}
+    config: dict[str, Any] = {
+        "experiment": content.name,
+        "preset": preset,
+        "device": content.device,
+    }
+    if team.processes() > 1:
+        config["processes"] = team.processes()  # that share each batch
     folder = RunFolder(out, config | content.config(), resume)
     page = out / "report.html"
     try:

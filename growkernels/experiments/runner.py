@@ -9,9 +9,11 @@ from dataclasses import dataclass
 
 import torch
 
-from growkernels.experiments.pool import Report, run_parts, workers_on
+from growkernels.experiments import team
+from growkernels.experiments.pool import Report, run_in_step, run_parts, workers_on
 from growkernels.experiments.run_folder import FOREIGN, StateStore
 from growkernels.experiments.study import Content, Result, Stretch, Training
+from growkernels.growth.processes import Ranks
 
 REPORT_SECONDS = 0.2
 SAVING_SHARE = 0.05  # of the time, at most, where states are large
@@ -26,6 +28,7 @@ class Job:
     states: StateStore
     save_seconds: float
     has_children: bool
+    together: bool
 
     def training(self) -> tuple[Training, int]:
         """The training as its last checkpoint left it, or at its beginning; and the next step."""
@@ -66,6 +69,10 @@ def _stored(states: StateStore, key: str) -> tuple[int, Result] | None:
 def train_stretch(job: Job, report: Report) -> None:
     """Train to the end, or while there is time; the last checkpoint is the result."""
     _repeat_bits(job.content.device)
+    if job.together:
+        with team.met(job.stretch.key):
+            _train_together(job, report)
+        return
     training, step = job.training()
     saved = reported = time.monotonic()
     between = job.save_seconds
@@ -83,6 +90,23 @@ def train_stretch(job: Job, report: Report) -> None:
             saved = time.monotonic()
             between = max(job.save_seconds, (saved - now) / SAVING_SHARE)
     job.save(training, step)
+
+
+def _train_together(job: Job, report: Report) -> None:
+    """As alone, but that all processes stop at the same step, and the first one saves."""
+    training, step = job.training()
+    first = Ranks().own == 0
+    saved = time.monotonic()
+    while step < job.stretch.last:
+        training.advance(step)
+        step += 1
+        if team.any_of(report(step)):
+            break
+        if first and time.monotonic() - saved > job.save_seconds and step < job.stretch.last:
+            job.save(training, step)
+            saved = time.monotonic()
+    if first:
+        job.save(training, step)
 
 
 def _repeat_bits(device: str) -> None:
@@ -131,11 +155,18 @@ def train(
     waiting = [stretch for stretch in stretches if not collect(stretch)]
     waiting.sort(key=lambda stretch: -ahead[stretch.key])
     place = {stretch.key: index for index, stretch in enumerate(waiting)}
+    together = team.processes() > 1
     jobs = [
-        Job(content, stretch, states, save_seconds, stretch.key in inner) for stretch in waiting
+        Job(content, stretch, states, save_seconds, stretch.key in inner, together)
+        for stretch in waiting
     ]
     after = [None if s.parent is None else place.get(s.parent) for s in waiting]
-    for kind, index, step in run_parts(train_stretch, jobs, workers_on(content.device), after):
+    events = (
+        run_in_step(train_stretch, jobs, team.processes())
+        if together
+        else run_parts(train_stretch, jobs, workers_on(content.device), after)
+    )
+    for kind, index, step in events:
         if kind == "progress":
             progress(waiting[index], step)
         else:

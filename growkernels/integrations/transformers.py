@@ -26,8 +26,8 @@ def from_pretrained(kind: type[M], folder: str | Path, **settings: Any) -> M:
 
     By itself transformers builds what the config says, and drops the weights of what has grown.
     Here the records in the config are repeated on what it built, before it loads all weights.
-    transformers calls nothing of others between building a model and loading it but quantizers, and
-    a model that says it is quantized is refused in many places; so this is a function.
+    Between the two transformers calls nothing of others but quantizers, which grown models are not
+    fit for (docs/more_than_one_process.md says why); so this is a function.
 
     Args:
         kind: a model class, or one of the Auto classes.

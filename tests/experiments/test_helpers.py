@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import helped_study
+import pytest
+
+from growkernels.experiments import team
 
 
 def unmeasured(summary: Any) -> Any:
@@ -34,7 +37,7 @@ def test_the_same_numbers_over_two_processes(tmp_path: Path) -> None:
     ran = subprocess.run(
         [*command, f"--out={together}"],
         env=environment,
-        timeout=300,
+        timeout=500,
         capture_output=True,
         text=True,
     )
@@ -45,3 +48,11 @@ def test_the_same_numbers_over_two_processes(tmp_path: Path) -> None:
     # Two before it was killed, and others when torchrun had started all again.
     assert len(list(notes.glob("0-*"))) == 2
     assert list(notes.glob("1-*"))
+    together = json.loads((notes / "together.json").read_text())
+    assert together == {"first": [3.0] * 2, "then": [3.0] * 3, "other": [3.0]}
+
+
+def test_training_together_needs_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    with pytest.raises(ValueError, match="--ddp is for several processes; start them by torchrun"):
+        team.together(True).__enter__()
