@@ -9,14 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.against import compare_with
+from benchmarks.environment import busy_cores, disturbance
 from benchmarks.families import cases_on, family_files, load_family
 from benchmarks.results import RESULTS
+from benchmarks.sources import uncommitted
 from growkernels.ops.gpu_support import no_gpu
 
 DESCRIPTION = (
     "Times our ops and their opponents in turn in one process, and prints a table of speed-ups, "
     "memory and shares of the machine's ceiling. A family of which every case ran is stored in "
-    "benchmarks/results; most cases take some 20 seconds on a CPU, the slowest minutes."
+    "benchmarks/results, from a clean commit alone. All families take some 20 minutes on two cores."
 )
 
 
@@ -33,6 +36,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="name the cases, run nothing")
     parser.add_argument(
         "--results", type=Path, help="folder to store every case in as soon as it has run"
+    )
+    parser.add_argument("--busy", action="store_true", help="go on though the machine is busy")
+    parser.add_argument(
+        "--against", metavar="REV", help="time ours beside that commit's, case by case; not stored"
     )
     options = parser.parse_args(arguments)
     unknown = [name for name in options.families if name not in files]
@@ -63,14 +70,32 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    folder = options.results or (None if options.quick else RESULTS)
+    folder = options.results or (None if options.quick or options.against else RESULTS)
     if folder is not None and (reason := _no_folder_to_write(folder)):
         print(f"growkernels bench: {reason}; give --results another folder", file=sys.stderr)
         return 2
+    if folder == RESULTS and (changed := uncommitted()):
+        print(
+            f"growkernels bench: {len(changed)} files differ from the commit, {changed[0]} first; "
+            "results are stored from a commit alone: commit, or give --quick or --results FOLDER",
+            file=sys.stderr,
+        )
+        return 2
+    if options.device == "cpu" and not options.busy and (reason := _busy()):
+        print(
+            f"growkernels bench: {reason}; wait until it is quiet, or give --busy", file=sys.stderr
+        )
+        return 2
+    if options.against:
+        return compare_with(options.against, chosen, options.device, options.quick)
     flags = ["--benchmark-only", "-v", f"--device={options.device}"]
     flags += ["--quick"] if options.quick else []
     flags += [f"--results={options.results}"] if options.results else []
     return int(pytest.main([*(str(files[name]) for name in chosen if cases[name]), *flags]))
+
+
+def _busy() -> str | None:
+    return disturbance({"load_before": busy_cores(), "cpus": os.cpu_count()})
 
 
 def _no_folder_to_write(folder: Path) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,17 +11,18 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks.case import Case, Workload, check_agreement
+from benchmarks.case import OURS, Case, Workload, check_agreement
 from benchmarks.ceilings import ceiling_probe
 from benchmarks.cuda_timing import CudaDevice, GraphTimer, choose_timer
-from benchmarks.environment import describe, disturbance
+from benchmarks.environment import describe
 from benchmarks.families import cases_on
-from benchmarks.interleave import RoundRobin, Timer, wall_timer
+from benchmarks.interleave import RoundRobin, Timer, noise_floor, wall_timer
 from benchmarks.peak_memory import measure_here, measure_in_subprocess
 from benchmarks.results import CaseResult, FamilyResult, VariantResult
+from benchmarks.sources import fingerprint, uncommitted
 
 # (seconds of interleaved rounds per case, fewest rounds, most rounds)
-_FULL = (15.0, 7, 41)
+_FULL = (5.0, 5, 41)
 _CUDA = (2.0, 5, 41)  # nobody else runs on the GPU, so its times vary less
 _QUICK = (3.0, 3, 7)
 _SECONDS_PER_GRAPH = 0.002  # more calls would make the graph large, not the time steadier
@@ -64,7 +66,12 @@ class Progress:
     """The results of one family so far, in the order of its cases."""
 
     def __init__(self, family: str, names: list[str], device: torch.device, folder: Path | None):
-        self.environment = describe(device)
+        self.environment = {
+            **describe(device),
+            "sources": fingerprint(family, device.type),
+            "uncommitted": uncommitted(),
+        }
+        self._begun = time.monotonic()
         self._family = family
         self._names = names
         self._folder = folder
@@ -75,6 +82,10 @@ class Progress:
         self._results[result.name] = result
         if self._folder is not None:
             self.result().store(self._folder)
+
+    def took(self) -> str:
+        """How long all of it has taken."""
+        return f"{self._family} took {(time.monotonic() - self._begun) / 60:.1f} minutes"
 
     def result(self) -> FamilyResult:
         names = [name for name in self._names if name in self._results]
@@ -105,8 +116,9 @@ def measured(request: pytest.FixtureRequest, device: torch.device) -> Iterator[P
         return
     machine = progress.environment["machine"]
     _printed.append(f"\n{module.FAMILY} on {machine}\n{module.TABLE.plain([done])}")
-    if warning := disturbance(progress.environment):
-        _printed.append(warning)
+    if noise := done.noise():
+        _printed.append(noise)
+    _printed.append(progress.took())
     _printed.append(progress.where_it_is(request.config.getoption("--quick")))
 
 
@@ -137,6 +149,9 @@ def compare(
         peaks = measure_here(case, workload, device) if device.type == "cuda" else None
         probe = case.ceiling and ceiling_probe(case.ceiling, case.dtype, device)
         timer, timing, settings = _choose_timer(workload, device)
+        if "noise_floor" not in measured.environment:
+            ours = workload.calls[OURS]
+            measured.environment["noise_floor"] = noise_floor(ours, timer, settings)
         rounds = RoundRobin(workload.calls, case.variants, timer, probe or None)
         quick = request.config.getoption("--quick")
         full = _CUDA if device.type == "cuda" else _FULL

@@ -19,7 +19,7 @@ def family_files() -> dict[str, Path]:
 
 
 def load_family(path: Path) -> ModuleType:
-    """The family's module, which declares FAMILY, CASES, TABLE and, for a GPU, GPU_CASES."""
+    """The family's module: FAMILY, KERNELS, CASES, TABLE and, for a GPU, GPU_CASES."""
     return importlib.import_module(f"benchmarks.{path.parent.name}.{path.stem}")
 
 

@@ -31,9 +31,7 @@ class Headline:
                 f"run 'growkernels bench {self.family}' first"
             )
         return {
-            str(family.environment["machine"]): {
-                opponent: self._mean(family, opponent) for opponent in self.opponents
-            }
+            family.machine: {opponent: self._mean(family, opponent) for opponent in self.opponents}
             for family in families
         }
 

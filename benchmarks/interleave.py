@@ -28,6 +28,23 @@ def wall_timer(clock: Callable[[], float] = time.perf_counter) -> Timer:
     return time_calls
 
 
+def noise_floor(
+    call: Call, timer: Timer, calibration: Mapping[str, float], rounds: int = 15
+) -> list[float]:
+    """The ratios that one call against itself gives: no speed-up nearer to 1 means anything.
+
+    `calibration` is for `RoundRobin.calibrate`.
+    """
+    again = "the same again"
+    both = RoundRobin({again: call, OURS: call}, (again, OURS), timer)
+    both.calibrate(**calibration)
+    for _ in range(rounds):
+        both.opponents()
+        both.ours()
+    pairs = zip(both.seconds[again], both.seconds[OURS], strict=True)
+    return [first / second for first, second in pairs]
+
+
 class RoundRobin:
     """Interleaved timing of `calls` in the order `variants`, which must end with ours.
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmarks.case import OURS
 from benchmarks.environment import machine_slug
+from benchmarks.sources import fingerprint
 
 RESULTS = Path(__file__).resolve().parent / "results"
 _SCHEMA = 1
@@ -128,6 +129,32 @@ class FamilyResult:
     family: str
     environment: dict[str, object]
     cases: list[CaseResult]
+
+    @property
+    def stale(self) -> bool:
+        """Whether this checkout has other sources than were measured, or unknown ones were."""
+        now = fingerprint(self.family, str(self.environment["device"]))
+        return now is not None and now != self.environment.get("sources")
+
+    @property
+    def machine(self) -> str:
+        """The machine's name, with a mark where the sources have changed since it was measured."""
+        name = str(self.environment["machine"])
+        if not self.stale:
+            return name
+        day = str(self.environment.get("time", "an unknown day"))[:10]
+        return f"{name} (**stale**: sources changed after {day})"
+
+    def noise(self) -> str | None:
+        """What one function timed against itself gave, in a sentence; None where it was not."""
+        ratios = self.environment.get("noise_floor")
+        if not isinstance(ratios, list):
+            return None
+        spread = Spread.of(ratios)
+        return (
+            f"Noise floor: one function against itself gave {spread.median:.3f}× "
+            f"({spread.lower:.3f} to {spread.upper:.3f})"
+        )
 
     def path(self, folder: Path = RESULTS) -> Path:
         return folder / f"{self.family}-{machine_slug(self.environment)}.json"

@@ -74,7 +74,7 @@ COLUMNS: dict[str, Cell] = {
     ),
     "peak memory": lambda family, case, opponent: _memory(case, OURS),
     "opponent's memory": lambda family, case, opponent: _memory(case, opponent),
-    "machine": lambda family, case, opponent: str(family.environment["machine"]),
+    "machine": lambda family, case, opponent: family.machine,
 }
 # Columns that are said once where they are the same in all rows.
 COMMON = ("dtype", "layout", "machine")

@@ -65,7 +65,7 @@ def markdown(kernels: Sequence[KernelResources]) -> str:
     for architecture in SHARED_LIMITS:
         heading += [f"sm_{architecture}: {columns[0]}", *columns[1:]]
         heading += ["matrix unit"] if with_unit else []
-    rows = [heading, ["---"] * len(heading)]
+    rows = []
     for name in dict.fromkeys(kernel.name for kernel in kernels):
         found = {kernel.architecture: kernel for kernel in kernels if kernel.name == name}
         warps = next(iter(found.values())).warps
@@ -75,7 +75,11 @@ def markdown(kernels: Sequence[KernelResources]) -> str:
             row += _cells(kernel) if kernel else ["–"] * 3
             row += [(kernel and kernel.matrix_unit) or "–"] if with_unit else []
         rows.append(row)
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    if str(ROOT) not in sys.path:
+        sys.path.append(str(ROOT))
+    from benchmarks.markdown import table
+
+    return table(heading, rows)
 
 
 def _cells(kernel: KernelResources) -> list[str]:

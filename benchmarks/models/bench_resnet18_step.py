@@ -18,6 +18,7 @@ from growkernels.experiments.models.resnet import resnet18
 from growkernels.nn import BasisConv2d, convert
 
 FAMILY = "resnet18_step"
+KERNELS = ("basis_conv", "convolution")
 TABLE = Table(
     name=FAMILY,
     family=FAMILY,

@@ -16,6 +16,7 @@ from benchmarks.case import OURS, Call, Case, Workload
 from benchmarks.table import Table
 
 FAMILY = "basis_conv"
+KERNELS = ("basis_conv", "convolution")
 TABLE = Table(
     name=FAMILY,
     family=FAMILY,

@@ -14,6 +14,7 @@ from benchmarks.case import OURS, Call, Case, Ceiling, Workload
 from benchmarks.table import Table
 
 FAMILY = "splitting"
+KERNELS = ("splitting", "convolution")
 TABLE = Table(
     name=FAMILY,
     family=FAMILY,

@@ -16,6 +16,7 @@ from benchmarks.models.deit import HIDDEN, TOKENS, WIDTH, DeiT
 from benchmarks.table import Table
 
 FAMILY = "splitting_eigs"
+KERNELS = ("splitting", "eigen", "solvers")
 TABLE = Table(
     name=FAMILY,
     family=FAMILY,

@@ -15,6 +15,7 @@ from benchmarks.table import Table
 from growkernels.experiments.models.batched import RESIDUAL_SCALE
 
 FAMILY = "virtual_grad"
+KERNELS = ("virtual_grad", "convolution")
 TABLE = Table(
     name=FAMILY,
     family=FAMILY,

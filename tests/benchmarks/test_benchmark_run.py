@@ -106,6 +106,7 @@ def test_a_quick_run_prints_the_table_and_stores_nothing(toy: Path) -> None:
     assert "[64 Mi]" in row
     assert "eager" in row
     assert "×" in row
+    assert "Noise floor: one function against itself gave " in finished.stdout
     assert "Not stored: a quick run has too few rounds." in finished.stdout
     assert set(RESULTS.glob("*")) == before
 
@@ -182,6 +183,6 @@ def test_the_environment_is_json_and_names_the_machine() -> None:
 
 def test_a_busy_machine_is_said_to_distort_the_figures() -> None:
     assert disturbance({"load_before": 0.4, "cpus": 2}) is None
-    warning = disturbance({"load_before": 1.7, "cpus": 2})
-    assert warning is not None
-    assert "1.7 of 2 cores" in warning
+    reason = disturbance({"load_before": 1.7, "cpus": 2})
+    assert reason is not None
+    assert "1.7 of 2 cores" in reason
