@@ -28,13 +28,15 @@ TABLE = Table(
 
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 _DENSE = "eager dense"
+# What our algorithm brings without the basis: a convolution whose filters are all of the basis.
+_OURS_DENSE = "ours, dense"
 _TWO = "eager conv, 1x1, cat"
 _COMPILED = "torch.compile conv, 1x1, cat"
 _RECONSTRUCTED = "eager reconstructed kernel"
 _COMPILED_RECONSTRUCTED = "torch.compile reconstructed kernel"
-_ALL = (_DENSE, _TWO, _COMPILED, _RECONSTRUCTED)
-_EAGER = (_DENSE, _TWO, _RECONSTRUCTED)
-_GPU = (*_ALL, _COMPILED_RECONSTRUCTED)
+_ALL = (_DENSE, _OURS_DENSE, _TWO, _COMPILED, _RECONSTRUCTED)
+_EAGER = (_DENSE, _OURS_DENSE, _TWO, _RECONSTRUCTED)
+_GPU = (_DENSE, _TWO, _COMPILED, _RECONSTRUCTED, _COMPILED_RECONSTRUCTED)
 
 _FORWARD = "forward"
 _TRAINING = "forward + backward"
@@ -48,7 +50,7 @@ def _training_step(layer: Layer, leaves: Sequence[Tensor], grad: Tensor) -> list
 
 
 def _uncompared(call: Callable[[], object]) -> None:
-    """The dense layer's gradients are those of another kernel."""
+    """A dense layer's gradients are those of another kernel."""
     call()
 
 
@@ -77,8 +79,10 @@ def _build(
     # The gradients of x and of the parameters cost as much as the forward pass, each.
     flops = 2.0 * positions * filters * (taps + outputs - filters) * (3 if training else 1)
     traffic = (x.numel() + y.numel()) * x.element_size() * (3 if training else 1)
+    nothing_mixed = coeff.new_empty(0, outputs)
     layers: dict[str, tuple[Layer, tuple[Tensor, ...]]] = {
         _DENSE: (partial(functional.conv2d, **options), (x, whole)),
+        _OURS_DENSE: (partial(gk.basis_conv2d, **options), (x, whole, nothing_mixed)),
         _TWO: (partial(opponents.two_convolutions, **options), (x, basis, coeff)),
         _COMPILED: (
             opponents.compiled(partial(opponents.two_convolutions, **options)), (x, basis, coeff),
@@ -99,8 +103,8 @@ def _build(
             continue
         leaves = [tensor.detach().requires_grad_() for tensor in tensors]
         calls[name] = partial(_training_step, layer, leaves, grad)
-    if training and _DENSE in calls:
-        calls[_DENSE] = partial(_uncompared, calls[_DENSE])
+    for name in {_DENSE, _OURS_DENSE} & set(calls) if training else ():
+        calls[name] = partial(_uncompared, calls[name])
     tf32 = dtype == torch.float32 and device.type == "cuda"
     return Workload(calls, flops, traffic, 1e-2 if tf32 else _TOLERANCE[dtype])
 
