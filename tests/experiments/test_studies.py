@@ -22,10 +22,13 @@ import tiny_basis_study
 import tiny_cnn_study
 import tiny_scaling_study
 import tiny_spirals_study
+import torch
 from PIL import Image
+from pool_work import in_this_process
 
 from growkernels import cli
-from growkernels.experiments import basis, plots, scaling, sensli
+from growkernels.experiments import basis, plots, runner, scaling, sensli
+from growkernels.experiments.basis import search
 from growkernels.experiments.run_folder import RunFolderError
 
 VERDICTS = {"holds", "does not hold", "cannot be told", "not enough runs"}
@@ -106,10 +109,12 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def one_core() -> Iterator[None]:
-    """One worker process at a time: starting them takes longer than what they do here."""
-    cores = os.sched_getaffinity(0)
+    """One worker process at a time, and here, too, one thread: more is slower for so little."""
+    cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
     os.sched_setaffinity(0, {min(cores)})
+    torch.set_num_threads(1)
     yield
+    torch.set_num_threads(threads)
     os.sched_setaffinity(0, cores)
 
 
@@ -117,18 +122,25 @@ def one_core() -> Iterator[None]:
 def study(
     request: pytest.FixtureRequest, images: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Study:
-    """Run once as a whole, and once killed on the way; that one's pictures are not drawn."""
+    """Run once as a whole, and once killed on the way; that one's pictures are not drawn.
+
+    What is killed has worker processes; what is not, and what goes on, trains in this one.
+    """
     study = STUDIES[request.param]()
     if request.param == "cnn":
         study.arguments = (images,)
     whole, killed = (tmp_path_factory.mktemp("runs") / name for name in ("whole", "killed"))
     with pytest.MonkeyPatch.context() as patch:
+        for module in (runner, search):
+            patch.setattr(module, "run_parts", in_this_process)
         patch.setattr(plots, "DPI", 40)
         study.run(whole, resume=False)
     share_measured_times(whole, killed)
     kill_at_a_checkpoint(study, killed)
     assert not (killed / "summary.json").exists()
     with pytest.MonkeyPatch.context() as patch:
+        for module in (runner, search):
+            patch.setattr(module, "run_parts", in_this_process)
         patch.setattr(plots, "png", lambda figure: plots.plt.close(figure) or b"")
         patch.setattr(plots.Figure, "draw_without_rendering", lambda figure: None)
         study.run(killed)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from pool_work import in_this_process
 
 from growkernels.experiments import runner
 from growkernels.experiments.run_folder import RunFolderError, StateStore
@@ -94,13 +95,6 @@ class Sums(Content):
 
     def conclude(self, results: Any, folder: Any) -> Any:
         raise NotImplementedError
-
-
-def in_this_process(work: Any, jobs: list[Any], workers: int, after: list[int | None]) -> Any:
-    for index, job in enumerate(jobs):
-        assert after[index] is None or after[index] < index
-        work(job, lambda step: False)
-        yield "done", index, None
 
 
 @pytest.fixture
