@@ -176,29 +176,6 @@ def test_the_same_again_from_the_record() -> None:
             assert torch.equal(state["state"][number][key], value)
 
 
-class LayerNorms(nn.Module):
-    def __init__(self, norm: Norm) -> None:
-        super().__init__()
-        self.a, self.norm, self.b = nn.Linear(4, 6), norm(6), nn.Linear(6, 6)
-        self.head = nn.Linear(6, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.head(self.b(F.gelu(self.norm(self.a(x)))).relu())
-        return y
-
-
-@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
-def test_why_not_through_norms_of_all_features(norm: Norm) -> None:
-    scaling = NeuronScaling(
-        LayerNorms(norm), "magnitude", widen=("fc1",), depth=False, sample=torch.ones(2, 4)
-    )
-    assert scaling.layers == ("b",)
-    assert scaling.left_out["a"] == (
-        "'norm' normalises over all of its outputs together, so that new ones would change what "
-        "becomes of the old ones"
-    )
-
-
 def test_why_not_the_others() -> None:
     scaling = scaling_of(Network())
     assert "added to what" in scaling.left_out["block.conv2"]

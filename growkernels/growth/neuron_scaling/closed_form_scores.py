@@ -11,6 +11,7 @@ from growkernels.growth.neuron_scaling import closed_form
 from growkernels.growth.neuron_scaling.candidates import Candidate
 from growkernels.growth.neuron_scaling.criteria import Scores
 from growkernels.growth.neuron_scaling.cross_sums import CrossSums
+from growkernels.growth.neuron_scaling.elementwise import function_of, value_and_slope
 from growkernels.growth.neuron_scaling.neuron_rows import has_neurons
 from growkernels.growth.neuron_scaling.new_neurons import NewNeurons
 from growkernels.growth.neuron_scaling.recording import Recording
@@ -70,7 +71,7 @@ def _obstacle(model: nn.Module, candidate: Candidate, criterion: str) -> str | N
         return f"{widening.follower!r} pads with something else than a given number of zeros"
     if criterion == "gradmax" or widening.norms:
         return None
-    if closed_form.value_and_slope(f, 0.0)[0] and reader.bias is None:
+    if value_and_slope(f, 0.0)[0] and reader.bias is None:
         return (
             "new neurons behind its activation do not start at 0, and "
             f"{widening.follower!r} has no bias to take that back"
@@ -83,8 +84,8 @@ def _norm_obstacle(model: nn.Module, widening: Widening) -> str | None:
         norm = model.get_submodule(name)
         if type(norm) not in BATCH_NORMS:
             return (
-                f"{name!r} normalises each sample by itself, so that what new channels give is "
-                "not linear in their weights, not even for small ones"
+                f"{name!r} normalises each sample by itself, by a size that the products over the "
+                "batches leave out"
             )
     if len(widening.norms) > 1 or widening.norm_behind_activation:
         return f"{widening.norms[-1]!r} normalises what its activation has made"
@@ -94,7 +95,7 @@ def _norm_obstacle(model: nn.Module, widening: Widening) -> str | None:
 def _function(model: nn.Module, candidate: Candidate) -> Callable[[Tensor], Tensor] | None:
     assert candidate.widening is not None
     traced = candidate.widening.activation
-    return closed_form.function_of(model, traced or candidate.activation, traced is not None)
+    return function_of(model, traced or candidate.activation, traced is not None)
 
 
 @torch.no_grad()

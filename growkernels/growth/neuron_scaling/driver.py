@@ -112,9 +112,12 @@ class NeuronScaling:
     group norm between, and ``"gated"``, the gate of a gated MLP together with the half that it
     multiplies. A batch norm's new channels are scaled by 1 and shifted by 0, and start with the
     running statistics that copies of their parents have (``init="parent"``; else mean 0, variance
-    1); a group norm gets whole new groups. Layer and RMS norm mix all features, so in front of them
-    nothing is widened: ``left_out`` has the reason, of every layer that could be meant, with
-    ``depth=False``.
+    1); a group norm gets whole new groups. Directly behind a linear layer a layer or RMS norm with
+    a weight takes new neurons too, if GELU or the like follows: they start as the mean of the
+    others, or at 0, whatever ``init`` says, and are read by shares of their parents' columns; the
+    norm's weight and eps are scaled so that the function stays (``neuron_scaling.widenings`` has
+    the derivation). Elsewhere such norms mix all features, so in front of them nothing is widened:
+    ``left_out`` has the reason, of every layer that could be meant, with ``depth=False``.
 
     Gradients accumulate in ``.grad`` as usual: clear them as usual.
 

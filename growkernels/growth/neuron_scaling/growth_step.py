@@ -118,7 +118,7 @@ def apply(
         widen_outputs(model, width, places[width.layer], new, relatives.get(width.layer), optimizer)
     for width in widths:
         new = None if values is None else values[width.layer]
-        widen_readers(model, width, places[width.layer], new, optimizer)
+        widen_readers(model, width, places[width.layer], new, relatives.get(width.layer), optimizer)
 
 
 def _add_branch(

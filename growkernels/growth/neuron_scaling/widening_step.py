@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,13 +14,14 @@ from growkernels.growth.neuron_scaling.neuron_rows import (
     Layer,
     as_rows,
     can_be_widened,
+    current_rows,
     has_neurons,
     output_axis,
     resize,
     rows_of,
 )
 from growkernels.growth.neuron_scaling.new_neurons import NewNeurons, share_of_parents
-from growkernels.growth.neuron_scaling.widenings import OF_EACH
+from growkernels.growth.neuron_scaling.widenings import OF_ALL, OF_EACH
 from growkernels.nn.exchange import exchange_with_state, state_obstacle
 from growkernels.nn.grown_layers import Branch, GrownConv2d, GrownLinear
 from growkernels.nn.new_entries import note_widened, start_scales
@@ -78,10 +79,15 @@ class Relatives:
     """What goes with copies of parents: their partners, and what a norm has seen of them.
 
     ``statistics``: mean and variance of the first norm's new features; None: it has not seen them.
+    ``start``: with which new neurons add nothing to what a norm of all features divides by, in
+    place of copies of parents; None: there is no such norm. ``columns``: their outgoing weights
+    then, reader by reader.
     """
 
     partners: tuple[NewNeurons, ...]
     statistics: tuple[Tensor, Tensor] | None
+    start: NewNeurons | None = None
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def check_widened(model: nn.Module, width: Width, optimizer: Optimizer | None) -> None:
@@ -129,7 +135,31 @@ def relatives_of(model: nn.Module, width: Width, record: Mapping[str, Any]) -> R
         if mean is not None and variance is not None:
             index = torch.tensor(width.parents, device=mean.device)
             statistics = mean[index] * scale, variance[index] * scale**2
-    return Relatives(partners, statistics)
+    norms = [model.get_submodule(name) for name in width.norms]
+    over_all = [norm for norm in norms if type(norm) in OF_ALL]
+    if not over_all:
+        return Relatives(partners, statistics)
+    columns: dict[str, Tensor] = {}
+    for name in width.all_readers:
+        rows = current_rows(layer_at(model, name))
+        columns[name] = scale * rows[:, torch.tensor(width.parents, device=rows.device)]
+        if not bool(columns[name].transpose(0, 1).flatten(1).any(1).all()):
+            raise ValueError(
+                f"{name!r} reads a chosen neuron of layer {width.layer!r} with weights of 0, so a "
+                "new one that is read alike would never get a gradient; train the model first."
+            )
+    start = _unseen_by(over_all[0], layer_at(model, width.layer), width.neurons)
+    return Relatives(partners, None, start, columns)
+
+
+def _unseen_by(norm: nn.Module, layer: Layer, count: int) -> NewNeurons:
+    """Neurons that a norm of all features makes 0 of: its mean, or 0; see ``widenings``."""
+    rows = current_rows(layer)
+    weight = rows.mean(0, keepdim=True) if isinstance(norm, nn.LayerNorm) else 0 * rows[:1]
+    bias = weight.new_zeros(count)
+    if layer.bias is not None and isinstance(norm, nn.LayerNorm):
+        bias = bias + layer.bias.detach().mean()
+    return NewNeurons(weight.expand(count, *rows.shape[1:]), bias)
 
 
 def places_of(model: nn.Module, width: Width) -> Places:
@@ -152,6 +182,8 @@ def widen_outputs(
     optimizer: Optimizer | None,
 ) -> None:
     """Give a layer its new neurons, and their partners and norms the same number."""
+    if relatives is not None and relatives.start is not None:
+        values = relatives.start
     _widen_rows(layer_at(model, width.layer), places, values, optimizer)
     if width.role == "qk":
         # The partner's new features are 0: q.k stays, and their gradient is not 0, because the
@@ -173,6 +205,7 @@ def widen_readers(
     width: Width,
     places: Places,
     values: NewNeurons | None,
+    relatives: Relatives | None,
     optimizer: Optimizer | None,
 ) -> None:
     """Give the layers that read the new features a column for each: 0, or their outgoing weights.
@@ -185,9 +218,12 @@ def widen_readers(
             if not has_neurons(inner):
                 continue
             fill = None
-            if values is not None and inner is reader and values.outgoing is not None:
+            outgoing = None if values is None else values.outgoing
+            if relatives is not None and relatives.columns:
+                outgoing = relatives.columns[name]
+            if inner is reader and outgoing is not None:
                 # Rows that the reader itself has got in this step read nothing new.
-                fill = as_rows(inner, _padded(values.outgoing, len(rows_of(inner))))
+                fill = as_rows(inner, _padded(outgoing, len(rows_of(inner))))
             _replace(inner, "weight", places, 1 - output_axis(inner), fill, optimizer)
             resize(inner, 1, places.new)
         if values is not None and values.reader_bias is not None:
@@ -226,7 +262,7 @@ def _widen_norm(
     statistics: tuple[Tensor, Tensor] | None,
     optimizer: Optimizer | None,
 ) -> None:
-    """New features are scaled by 1 and shifted by 0."""
+    """New features are scaled by 1 and shifted by 0; what divides by all is made up for."""
     for name, start in (("weight", 1.0), ("bias", 0.0)):
         parameter = norm._parameters.get(name)
         if parameter is not None:
@@ -238,7 +274,15 @@ def _widen_norm(
             fill = torch.full((places.new,), start, device=buffer.device)
             fill = fill if statistics is None else statistics[number]
             norm._buffers[name] = _enlarged(buffer, places, 0, fill)
-    if isinstance(norm, nn.GroupNorm):
+    if isinstance(norm, nn.LayerNorm | nn.RMSNorm):
+        share = places.old / (places.old + places.new)
+        assert norm.weight is not None
+        with torch.no_grad():  # of a parameter of its own by now
+            norm.weight[places.of_old(norm.weight.device)] *= share**0.5
+        eps = torch.finfo(norm.weight.dtype).eps if norm.eps is None else norm.eps
+        norm.eps = eps * share
+        norm.normalized_shape = (places.old + places.new,)
+    elif isinstance(norm, nn.GroupNorm):
         norm.num_groups += places.new // (norm.num_channels // norm.num_groups)
         norm.num_channels += places.new
     else:
@@ -317,7 +361,7 @@ def _norm_at(model: nn.Module, name: str, width: Width) -> nn.Module:
         norm = model.get_submodule(name)
     except AttributeError:
         norm = None
-    if norm is None or type(norm) not in (*OF_EACH, nn.GroupNorm):
+    if norm is None or type(norm) not in (*OF_EACH, *OF_ALL, nn.GroupNorm):
         raise ValueError(f"There is no normalisation to widen at {name!r}.")
     if isinstance(norm, nn.GroupNorm) and width.neurons % (norm.num_channels // norm.num_groups):
         raise ValueError(

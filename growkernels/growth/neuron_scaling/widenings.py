@@ -1,4 +1,21 @@
-"""How layers can get more outputs while the network computes the same, and why others cannot."""
+"""How layers can get more outputs while the network computes the same, and why others cannot.
+
+**Layer and RMS norm** divide by the size of all n features together. Of features that come from a
+linear layer directly, m new ones keep the function in one way, up to a linear choice: they must add
+nothing to the sum of squares that the norm takes. So behind a layer norm they start as the mean of
+the layer's neurons, which is the mean mu that the norm subtracts, and behind an RMS norm at 0. Then
+mu stays, the mean of squares becomes n / (n + m) of what it was on every sample, and with the
+norm's own weight times sqrt(n / (n + m)) and its eps times n / (n + m)
+
+    w sqrt(n / (n + m)) (h - mu) / sqrt((v + eps) n / (n + m)) = w (h - mu) / sqrt(v + eps)
+
+exactly. The new features come out of the norm as 0, whatever reads them: so the readers' new
+columns are not 0, as elsewhere, but a share of the parents' columns, by which the new neurons get a
+gradient, if the activation behind the norm is 0 at 0 and has a slope there (GELU, SiLU, tanh; of
+ReLU torch's is 0). Behind an activation no neuron is mu, and without a weight of its own the norm
+cannot make up for the factor: there only doubling all neurons would keep the function, which is not
+done.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +25,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from growkernels.growth.module_graph import followers
+from growkernels.growth.neuron_scaling.elementwise import function_of, value_and_slope
 from growkernels.growth.neuron_scaling.neuron_rows import can_be_widened, has_neurons
 from growkernels.growth.traced_graph import Features, TracedGraph
 from growkernels.nn import Attention
@@ -16,6 +34,8 @@ from growkernels.nn.weights import why_computed
 WIDTHS = ("fc1", "v", "qk", "conv", "gated")
 
 # Normalise each feature, or each group of features, by itself.
+# Normalise all features together.
+OF_ALL = (nn.LayerNorm, nn.RMSNorm)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 OF_EACH = (*BATCH_NORMS, nn.InstanceNorm1d, nn.InstanceNorm2d)
 
@@ -154,11 +174,42 @@ def _norms(model: nn.Module, features: Features) -> tuple[str, ...] | str:
                 return f"of {step.module!r} {reason}"
             found.append(step.module)
             continue
-        return (
-            f"{step.module!r} normalises over all of its outputs together, so that new ones would "
-            "change what becomes of the old ones"
-        )
+        if reason := _why_not_over_all(step.module, module, model, features):
+            return reason
+        found.append(step.module)
     return tuple(dict.fromkeys(found))
+
+
+def _why_not_over_all(
+    path: str, norm: nn.Module, model: nn.Module, features: Features
+) -> str | None:
+    """Why new features cannot leave the old ones alone in a norm of all of them; None: they can."""
+    together = (
+        f"{path!r} normalises over all of its outputs together, so that new ones would change"
+    )
+    if type(norm) not in OF_ALL:
+        return f"{together} what becomes of the old ones"
+    assert isinstance(norm, nn.LayerNorm | nn.RMSNorm)
+    if reason := why_computed(norm):
+        return f"of {path!r} {reason}"
+    steps = [step for step in features.steps if step.kind not in ("view", "dropout")]
+    if features.gated or steps[0].module != path or len(norm.normalized_shape) > 1:
+        return (
+            f"{together} what becomes of the old ones: only directly behind a linear layer can "
+            "they start so that its statistics change by a known factor"
+        )
+    if len(steps) > 2 or any(step.kind != "activation" for step in steps[1:]):
+        return f"{together} what becomes of the old ones, and more than an activation follows"
+    acts = [step.module or f"function {step.name}" for step in steps[1:]]
+    f = function_of(model, acts[0] if acts else None, traced=True)
+    if f is None or value_and_slope(f, 0.0)[0] != 0 or value_and_slope(f, 0.0)[1] == 0:
+        return (
+            f"{together} what becomes of the old ones, but where they are 0 behind it, and there "
+            "its activation has another value, or no slope that torch takes a gradient through"
+        )
+    if norm.weight is None:
+        return f"{together} its scale, and it has no weight of its own to make up for that"
+    return None
 
 
 def _why_not_widened(model: nn.Module, names: Sequence[str]) -> str | None:
