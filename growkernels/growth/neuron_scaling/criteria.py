@@ -1,4 +1,25 @@
-"""What each neuron scores under each criterion; the smallest scores grow first."""
+"""What each neuron scores under each criterion; the smallest scores grow first.
+
+g = dL/dO at the layer's output, [rows, n]; x its inputs, [rows, d]; means over the recorded
+batches.
+
+* ``"splitting"``: the smallest eigenvalue of S_i = sum_m w[m, i] x_m x_m^T with w = GELU''(0) g,
+  GELU''(0) = sqrt(2 / pi) = 0.798. To second order in a, adding GELU(a.x) + a.x to O_i changes the
+  loss by 1.5 g_i.(X a) + a.S_i a / 2 + (1.5^2 / 2) a.H_ii a. The first term vanishes at a
+  stationary point (it is 1.5 a times dL/dw_i), the last is what the existing neuron could do itself
+  (H_ii: the loss's Hessian in w_i); S_i is what only the new nonlinearity adds. It says nothing
+  about how several new neurons work together, nor about H_ii.
+* ``"s2d"``: the same with w = dL/d act(O) * act''(O) of the neuron's own activation (Wu, Wang and
+  Liu 2019): what splitting the neuron into two copies gains. A neuron without an activation
+  directly behind it has act'' = 0 and a matrix of zeros, which tells nothing, so such layers (q, k,
+  v, proj, fc2) are left out.
+* ``"gradient_sum"``: min(sum_j dL/dw_ij, 0), the sum of the neuron's row of the weight gradient. It
+  is what the paper's authors' code computes: there S_i is an outer product of ones with that row,
+  whose eigenvalues are this sum and zeros. A first-order number; it changes with the sign of an
+  input feature, and holds no curvature.
+* ``"gradmax"`` and ``"tiny"``: see ``closed_form``.
+* ``"magnitude"``: -||w_i||. ``"random"``: -uniform(0, 1).
+"""
 
 from __future__ import annotations
 

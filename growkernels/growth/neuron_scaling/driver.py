@@ -60,34 +60,25 @@ class NeuronScaling:
     in the first two it does not, because only a+ + a- = 0 enters the function and its gradients.
     New neurons are candidates themselves in the next step.
 
-    **Criteria.** g = dL/dO at the layer's output, [rows, n]; x its inputs, [rows, d]; means over
-    the recorded batches. A score below 0 makes a neuron eligible, the lowest grow first.
+    **Criteria.** A score below 0 makes a neuron eligible, the lowest grow first. Formulas are in
+    ``neuron_scaling.criteria``, those of GradMax and TINY in ``neuron_scaling.closed_form``.
 
-    * ``"splitting"``: the smallest eigenvalue of S_i = sum_m w[m, i] x_m x_m^T with
-      w = GELU''(0) g, GELU''(0) = sqrt(2 / pi) = 0.798. To second order in a, adding
-      GELU(a.x) + a.x to O_i changes the loss by 1.5 g_i.(X a) + a.S_i a / 2 + (1.5^2 / 2) a.H_ii a.
-      The first term vanishes at a stationary point (it is 1.5 a times dL/dw_i), the last is what
-      the existing neuron could do itself (H_ii: the loss's Hessian in w_i); S_i is what only the
-      new nonlinearity adds. Below 0: there is a direction of descent that the neuron lacks. It
-      says nothing about how several new neurons work together, nor about H_ii.
-    * ``"s2d"``: the same with w = dL/d act(O) * act''(O) of the neuron's own activation (Wu, Wang
-      and Liu 2019): what splitting the neuron into two copies gains. A neuron without an
-      activation directly behind it has act'' = 0 and a matrix of zeros, which tells nothing, so
-      such layers (q, k, v, proj, fc2) are left out.
-    * ``"gradient_sum"``: min(sum_j dL/dw_ij, 0), the sum of the neuron's row of the weight
-      gradient. It is what the paper's authors' code computes: there S_i is an outer product of
-      ones with that row, whose eigenvalues are this sum and zeros. A first-order number; it
-      changes with the sign of an input feature, and holds no curvature.
+    * ``"splitting"``: the smallest eigenvalue of the neuron's splitting matrix. Below 0: there is a
+      direction of descent that the neuron lacks.
+    * ``"s2d"``: the same by the neuron's own activation, where one is directly behind (Wu, Wang and
+      Liu 2019); layers without are left out.
+    * ``"gradient_sum"``: min(sum_j dL/dw_ij, 0), what the paper's authors' code computes.
     * ``"gradmax"`` (Evci et al. 2022) and ``"tiny"`` (Verbockhaven et al. 2024): minus the decrease
       of the loss, to first order, by new neurons of a linear layer that one linear layer reads, or
       new channels of a convolution that one convolution reads, with at most a batch norm and an
       activation between, in closed form; one score for each singular vector. With
       ``widen=("fc1",)`` or ``("conv",)``, ``depth=False`` and ``grow(init=...)`` of the same name.
-      Layers share the whole budget by score per price instead of having equal parts.
-      ``neuron_scaling.closed_form`` has the formulas, what is done for a ReLU and a batch norm, and
-      the noise that comes with every score (``Scores.snr``).
+      Layers share the whole budget by score per price instead of having equal parts. The noise of
+      what they are made of comes with every score (``Scores.snr``).
     * ``"magnitude"``: -||w_i||, the largest neurons first. ``"random"``: -uniform(0, 1).
       Controls; they need no recorded batches.
+
+    Several drivers can share one budget: ``gk.growth.share_budget``.
 
     **Rows.** S is needed many times over, so a uniform sample of ``rows`` rows is kept per layer
     and scaled up: see ``neuron_scaling.samples``. The gradient sums are exact, those of a loss that
@@ -98,26 +89,14 @@ class NeuronScaling:
     sentence says so.
 
     **Widening.** Layers whose roles are in ``widen`` also (or, with ``depth=False``, instead) get
-    one more neuron for each chosen one: ``"fc1"``, the hidden layer of an MLP; ``"v"`` and
-    ``"qk"`` of a growkernels.nn.Attention (``gk.nn.separate_attention`` makes those). The function
-    stays, because what reads the new features starts at 0: fc2's and proj's new columns, and k's
-    new rows for q's (q's for k's). These zeros have a gradient at once, the new rows one step
-    later. (The paper's pair with equal columns c would not keep it: GELU(a)c + GELU(-a)c is not 0.)
-    Every head gets the same number of features, behind its own, so no feature changes its head, and
-    the softmax scale stays.
-
-    With ``sample`` these are found in a forward of any form (with ``depth=False`` in transformers'
-    Conv1D too, the linear layer of GPT-2, whose weight is [inputs, outputs]), and two more:
-    ``"conv"``, the inner convolution of a residual block or of a chain, with batch, instance or
-    group norm between, and ``"gated"``, the gate of a gated MLP together with the half that it
-    multiplies. A batch norm's new channels are scaled by 1 and shifted by 0, and start with the
-    running statistics that copies of their parents have (``init="parent"``; else mean 0, variance
-    1); a group norm gets whole new groups. Directly behind a linear layer a layer or RMS norm with
-    a weight takes new neurons too, if GELU or the like follows: they start as the mean of the
-    others, or at 0, whatever ``init`` says, and are read by shares of their parents' columns; the
-    norm's weight and eps are scaled so that the function stays (``neuron_scaling.widenings`` has
-    the derivation). Elsewhere such norms mix all features, so in front of them nothing is widened:
-    ``left_out`` has the reason, of every layer that could be meant, with ``depth=False``.
+    one more neuron for each chosen one, and what reads them new columns: ``"fc1"``, the hidden
+    layer of an MLP; ``"v"`` and ``"qk"`` of a growkernels.nn.Attention
+    (``gk.nn.separate_attention`` makes those); and with ``sample``, which finds these in a forward
+    of any form (with ``depth=False`` in the Conv1D of GPT-2 too), ``"conv"``, the inner convolution
+    of a residual block or of a chain, and ``"gated"``, the gate of a gated MLP together with the
+    half that it multiplies. Batch, instance and group norms may be between, layer and RMS norms
+    directly behind a linear layer. ``neuron_scaling.widenings`` says how the function stays, and
+    ``left_out`` why a layer cannot be widened, with ``depth=False``.
 
     Gradients accumulate in ``.grad`` as usual: clear them as usual.
 

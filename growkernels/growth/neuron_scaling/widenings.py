@@ -1,5 +1,13 @@
 """How layers can get more outputs while the network computes the same, and why others cannot.
 
+The function stays, because what reads the new features starts at 0: fc2's and proj's new columns,
+and k's new rows for q's (q's for k's). These zeros have a gradient at once, the new rows one step
+later. (A pair of opposite neurons with equal columns c would not keep it: GELU(a)c + GELU(-a)c is
+not 0.) Every head gets the same number of features, behind its own, so no feature changes its head,
+and the softmax scale stays. A batch norm's new channels are scaled by 1 and shifted by 0, and start
+with the running statistics that copies of their parents have (``init="parent"``; else mean 0,
+variance 1); a group norm gets whole new groups.
+
 **Layer and RMS norm** divide by the size of all n features together. Of features that come from a
 linear layer directly, m new ones keep the function in one way, up to a linear choice: they must add
 nothing to the sum of squares that the norm takes. So behind a layer norm they start as the mean of
