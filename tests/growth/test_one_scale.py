@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -146,6 +149,18 @@ def test_one_budget(step: float) -> None:
     torch.testing.assert_close(model(data()).detach(), before, rtol=1e-12, atol=1e-13)
     grown = sum(p.numel() for p in model.parameters()) - count
     assert grown == sum(selection.parameters for selection in chosen)
+
+
+def test_the_page_runs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "wider_layers.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {
+        "model": network(deep=True).float(),
+        "batches": [(data().float(), torch.arange(40) % 3)],
+        "loss_fn": F.cross_entropy,
+    }
+    exec(block, names)
+    assert any(names["chosen"])
 
 
 def test_refusals() -> None:
