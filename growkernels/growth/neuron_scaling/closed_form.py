@@ -57,6 +57,10 @@ a_j = C^(-1/2) u_j and w_j = l_j v_j / K, and r in place of f'.
 of them and W_out at 0 the other's gradient is bilinear in x, a tensor without an SVD that were the
 best; and with the gate fixed, N is another matrix for each gate.
 
+**Cost.** N of convolutions has as many rows as the reader has weights of one channel, and as many
+columns as the layer has of one output; its SVD in float64 takes minutes where both are thousands.
+TINY's product of both layers' patches is larger by the reader's inputs: it is for narrow ones.
+
 **Noise.** ``snr`` is |mean|² over the estimated variance of that mean over the batches, for N as a
 whole (of TINY with the column of the bias): below 1 the singular vectors are those of noise.
 """

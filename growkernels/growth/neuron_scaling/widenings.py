@@ -215,7 +215,7 @@ def _why_not_over_all(
             f"{together} what becomes of the old ones, but where they are 0 behind it, and there "
             "its activation has another value, or no slope that torch takes a gradient through"
         )
-    if norm.weight is None:
+    if norm._parameters.get("weight") is None:
         return f"{together} its scale, and it has no weight of its own to make up for that"
     return None
 
