@@ -31,7 +31,7 @@ TORCH_VERSION_FILE = $(wildcard $(VENV)/lib/python*/site-packages/torch/version.
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-cuda download-cuda test test-cpu test-cuda-build reproduce \
   bench readme-tables accuracy gpu-kernels gpu-suite gpu-reproduce sanitize fuzz lint format clean \
-  wheel test-wheel
+  wheel test-wheel docs
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -107,6 +107,10 @@ wheel: setup  ## dist/: one wheel for torch 2.11 to 2.14 and every Python; downl
 test-wheel:  ## try that wheel in fresh environments, which take up to 6 GB each; TRY="python3.12:2.14.1 …"
 	$(BIN)/python tools/try_wheel.py $(TRY)
 
+docs: setup  ## the documentation site, in site/
+	$(BIN)/python -c "import mkdocstrings" 2>/dev/null || $(PIP) --group docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 reproduce: setup  ## reproduce the papers' experiments in minutes; the reports land in runs/
 	$(BIN)/growkernels reproduce sensli --resume
 	$(BIN)/growkernels reproduce basis --resume
@@ -153,5 +157,5 @@ format: setup  ## let ruff and clang-format rewrite the sources
 	$(BIN)/clang-format -i $(CPP_FILES)
 
 clean:  ## remove what was built, the environment too
-	rm -rf $(VENV) $(VENV_CUDA) build dist *.egg-info growkernels/libgrowkernels* growkernels/*.so .pytest_cache .mypy_cache .ruff_cache \
+	rm -rf $(VENV) $(VENV_CUDA) build dist site *.egg-info growkernels/libgrowkernels* growkernels/*.so .pytest_cache .mypy_cache .ruff_cache \
 	  .hypothesis .benchmarks

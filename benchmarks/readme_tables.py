@@ -23,7 +23,7 @@ from benchmarks.speed_plot import draw
 from benchmarks.table import Table
 
 _ROOT = Path(__file__).resolve().parent.parent
-_DOCUMENTS = ("README.md", "docs/benchmarks.md")
+_DOCUMENTS = ("README.md", "docs/benchmarks.md", "docs/gpu.md")
 _PICTURE = "docs/speed.png"
 # Up to the next end marker, but never across the beginning of another table.
 _BLOCK = re.compile(
