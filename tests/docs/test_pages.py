@@ -22,8 +22,8 @@ from growkernels.models.resnet import resnet18
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
-# These need processes: tests/distributed/test_docs.py, tests/growth/test_states_page.py.
-ELSEWHERE = {"more_than_one_process.md", "states.md"}
+# Run by tests/distributed/test_docs.py, tests/growth/test_states_page.py and test_one_scale.py.
+ELSEWHERE = {"more_than_one_process.md", "states.md", "wider_layers.md"}
 
 
 def blocks(page: Path) -> list[str]:
