@@ -86,6 +86,20 @@ class Behind(nn.Module):
         return y
 
 
+class AlongTokens(nn.Module):
+    """As many tokens as features, and a norm of the former."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(4, 20), nn.LayerNorm(20), nn.Linear(20, 5)
+        self.c, self.d = nn.Linear(5, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(self.a(x).transpose(0, 1)).transpose(0, 1)
+        y: Tensor = self.d(self.c(self.b(h).tanh()).tanh())
+        return y
+
+
 def test_where_it_cannot_be_kept() -> None:
     def reason(model: nn.Module, layer: str) -> str:
         scaling = NeuronScaling(
@@ -94,6 +108,7 @@ def test_where_it_cannot_be_kept() -> None:
         return scaling.left_out[layer]
 
     assert "only directly behind a linear layer" in reason(Behind(), "a")
+    assert "along another axis" in reason(AlongTokens(), "a")
     plain = network(nn.LayerNorm(6, elementwise_affine=False))
     assert "no weight of its own" in reason(plain, "0")
     assert "no slope" in reason(network(nn.LayerNorm(6), nn.ReLU()), "0")

@@ -133,7 +133,7 @@ def _traced(model: nn.Module, graph: TracedGraph, name: str) -> Widening | str:
     assert features is not None  # it can be changed
     if features.gated and name != features.makers[0]:
         return f"it is widened together with {features.makers[0]!r}, whose outputs it multiplies"
-    norms = _norms(model, features)
+    norms = _norms(model, graph, features)
     if isinstance(norms, str):
         return norms
     own = {f"{norm}.{parameter}" for norm in norms for parameter in ("weight", "bias")}
@@ -166,7 +166,7 @@ def _traced(model: nn.Module, graph: TracedGraph, name: str) -> Widening | str:
     )
 
 
-def _norms(model: nn.Module, features: Features) -> tuple[str, ...] | str:
+def _norms(model: nn.Module, graph: TracedGraph, features: Features) -> tuple[str, ...] | str:
     """The paths of the normalisations, or why new features would not leave old ones alone."""
     found: list[str] = []
     for step in features.steps:
@@ -182,14 +182,14 @@ def _norms(model: nn.Module, features: Features) -> tuple[str, ...] | str:
                 return f"of {step.module!r} {reason}"
             found.append(step.module)
             continue
-        if reason := _why_not_over_all(step.module, module, model, features):
+        if reason := _why_not_over_all(step.module, module, model, graph, features):
             return reason
         found.append(step.module)
     return tuple(dict.fromkeys(found))
 
 
 def _why_not_over_all(
-    path: str, norm: nn.Module, model: nn.Module, features: Features
+    path: str, norm: nn.Module, model: nn.Module, graph: TracedGraph, features: Features
 ) -> str | None:
     """Why new features cannot leave the old ones alone in a norm of all of them; None: they can."""
     together = (
@@ -200,6 +200,8 @@ def _why_not_over_all(
     assert isinstance(norm, nn.LayerNorm | nn.RMSNorm)
     if reason := why_computed(norm):
         return f"of {path!r} {reason}"
+    if not _along_features(path, graph):
+        return f"{path!r} normalises along another axis than that of its outputs"
     steps = [step for step in features.steps if step.kind not in ("view", "dropout")]
     if features.gated or steps[0].module != path or len(norm.normalized_shape) > 1:
         return (
@@ -218,6 +220,19 @@ def _why_not_over_all(
     if norm._parameters.get("weight") is None:
         return f"{together} its scale, and it has no weight of its own to make up for that"
     return None
+
+
+def _along_features(norm: str, graph: TracedGraph) -> bool:
+    """Whether the last axis of what a norm reads, which it normalises, is that of the features."""
+    trace = graph.trace
+    read = [
+        operation.inputs[0]
+        for operation in trace.operations
+        if operation.name in ("layer_norm", "rms_norm")
+        and any(trace.calls[call].module == norm for call in operation.calls)
+    ]
+    places = [(graph.axis_of(number), len(trace.values[number].shape)) for number in read]
+    return bool(places) and all(at is not None and at[0] == dims - 1 for at, dims in places)
 
 
 def _why_not_widened(model: nn.Module, names: Sequence[str]) -> str | None:
