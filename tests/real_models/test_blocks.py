@@ -148,6 +148,27 @@ def train(
     optimizer.step()
 
 
+@pytest.mark.parametrize("name", BLOCKS)
+def test_fresh_blocks_are_drawn_by_every_library(name: str) -> None:
+    path, zero = BLOCKS[name]
+    model, sample = networks.build(name)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.01 * (parameter if parameter.dim() > 1 else 1)
+    inserter = LayerInsertion(model, {path: "block"}, sample=sample, init="fresh")
+    assert not any("initialised" in reason for reason in inserter.left_out.values())
+    train(model, sample, torch.optim.SGD(model.parameters(), lr=0.0), inserter)
+    before = outputs_of(model, sample)
+    new = inserter.insert(path)
+    assert torch.allclose(outputs_of(model, sample), before, rtol=0, atol=1e-6 * before.abs().max())
+    old = dict(model.get_submodule(path).named_parameters())
+    for entry, parameter in new.named_parameters():
+        assert parameter.isfinite().all()
+        assert entry in zero or not torch.equal(parameter, old[entry])
+    train(model, sample, torch.optim.SGD(model.parameters(), lr=0.1))
+    assert any(dict(new.named_parameters())[entry].any() for entry in zero)
+
+
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_grown_language_models_keep_their_cache_and_their_configuration(name: str) -> None:
     model, sample = networks.build(name)
