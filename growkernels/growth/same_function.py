@@ -10,9 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from growkernels.nn.tracing import call as call
-from growkernels.nn.tracing import evaluating as evaluating
-from growkernels.nn.tracing import tensors_in
+from growkernels.nn.tracing import call, evaluating, tensors_in
 
 TOLERANCE = 1e-6  # of the largest |output|
 

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from growkernels.growth.neuron_scaling.candidates import Candidate
 from growkernels.growth.neuron_scaling.neuron_rows import Layer, has_neurons, rows_of
-from growkernels.growth.same_function import call, evaluating
+from growkernels.nn.tracing import call, evaluating
 
 UNITS = ("parameters", "flops", "seconds")
 PASSES = 7  # of which the median time is taken
