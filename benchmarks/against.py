@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -64,6 +65,8 @@ class Side:
 
 def compare_with(revision: str, families: list[str], device: str, quick: bool) -> int:
     """Prints for every case that both commits have the other's time over ours; an exit status."""
+    # So that a run which is told to end leaves no worktree behind.
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         with ExitStack() as stack:
             tree = stack.enter_context(built_tree(revision))
@@ -77,6 +80,8 @@ def compare_with(revision: str, families: list[str], device: str, quick: bool) -
     except (RuntimeError, ValueError) as error:
         print(f"growkernels bench: {error}", file=sys.stderr)
         return 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
 
 
