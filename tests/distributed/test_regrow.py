@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from training import adamw
 
 from growkernels import distributed as gk_distributed
-from growkernels.growth import insertions, rebuild
+from growkernels.growth import grow_state, insertions, rebuild
 
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
@@ -92,19 +92,19 @@ class Unused(nn.Module):
         return y
 
 
-def _two_optimizers(rank: int | None) -> tuple[list[Tensor], list[dict[str, Any]]]:
-    """Losses through a growth and the states at its end; rank None: in one process."""
+def _two_optimizers(rank: int | None) -> list[Tensor]:
+    """Losses through a growth; rank None: in one process."""
     model: nn.Module = Unused(on_meta=False)
     records = [{**r, "position": f"network.{r['position']}"} for r in first_growth()]
     if rank is None:
         optimizers = muon_and_adamw(model)
         losses = train_on_part(model, optimizers)
         rebuild(model, records, optimizers)
-        losses += train_on_part(model, optimizers)
-        return losses, [dict(get_optimizer_state_dict(model, part)) for part in optimizers]
+        return losses + train_on_part(model, optimizers)
     shard(model.network)  # type: ignore[arg-type]
     optimizers = muon_and_adamw(model)
     losses = train_on_part(model, optimizers, rank, 2)
+    before = _full_states(model, optimizers)
     model, optimizers = gk_distributed.regrow(
         model,
         optimizers,
@@ -115,9 +115,18 @@ def _two_optimizers(rank: int | None) -> tuple[list[Tensor], list[dict[str, Any]
     )
     assert [type(part).__name__ for part in optimizers] == ["Muon", "AdamW"]
     assert not any(optimizers[0].state.get(model.unused.weight, {}))  # type: ignore[union-attr]
-    losses += train_on_part(model, optimizers, rank, 2)
+    after = _full_states(model, optimizers)
+    if rank == 0:  # the others are given nothing
+        expected = grow_state(records, *before, build=partial(Unused, on_meta=True))
+        for state, grown_state in zip(after[1], expected[1], strict=True):
+            assert state["state"].keys() == grown_state["state"].keys()
+            torch.testing.assert_close(state["state"], grown_state["state"], rtol=0, atol=0)
+    return losses + train_on_part(model, optimizers, rank, 2)
+
+
+def _full_states(model: nn.Module, optimizers: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     states = [get_optimizer_state_dict(model, part, options=FULL) for part in optimizers]
-    return losses, [dict(state) for state in states]
+    return get_model_state_dict(model, options=FULL), [dict(state) for state in states]
 
 
 def _refusals(rank: int) -> dict[str, str]:
@@ -222,15 +231,7 @@ def test_refusals_reach_every_rank(results: list[dict[str, Any]]) -> None:
 
 
 def test_muon_and_adamw(results: list[dict[str, Any]]) -> None:
-    expected, alone = _two_optimizers(None)
-    told = [result["two optimizers"] for result in results[4:]]
-    means = torch.stack([torch.stack(losses) for losses, _ in told]).mean(0)
-    # Muon works in bfloat16; a momentum that did not go along would be half as large.
-    torch.testing.assert_close(means, torch.stack(expected), rtol=1e-3, atol=0)
-    (_, states), _ = told
-    for state, other in zip(states, alone, strict=True):
-        assert state["state"].keys() == other["state"].keys()
-        for name, entries in other["state"].items():
-            for key, value in entries.items():
-                error = (state["state"][name][key] - value).norm()
-                assert error <= 0.3 * value.norm(), (name, key, error, value.norm())
+    """Their states are compared on the ranks, behind the growth; the losses show the rest."""
+    means = torch.stack([torch.stack(result["two optimizers"]) for result in results[4:]]).mean(0)
+    # Muon works in bfloat16.
+    torch.testing.assert_close(means, torch.stack(_two_optimizers(None)), rtol=5e-3, atol=0)

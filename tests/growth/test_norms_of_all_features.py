@@ -89,9 +89,9 @@ class Behind(nn.Module):
 class AlongTokens(nn.Module):
     """As many tokens as features, and a norm of the former."""
 
-    def __init__(self) -> None:
+    def __init__(self, norm: nn.Module) -> None:
         super().__init__()
-        self.a, self.norm, self.b = nn.Linear(4, 20), nn.LayerNorm(20), nn.Linear(20, 5)
+        self.a, self.norm, self.b = nn.Linear(4, 20), norm, nn.Linear(20, 5)
         self.c, self.d = nn.Linear(5, 4), nn.Linear(4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -108,7 +108,8 @@ def test_where_it_cannot_be_kept() -> None:
         return scaling.left_out[layer]
 
     assert "only directly behind a linear layer" in reason(Behind(), "a")
-    assert "along another axis" in reason(AlongTokens(), "a")
+    assert "along another axis" in reason(AlongTokens(nn.LayerNorm(20)), "a")
+    assert "along another axis" in reason(AlongTokens(nn.GroupNorm(1, 20)), "a")
     plain = network(nn.LayerNorm(6, elementwise_affine=False))
     assert "no weight of its own" in reason(plain, "0")
     assert "no slope" in reason(network(nn.LayerNorm(6), nn.ReLU()), "0")

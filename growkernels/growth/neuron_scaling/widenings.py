@@ -27,7 +27,7 @@ done.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -180,6 +180,8 @@ def _norms(model: nn.Module, graph: TracedGraph, features: Features) -> tuple[st
         if type(module) in OF_EACH or type(module) is nn.GroupNorm:
             if reason := why_computed(module):
                 return f"of {step.module!r} {reason}"
+            if not _along_features(step.module, graph, lambda dims: 1):
+                return f"{step.module!r} normalises along another axis than that of its outputs"
             found.append(step.module)
             continue
         if reason := _why_not_over_all(step.module, module, model, graph, features):
@@ -200,7 +202,7 @@ def _why_not_over_all(
     assert isinstance(norm, nn.LayerNorm | nn.RMSNorm)
     if reason := why_computed(norm):
         return f"of {path!r} {reason}"
-    if not _along_features(path, graph):
+    if not _along_features(path, graph, lambda dims: dims - 1):
         return f"{path!r} normalises along another axis than that of its outputs"
     steps = [step for step in features.steps if step.kind not in ("view", "dropout")]
     if features.gated or steps[0].module != path or len(norm.normalized_shape) > 1:
@@ -222,17 +224,17 @@ def _why_not_over_all(
     return None
 
 
-def _along_features(norm: str, graph: TracedGraph) -> bool:
-    """Whether the last axis of what a norm reads, which it normalises, is that of the features."""
+def _along_features(norm: str, graph: TracedGraph, axis: Callable[[int], int]) -> bool:
+    """Whether the axis that a norm normalises, of so many, is the features', in all calls."""
     trace = graph.trace
     read = [
         operation.inputs[0]
         for operation in trace.operations
-        if operation.name in ("layer_norm", "rms_norm")
+        if operation.name.endswith("_norm")
         and any(trace.calls[call].module == norm for call in operation.calls)
     ]
     places = [(graph.axis_of(number), len(trace.values[number].shape)) for number in read]
-    return bool(places) and all(at is not None and at[0] == dims - 1 for at, dims in places)
+    return bool(places) and all(at is not None and at[0] == axis(dims) for at, dims in places)
 
 
 def _why_not_widened(model: nn.Module, names: Sequence[str]) -> str | None:
