@@ -37,7 +37,7 @@ def loss_of(op: Op, function: Callable[..., Any], sample: Sample) -> Callable[..
     return loss
 
 
-@pytest.mark.parametrize("key", ["CPU", "Meta", "AutocastCPU", "AutocastCUDA", "AutogradCPU"])
+@pytest.mark.parametrize("key", ["CPU", "Meta", "AutocastCPU", "AutocastCUDA", "Autograd"])
 @EVERY_OP
 def test_every_layer_has_a_kernel_of_its_own(op: Op, key: str) -> None:
     """Torch's fallbacks would serve, and hide that one is missing."""
