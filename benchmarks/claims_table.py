@@ -1,9 +1,9 @@
-"""The README's table of a paper's claims, from the stored summaries of a reproduction."""
+"""Tables of claims, from the stored summaries of reproductions and studies."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,41 @@ class ClaimsTable:
         return markdown.table(("claim of the paper", *self.runs), rows)
 
 
+@dataclass(frozen=True)
+class StudyTable:
+    """What the variants of the study in a folder below `docs` came to, and its claims with it."""
+
+    name: str
+    folder: str
+
+    def markdown(self, folder: Path = REPRODUCTIONS) -> str:
+        """Both tables in Markdown; FileNotFoundError where no summary is stored."""
+        path = folder / self.folder / "summary.json"
+        claims = _claims(path)
+        variants = json.loads(path.read_text())["variants"]
+        return "\n\n".join(
+            (
+                markdown.table(
+                    ("variant", "runs", "test loss", "grown behind blocks"),
+                    [
+                        [name, str(of["runs"]), of["test_loss"], _places(of["inserted_behind"])]
+                        for name, of in variants.items()
+                    ],
+                ),
+                markdown.table(
+                    ("claim", "verdict", "measured"),
+                    [[c["claim"], f"**{c['verdict']}**", c["measured"]] for c in claims],
+                ),
+            )
+        )
+
+
+def _places(runs: Sequence[Sequence[int]]) -> str:
+    """Where the runs grew, every sequence of places once."""
+    different = dict.fromkeys(", ".join(map(str, places)) for places in runs if places)
+    return "; ".join(different) or "not grown"
+
+
 def _claims(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(
@@ -67,5 +102,5 @@ def _settings(claim: Mapping[str, Any]) -> str:
     return "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in verdicts.items())
 
 
-# One for every study whose desk run is stored; its marker stands in the README.
-CLAIMS: tuple[ClaimsTable, ...] = ()
+# One for every study that is stored; their markers stand in docs/evidence.md.
+CLAIMS: tuple[ClaimsTable | StudyTable, ...] = (StudyTable("character GPT", "character_gpt"),)

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from benchmarks.claims_table import CLAIMS, ClaimsTable
+from benchmarks.claims_table import CLAIMS, ClaimsTable, StudyTable
 from benchmarks.families import family_files, load_family
 from benchmarks.gpu_table import GPU_TABLE, GpuTable
 from benchmarks.headlines import HEADLINES, HeadlineTable
@@ -23,14 +23,14 @@ from benchmarks.speed_plot import draw
 from benchmarks.table import Table
 
 _ROOT = Path(__file__).resolve().parent.parent
-_DOCUMENTS = ("README.md", "docs/benchmarks.md", "docs/gpu.md")
+_DOCUMENTS = ("README.md", "docs/benchmarks.md", "docs/evidence.md", "docs/gpu.md")
 _PICTURE = "docs/speed.png"
 # Up to the next end marker, but never across the beginning of another table.
 _BLOCK = re.compile(
     r"<!-- table: ([^>]+?) -->\n(?:(?!<!-- table: ).)*?<!-- end table -->", re.DOTALL
 )
 
-AnyTable: TypeAlias = Table | ClaimsTable | HeadlineTable | GpuTable
+AnyTable: TypeAlias = Table | ClaimsTable | StudyTable | HeadlineTable | GpuTable
 
 
 def regenerate(
@@ -69,7 +69,7 @@ def regenerate(
 
 
 def _markdown(table: AnyTable, results: Path) -> str:
-    if isinstance(table, ClaimsTable):
+    if isinstance(table, (ClaimsTable, StudyTable)):
         return table.markdown()
     if isinstance(table, (HeadlineTable, GpuTable)):
         return table.markdown(results)

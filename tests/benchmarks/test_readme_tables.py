@@ -12,7 +12,7 @@ from test_benchmark_results import family_result
 
 from benchmarks import markdown
 from benchmarks.case import OURS
-from benchmarks.claims_table import ClaimsTable
+from benchmarks.claims_table import ClaimsTable, StudyTable
 from benchmarks.families import cases_on, family_files, load_family
 from benchmarks.gpu_table import GPU_TABLE, GpuRow, GpuTable
 from benchmarks.headlines import Headline, HeadlineTable
@@ -210,6 +210,21 @@ def test_runs_on_different_data_stand_side_by_side(tmp_path: Path) -> None:
     differ = ClaimsTable("claims paper", {"generated": "paper", "real": "other"})
     with pytest.raises(ValueError, match="claims in paper, other differ; store the"):
         differ.markdown(tmp_path)
+
+
+def test_a_study_shows_its_variants_and_what_was_measured(tmp_path: Path) -> None:
+    (tmp_path / "study").mkdir()
+    grown = {"runs": 2, "test_loss": "1.6 ± 0.1", "inserted_behind": [[0, 1], [0, 1], [2, 0]]}
+    fixed = {"runs": 1, "test_loss": "1.8", "inserted_behind": [[]]}
+    claim = {"claim": "It helps.", "verdict": "holds", "measured": "grown against fixed: -0.2"}
+    summary = {"claims": [claim], "variants": {"grown": grown, "fixed": fixed}}
+    (tmp_path / "study" / "summary.json").write_text(json.dumps(summary))
+    rows = StudyTable("study", "study").markdown(tmp_path).splitlines()
+    assert rows[2:4] == [
+        "| grown | 2 | 1.6 ± 0.1 | 0, 1; 2, 0 |",
+        "| fixed | 1 | 1.8 | not grown |",
+    ]
+    assert rows[-1] == "| It helps. | **holds** | grown against fixed: -0.2 |"
 
 
 def test_claims_table_without_a_stored_summary(tmp_path: Path) -> None:
