@@ -336,7 +336,8 @@ class NeuronScaling:
             optimizer: the model's optimizer, a list of them, or None. Under SGD a ``"single"``
                 branch gets gain sqrt(2), else 2, so that it trains like the pair.
             init: ``"parent"`` or ``"eigenvector"``, what new neurons start with (``"single"``
-                branches: 0 in any case); of neurons that ``"gradmax"`` or ``"tiny"`` chose, that.
+                branches: 0 in any case; in front of a layer or RMS norm: what the norm asks for);
+                of neurons that ``"gradmax"`` or ``"tiny"`` chose, that.
             scale: of that start; the authors use 0.2. With ``"tiny"`` of the new neurons' effect;
                 ``"gradmax"`` takes the mean norm of the layer's outgoing weights.
             loss: of a model, such as the mean over the recorded batches: with ``"tiny"`` the scale
