@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from growkernels.growth import axes
-from growkernels.nn.linear_from_conv1d import is_transposed_linear as is_transposed_linear
+from growkernels.nn.linear_from_conv1d import is_transposed_linear
 from growkernels.nn.tracing import OVERWRITTEN, Operation, Trace, read_without_call
 from growkernels.nn.weights import weight_names
 

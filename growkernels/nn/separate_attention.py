@@ -2,48 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from growkernels.nn.attention import Attention
-from growkernels.nn.compiled import without_compiling_wrapper
 from growkernels.nn.exchange import (
     Places,
-    check_holds_parameters,
     check_takes_parameters,
     exchange_with_state,
     obstacle,
     order_as_registered,
-    places_of,
-    state_obstacle,
-    undone_on_error,
 )
-from growkernels.nn.optimizers import Optimizers, as_one
-from growkernels.nn.records import Record, append_record, new_record, repeats
-from growkernels.nn.wrappers import check_plain_module
+from growkernels.nn.module_exchange import Exchanged, ModuleExchange
+from growkernels.nn.optimizers import Optimizers
+from growkernels.nn.records import repeats
 
 PROJECTIONS = ("q", "k", "v")
 SEPARATION = "separate_attention"  # of this exchange's records
 
 
-@dataclass(frozen=True)
-class Separation:
-    """What :func:`separate_attention` did: the paths exchanged, and why others were not.
+class Separation(Exchanged):
+    """What :func:`separate_attention` did: the paths exchanged, and why others were not."""
 
-    ``record``: the same for ``gk.growth.rebuild`` and ``gk.growth.grow_state``.
-    """
-
-    exchanged: tuple[str, ...]
-    skipped: dict[str, str]
-
-    @property
-    def record(self) -> Record:
-        """Made of JSON's types."""
-        return new_record(SEPARATION, paths=list(self.exchanged))
+    kind = SEPARATION
 
 
 class TorchAttention(Attention):
@@ -126,80 +109,7 @@ def separate_attention(
         ValueError: nothing to exchange; an optimizer that holds no parameter of the model, or
             whose state is not shaped like its parameter.
     """
-    check_plain_module(model)
-    model = without_compiling_wrapper(model)
-    optimizer = as_one(optimizer)
-    found, skipped = _separable(model, optimizer)
-    if not found:
-        reasons = "".join(f"; {path!r} is left alone: {reason}" for path, reason in skipped.items())
-        raise ValueError(
-            "The model has no attention to separate: it needs torch's nn.MultiheadAttention or "
-            f"timm's Attention as a submodule{reasons}."
-        )
-    done = Separation(tuple(found), skipped)
-    if record_only:
-        return done
-    with undone_on_error(model, optimizer):
-        _separate(model, found, optimizer)
-        append_record(model, done.record)
-        return done
-
-
-@repeats(SEPARATION)
-def repeat_separation(
-    model: nn.Module, record: Mapping[str, Any], optimizer: Optimizer | None
-) -> None:
-    """Separate the attention modules that a record names; not undone on error."""
-    paths = record["paths"]
-    found, skipped = _separable(model, optimizer, paths)
-    for path in paths:
-        if path not in found:
-            reason = skipped.get(path, "there is none")
-            raise ValueError(
-                f"The record separates the attention at {path!r}, which this model cannot: "
-                f"{reason}; it belongs to another model."
-            )
-    _separate(model, found, optimizer)
-
-
-def _separable(
-    model: nn.Module, optimizer: Optimizer | None, paths: Collection[str] | None = None
-) -> tuple[dict[str, nn.Module], dict[str, str]]:
-    """The packed attention modules by path (all, or those named), and why others are left alone."""
-    if optimizer is not None:
-        check_takes_parameters(optimizer)
-        check_holds_parameters(model, optimizer)
-    places = places_of(model)
-    skipped: dict[str, str] = {}
-    found: dict[str, nn.Module] = {}
-    for path, module in model.named_modules():
-        if not _is_packed(module) or (paths is not None and path not in paths):
-            continue
-        if reason := _why_not(model, path, module, places):
-            skipped[path] = reason
-        else:
-            found[path] = module
-    for module in found.values():
-        for parameter in _packed(module)[1]:
-            if optimizer is None or parameter is None:
-                continue
-            if reason := state_obstacle(optimizer, parameter):
-                raise ValueError(
-                    f"{reason}, which cannot be cut; pass optimizer=None and build a new optimizer "
-                    "afterwards."
-                )
-    return found, skipped
-
-
-def _separate(
-    model: nn.Module, found: Mapping[str, nn.Module], optimizer: Optimizer | None
-) -> None:
-    for path, module in found.items():
-        parent, _, child = path.rpartition(".")
-        new = _separated(module, optimizer)
-        model.get_submodule(parent)._modules[child] = new
-        if optimizer is not None:
-            order_as_registered(optimizer, new)
+    return _EXCHANGE.run(model, optimizer, record_only)
 
 
 def _is_packed(module: nn.Module) -> bool:
@@ -209,8 +119,6 @@ def _is_packed(module: nn.Module) -> bool:
 
 def _why_not(model: nn.Module, path: str, module: Any, places: Places) -> str | None:
     parent = model.get_submodule(path.rpartition(".")[0])
-    if module is model:
-        return "it is the model itself, which cannot be exchanged inside itself"
     if isinstance(parent, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
         return f"torch's {type(parent).__name__} reads its packed weights or calls it with masks"
     projection = module.out_proj if isinstance(module, nn.MultiheadAttention) else module.proj
@@ -267,6 +175,8 @@ def _separated(old: Any, optimizer: Optimizer | None) -> Attention:
     elif isinstance(new, TimmAttention):
         new.scale = old.scale
         new.attn_drop, new.proj_drop = old.attn_drop, old.proj_drop
+    if optimizer is not None:
+        order_as_registered(optimizer, new)
     return new
 
 
@@ -297,3 +207,18 @@ def _rename(optimizer: Optimizer | None, layer: nn.Module, old: str, new: str) -
 def _refuse_masks(*masks: Tensor | bool | None) -> None:
     if any(isinstance(mask, Tensor) or mask for mask in masks):
         raise ValueError("Separated attention takes no masks; call it without.")
+
+
+_EXCHANGE = ModuleExchange(
+    done=Separation,
+    nothing="no attention to separate: it needs torch's nn.MultiheadAttention or timm's Attention "
+    "as a submodule",
+    of_record="separates the attention",
+    change="cut",
+    check_optimizer=check_takes_parameters,
+    applies=_is_packed,
+    why_not=_why_not,
+    changed=lambda module: _packed(module)[1],
+    new=_separated,
+)
+repeats(SEPARATION)(_EXCHANGE.repeat)

@@ -9,12 +9,12 @@ from fnmatch import fnmatchcase
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from growkernels.growth.feature_spaces import is_transposed_linear
 from growkernels.growth.module_graph import activations
 from growkernels.growth.neuron_scaling.widenings import Widening, widenings
 from growkernels.growth.traced_graph import TracedGraph
 from growkernels.nn import BasisConv2d
 from growkernels.nn.grown_layers import Branch, GrownConv2d, GrownLinear, can_have_branches
+from growkernels.nn.linear_from_conv1d import is_transposed_linear
 from growkernels.nn.weights import why_computed
 
 LAYER_TYPES = ("linear", "conv2d")

@@ -10,8 +10,8 @@ from typing import TypeGuard
 
 from torch import Tensor, nn
 
-from growkernels.growth.feature_spaces import is_transposed_linear
 from growkernels.nn.grown_layers import can_have_branches
+from growkernels.nn.linear_from_conv1d import is_transposed_linear
 from growkernels.nn.weights import current_value
 
 # A Conv1D is none of these, and has the same ``weight`` and ``bias`` but for the order of axes.
