@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from training import Batches, random_batches, record
 
-from growkernels.growth import NeuronScaling
+from growkernels.growth import NeuronScaling, grow_state, insertions, rebuild
 from growkernels.models.deit import DeiT, deit
 
 
@@ -151,3 +152,25 @@ def grow_once(
 
 def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
+
+
+def assert_repeats(
+    record: dict[str, Any],
+    saved: tuple[dict[str, Any], dict[str, Any]],
+    base: nn.Module,
+    model: nn.Module,
+) -> None:
+    """Of what was saved before a growth its record makes the grown model's bits; rebuild repeats.
+
+    Args:
+        record: of the growth.
+        saved: states of the model and of the optimizer before it.
+        base: a copy of the model before it.
+        model: grown.
+    """
+    grown, _ = grow_state(record, *saved, build=lambda: copy.deepcopy(base))
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(grown[name], value, rtol=0, atol=0)
+    twin = copy.deepcopy(base)
+    rebuild(twin, insertions(model))
+    twin.load_state_dict(model.state_dict())

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from scaling_networks import assert_repeats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from growkernels.growth import NeuronScaling, grow_state, insertions, rebuild
+from growkernels.growth import NeuronScaling, insertions
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
@@ -201,12 +202,7 @@ def test_the_same_again_from_the_record(criterion: str) -> None:
     chosen = scaling.select(scaling.scores(), 40, 1)
     record = scaling.record(chosen, optimizer, init=criterion, scale=0.3)
     scaling.grow(chosen, optimizer, init=criterion, scale=0.3)
-    grown, _ = grow_state(record, *saved, build=lambda: copy.deepcopy(base))
-    for name, value in model.state_dict().items():
-        torch.testing.assert_close(grown[name], value, rtol=0, atol=0)
-    twin = copy.deepcopy(base)
-    rebuild(twin, insertions(model))
-    twin.load_state_dict(model.state_dict())
+    assert_repeats(record, saved, base, model)
 
 
 def test_refusals() -> None:

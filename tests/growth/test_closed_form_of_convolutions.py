@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from scaling_networks import assert_repeats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from growkernels.growth import NeuronScaling, grow_state, insertions, rebuild
+from growkernels.growth import NeuronScaling
 
 
 class Net(nn.Module):
@@ -281,12 +282,7 @@ def test_the_same_again_from_the_record(criterion: str) -> None:
     saved[0].update({k: v.clone() for k, v in model.state_dict().items() if "running" in k})
     saved[0]["norm.num_batches_tracked"] = model.state_dict()["norm.num_batches_tracked"].clone()
     scaling.grow(chosen, optimizer, init=criterion, scale=0.3)
-    grown, _ = grow_state(record, *saved, build=lambda: copy.deepcopy(base))
-    for name, value in model.state_dict().items():
-        torch.testing.assert_close(grown[name], value, rtol=0, atol=0)
-    twin = copy.deepcopy(base)
-    rebuild(twin, insertions(model))
-    twin.load_state_dict(model.state_dict())
+    assert_repeats(record, saved, base, model)
 
 
 @pytest.mark.parametrize("criterion", ["gradmax", "tiny"])

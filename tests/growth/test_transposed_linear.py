@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from scaling_networks import assert_repeats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from growkernels.growth import NeuronScaling, grow_state, insertions, rebuild
+from growkernels.growth import NeuronScaling
 from growkernels.growth.neuron_scaling import Selection
 
 Conv1D: Any = pytest.importorskip("transformers.pytorch_utils").Conv1D
@@ -112,12 +113,7 @@ def test_records_states_and_optimizer_state() -> None:
     new = len(chosen.neurons["first"])
     moments = optimizer.state[model.first.weight]["exp_avg_sq"]
     torch.testing.assert_close(moments[:, 7:], moments[:, :7].mean(1, keepdim=True).expand(5, new))
-    grown, _ = grow_state(record, *saved, build=lambda: copy.deepcopy(base))
-    for name, value in model.state_dict().items():
-        torch.testing.assert_close(grown[name], value, rtol=0, atol=0)
-    twin = copy.deepcopy(base)
-    rebuild(twin, insertions(model))
-    twin.load_state_dict(model.state_dict())
+    assert_repeats(record, saved, base, model)
 
 
 def test_it_has_no_branches() -> None:
