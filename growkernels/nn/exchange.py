@@ -258,12 +258,19 @@ def _begin(optimizer: Optimizer, group: ParamGroup, parameter: nn.Parameter) -> 
 def state_obstacle(optimizer: Optimizer, parameter: nn.Parameter) -> str | None:
     """Why a parameter's state cannot be cut or enlarged like the parameter; None: it can."""
     optimizer = part_with(optimizer, parameter)
+    name = type(optimizer).__name__
     for key, value in optimizer.state.get(parameter, {}).items():
-        if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
+        if not isinstance(value, Tensor) or not value.dim():
+            continue
+        if value.shape != parameter.shape:
             return (
-                f"{type(optimizer).__name__} keeps {key!r} of shape {tuple(value.shape)} for a "
-                f"parameter of shape {tuple(parameter.shape)}"
+                f"{name} keeps {key!r} of shape {tuple(value.shape)} for a parameter of shape "
+                f"{tuple(parameter.shape)}"
             )
+        numbers = value.is_floating_point() or value.is_complex()
+        if not numbers or type(value) not in (Tensor, nn.Parameter):  # of 8 bits, say
+            kind = str(value.dtype) if not numbers else type(value).__name__
+            return f"{name} keeps {key!r} as {kind}, in a code of its own"
     return None
 
 

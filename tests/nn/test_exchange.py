@@ -254,3 +254,28 @@ def test_an_error_takes_back_hooks_groups_state_and_other_objects() -> None:
     assert str(optimizer.state_dict()) == str(state)
     handle.remove()
     assert not model[0]._forward_hooks
+
+
+class Coded(Tensor):
+    """As torchao's optimizers keep their states."""
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [(lambda v: v.to(torch.uint8), "torch.uint8"), (lambda v: v.as_subclass(Coded), "Coded")],
+    ids=["integers", "subclass"],
+)
+def test_states_in_a_code_of_their_own_are_not_cut(
+    code: Callable[[Tensor], Tensor], kind: str
+) -> None:
+    """8-bit optimizers: as large as the parameter, and yet not its numbers."""
+    model = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2, batch_first=True)})
+    optimizer = torch.optim.AdamW(model.parameters())
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    packed = model["attention"].in_proj_weight
+    optimizer.state[packed]["exp_avg"] = code(optimizer.state[packed]["exp_avg"])
+    with pytest.raises(ValueError, match=f"'exp_avg' as {kind}, in a code of its own, which canno"):
+        separate_attention(model, optimizer)
+    assert type(model["attention"]) is nn.MultiheadAttention
