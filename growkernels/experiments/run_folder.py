@@ -12,6 +12,7 @@ import errno
 import io
 import json
 import os
+import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import isfinite
@@ -36,9 +37,16 @@ class RunFolderError(RuntimeError):
     """The folder cannot be used; the message is one sentence for the user."""
 
 
+UNFINISHED = ".*.new-*"
+
+
 def write_atomically(target: Path, content: bytes) -> Path:
-    """Replace ``target`` as a whole, or leave it as it is and raise RunFolderError."""
-    temporary = target.with_name(f".{target.name}.new")
+    """Replace ``target`` as a whole, or leave it as it is and raise RunFolderError.
+
+    Each writer has a temporary file of its own: the workers of a run that was killed may still be
+    writing when the run goes on.
+    """
+    temporary = target.with_name(f".{target.name}.new-{uuid.uuid4().hex}")
 
     def write() -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -154,6 +162,9 @@ class RunFolder:
         except OSError as error:
             _refuse("write", path, error)
         self.state = StateStore(path / "state")
+        # What killed writers left; one that still writes fails, and cannot replace what follows.
+        for leftover in path.rglob(UNFINISHED):
+            leftover.unlink(missing_ok=True)
         if not (path / "config.json").exists():
             self.write_json("config.json", self.config)
 

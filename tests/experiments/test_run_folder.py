@@ -82,6 +82,32 @@ def test_a_full_disk_leaves_the_old_file_whole(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["state.pt"]
 
 
+def test_writers_of_one_file_do_not_disturb_each_other(tmp_path, monkeypatch):
+    """A worker of a killed run writes its last state while the resumed run writes the same one."""
+    target, plain = tmp_path / "state.pt", os.fsync
+
+    def beside_another(descriptor):
+        plain(descriptor)
+        monkeypatch.setattr(os, "fsync", plain)
+        write_atomically(target, b"the other's")
+        assert target.read_bytes() == b"the other's"
+
+    monkeypatch.setattr(os, "fsync", beside_another)
+    write_atomically(target, b"ours")
+    assert target.read_bytes() == b"ours"
+    assert [p.name for p in tmp_path.iterdir()] == ["state.pt"]
+
+
+def test_what_killed_writers_left_is_gone_when_the_run_goes_on(tmp_path, monkeypatch):
+    folder, plain, names = RunFolder(tmp_path / "run", CONFIG), os.replace, []
+    monkeypatch.setattr(os, "replace", lambda old, new: (names.append(old), plain(old, new)))
+    folder.state.save("exp2", {"a": 1})
+    names[0].write_bytes(b"half of it")
+    folder.close()
+    RunFolder(tmp_path / "run", CONFIG, resume=True).close()
+    assert [p.name for p in (tmp_path / "run" / "state").iterdir()] == ["exp2.pt"]
+
+
 def test_metrics_are_replaced_as_a_whole(tmp_path):
     folder = RunFolder(tmp_path / "run", CONFIG)
     for epochs in (3, 2):
