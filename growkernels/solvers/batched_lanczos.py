@@ -78,8 +78,8 @@ def smallest_eigenpairs(
         Eigenvalues of multiplicity up to k are found as often as they occur.
 
     As with every Krylov method, a neuron whose start has next to nothing of the right eigenvector
-    may settle for a neighbouring eigenpair: with tol=1e-3 and k=1, one in some 2000 random matrices
-    did. A smaller tol makes that rarer in proportion; k=2 all but excludes it.
+    may settle for a neighbouring eigenpair: with tol=1e-3 and k=1, 4 of 960 splitting matrices of
+    384 normally distributed features did. A smaller tol or k=2 makes that rarer.
 
     Not differentiable. A RuntimeWarning tells how many neurons have not converged. Raises
     ValueError for sizes that make no sense, and on the CPU when a product is not finite; elsewhere
