@@ -10,42 +10,67 @@ from typing import Any
 
 from benchmarks import markdown
 
-REPRODUCTIONS = Path(__file__).resolve().parent.parent / "docs"
+DOCUMENTS = Path(__file__).resolve().parent.parent / "docs"
 
 
 @dataclass(frozen=True)
-class ClaimsTable:
-    """The table `name`, one row per claim in the summary.json of the folders below `docs`.
+class Reproduction:
+    """What a paper's study came to: its claims, and ``pictures``, file names and their texts.
 
-    A single run shows its verdict for every setting. Of several, on different data, only the
-    verdicts stand side by side; the keys of `runs` head their columns.
+    It is stored in the folder of its name below ``docs/evidence``; ``experiment`` and ``net`` say
+    whose run belongs there. The document with the table lies in ``docs``.
     """
 
     name: str
-    runs: Mapping[str, str]
+    experiment: str
+    pictures: Mapping[str, str]
+    net: str | None = None
 
-    def markdown(self, folder: Path = REPRODUCTIONS) -> str:
-        """The whole table in Markdown.
+    @property
+    def folder(self) -> str:
+        return f"evidence/{self.name}"
 
-        Raises FileNotFoundError where no summary is stored, ValueError where the runs' claims
-        differ.
-        """
-        claims = [_claims(folder / path / "summary.json") for path in self.runs.values()]
-        if len({tuple(claim["claim"] for claim in run) for run in claims}) > 1:
-            raise ValueError(
-                f"the claims in {', '.join(self.runs.values())} differ; store the reproductions "
-                "anew, with one version"
-            )
-        if len(claims) == 1:
-            rows = [
-                [claim["claim"], f"**{claim['verdict']}**", _settings(claim)] for claim in claims[0]
-            ]
-            return markdown.table(("claim of the paper", "verdict", "settings"), rows)
+    def markdown(self, folder: Path = DOCUMENTS) -> str:
+        """Where it ran, the claims and the pictures; a sentence where nothing is stored."""
+        path = folder / self.folder / "summary.json"
+        if not path.is_file():
+            return "*The runs of this study are not finished; nothing is stored.*"
+        summary = json.loads(path.read_text())
+        environment, registration = summary["environment"], summary["registration"]
+        where = (
+            f"Ran with `--preset {summary['preset']}` at commit `{environment['commit']}` on "
+            f"{environment['gpu'] or environment['cpu']} with torch {environment['torch']}; claims "
+            f"registered in `{registration['file']}`, commit `{registration['commit']}`."
+        )
         rows = [
-            [same[0]["claim"], *(f"**{claim['verdict']}**" for claim in same)]
-            for same in zip(*claims, strict=True)
+            [
+                f"{'Ours: ' if claim['ours'] else ''}{claim['claim']}",
+                f"**{claim['verdict']}**",
+                "<br>".join(_finding(f, claim["verdict"]) for f in claim["findings"]),
+            ]
+            for claim in summary["claims"]
         ]
-        return markdown.table(("claim of the paper", *self.runs), rows)
+        table = markdown.table(("claim", "verdict", "measured, with its 95 % interval"), rows)
+        pictures = (
+            f"![{text}]({self.folder}/{name}.png)\n\n*{text}*"
+            for name, text in self.pictures.items()
+        )
+        return "\n\n".join((where, table, *pictures))
+
+
+def _finding(finding: Mapping[str, Any], verdict: str) -> str:
+    effect = finding.get("effect")
+    if effect is None or effect["low"] is None:
+        text = f"{finding['setting']}: {finding['measured']}"
+    else:
+        mean, low, high = (_signed(effect[key]) for key in ("mean", "low", "high"))
+        text = f"{finding['setting']}: {mean} [{low}, {high}], {effect['count']} runs"
+    own = finding["verdict"]
+    return text if own in (verdict, None) else f"{text} ({own})"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "−")
 
 
 @dataclass(frozen=True)
@@ -55,23 +80,24 @@ class StudyTable:
     name: str
     folder: str
 
-    def markdown(self, folder: Path = REPRODUCTIONS) -> str:
+    def markdown(self, folder: Path = DOCUMENTS) -> str:
         """Both tables in Markdown; FileNotFoundError where no summary is stored."""
         path = folder / self.folder / "summary.json"
-        claims = _claims(path)
-        variants = json.loads(path.read_text())["variants"]
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing; run the study and copy its summary there")
+        summary = json.loads(path.read_text())
         return "\n\n".join(
             (
                 markdown.table(
                     ("variant", "runs", "test loss", "grown behind blocks"),
                     [
                         [name, str(of["runs"]), of["test_loss"], _places(of["inserted_behind"])]
-                        for name, of in variants.items()
+                        for name, of in summary["variants"].items()
                     ],
                 ),
                 markdown.table(
                     ("claim", "verdict", "measured"),
-                    [[c["claim"], f"**{c['verdict']}**", c["measured"]] for c in claims],
+                    [[c["claim"], f"**{c['verdict']}**", c["measured"]] for c in summary["claims"]],
                 ),
             )
         )
@@ -83,24 +109,48 @@ def _places(runs: Sequence[Sequence[int]]) -> str:
     return "; ".join(different) or "not grown"
 
 
-def _claims(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing; run 'growkernels reproduce' as CONTRIBUTING.md says and copy the "
-            "summary.json there"
-        )
-    claims: list[dict[str, Any]] = json.loads(path.read_text())["claims"]
-    return claims
+REPRODUCTIONS = (
+    Reproduction(
+        "spirals",
+        "sensli",
+        {
+            "loss_one_insertion": "One insertion: mean training loss over all initialisations.",
+            "loss_three_insertions": "Three spaced insertions against the final network from "
+            "scratch.",
+            "insertion_times": "When to insert: final training loss against the epoch of the "
+            "insertion.",
+        },
+        net="fc",
+    ),
+    Reproduction(
+        "cnn",
+        "sensli",
+        {
+            "training_loss": "Training loss of the small VGG and its variants.",
+            "insertion_times": "When to insert a convolution.",
+        },
+        net="cnn",
+    ),
+    Reproduction(
+        "basis",
+        "basis",
+        {
+            "time_and_accuracy": "What basis convolutions save and cost.",
+            "accuracy_by_time": "Test accuracy against the wall time of the trainings.",
+        },
+    ),
+    Reproduction(
+        "scaling",
+        "scaling",
+        {
+            "accuracy": "Test accuracy of the grown and the fixed networks.",
+            "accuracy_by_parameters": "Final accuracy against the number of parameters.",
+        },
+    ),
+)
 
-
-def _settings(claim: Mapping[str, Any]) -> str:
-    verdicts: dict[str, list[str]] = {}
-    for finding in claim["findings"]:
-        setting = verdicts.setdefault(finding["verdict"] or "no test", [])
-        if finding["setting"] not in setting:
-            setting.append(finding["setting"])
-    return "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in verdicts.items())
-
-
-# One for every study that is stored; their markers stand in docs/evidence.md.
-CLAIMS: tuple[ClaimsTable | StudyTable, ...] = (StudyTable("character GPT", "character_gpt"),)
+# One for every study; their markers stand in docs/evidence.md.
+CLAIMS: tuple[Reproduction | StudyTable, ...] = (
+    *REPRODUCTIONS,
+    StudyTable("character GPT", "character_gpt"),
+)

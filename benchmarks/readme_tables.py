@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from benchmarks.claims_table import CLAIMS, ClaimsTable, StudyTable
+from benchmarks.claims_table import CLAIMS, Reproduction, StudyTable
 from benchmarks.families import family_files, load_family
 from benchmarks.gpu_table import GPU_TABLE, GpuTable
 from benchmarks.headlines import HEADLINES, HeadlineTable
@@ -30,7 +30,7 @@ _BLOCK = re.compile(
     r"<!-- table: ([^>]+?) -->\n(?:(?!<!-- table: ).)*?<!-- end table -->", re.DOTALL
 )
 
-AnyTable: TypeAlias = Table | ClaimsTable | StudyTable | HeadlineTable | GpuTable
+AnyTable: TypeAlias = Table | Reproduction | StudyTable | HeadlineTable | GpuTable
 
 
 def regenerate(
@@ -69,7 +69,7 @@ def regenerate(
 
 
 def _markdown(table: AnyTable, results: Path) -> str:
-    if isinstance(table, (ClaimsTable, StudyTable)):
+    if isinstance(table, (Reproduction, StudyTable)):
         return table.markdown()
     if isinstance(table, (HeadlineTable, GpuTable)):
         return table.markdown(results)

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from test_benchmark_results import family_result
 
 from benchmarks import markdown
 from benchmarks.case import OURS
-from benchmarks.claims_table import ClaimsTable, StudyTable
+from benchmarks.claims_table import REPRODUCTIONS, StudyTable
 from benchmarks.families import cases_on, family_files, load_family
 from benchmarks.gpu_table import GPU_TABLE, GpuRow, GpuTable
 from benchmarks.headlines import Headline, HeadlineTable
 from benchmarks.readme_tables import regenerate
 from benchmarks.speed_plot import draw
+from benchmarks.store_reproduction import store
 from benchmarks.table import COLUMNS, Table
 
 TABLE = Table("speed", "toy", ("case", "shape", "opponent", "speed-up", "machine"))
+SPIRALS = REPRODUCTIONS[0]
 README = "Before\n<!-- table: speed -->\nold\n<!-- end table -->\nAfter\n"
 
 
@@ -178,38 +182,52 @@ def test_every_column_can_be_filled() -> None:
     assert all(cells[0])
 
 
-def store_claim(folder: Path, claim: str = "It helps.", verdict: str = "cannot be told") -> None:
-    finding = {"measured": "1 ± 0"}
+def stored_reproduction(folder: Path, preset: str = "desk", commit: str | None = "abc") -> Path:
+    effect = {"mean": -0.5, "low": -0.75, "high": 0.25, "count": 6}
     findings = [
-        {"setting": "exp1", "verdict": "holds", **finding},
-        {"setting": "exp2", "verdict": None, **finding},
-        {"setting": "exp3", "verdict": "holds", **finding},
+        {"setting": "exp1", "verdict": "holds", "measured": "6 %", "effect": None},
+        {"setting": "exp2", "verdict": "cannot be told", "measured": "long", "effect": effect},
+        {"setting": "exp3", "verdict": None, "measured": "no test", "effect": None},
     ]
-    claims = [{"claim": claim, "verdict": verdict, "findings": findings}]
-    folder.mkdir(parents=True)
-    (folder / "summary.json").write_text(json.dumps({"claims": claims}))
+    claim = {"claim": "It helps.", "verdict": "holds", "ours": True, "findings": findings}
+    environment = {"commit": commit, "cpu": "Some CPU", "gpu": None, "torch": "2"}
+    summary = {
+        "experiment": "sensli", "net": "fc", "preset": preset, "claims": [claim],
+        "environment": environment, "registration": {"file": "c.toml", "commit": "def"},
+    }  # fmt: skip
+    (folder / "plots").mkdir(parents=True)
+    (folder / "summary.json").write_text(json.dumps(summary))
+    for name in SPIRALS.pictures:
+        Image.new("RGBA", (8, 8), "white").save(folder / "plots" / f"{name}.png")
+    return folder
 
 
-def test_claims_table_groups_settings_by_verdict(tmp_path: Path) -> None:
-    store_claim(tmp_path / "paper")
-    table = ClaimsTable("claims paper", {"": "paper"}).markdown(tmp_path)
-    row = "| It helps. | **cannot be told** | holds: exp1, exp3; no test: exp2 |"
-    assert table.splitlines()[-1] == row
+def test_a_stored_reproduction_shows_its_claims_and_pictures(tmp_path: Path) -> None:
+    assert SPIRALS.markdown(tmp_path) == (
+        "*The runs of this study are not finished; nothing is stored.*"
+    )
+    assert store(stored_reproduction(tmp_path / "run"), tmp_path) == tmp_path / "evidence/spirals"
+    text = SPIRALS.markdown(tmp_path)
+    assert "at commit `abc` on Some CPU with torch 2; claims registered in `c.toml`" in text
+    assert (
+        "| Ours: It helps. | **holds** | exp1: 6 %<br>exp2: −0.500 [−0.750, +0.250], 6 runs "
+        "(cannot be told)<br>exp3: no test |"
+    ) in text
+    shown = re.findall(r"!\[.+\]\((.+)\)", text)
+    assert len(shown) == len(SPIRALS.pictures)
+    assert all((tmp_path / path).is_file() for path in shown)
 
 
-def test_runs_on_different_data_stand_side_by_side(tmp_path: Path) -> None:
-    store_claim(tmp_path / "paper")
-    store_claim(tmp_path / "paper" / "real", verdict="holds")
-    table = ClaimsTable("claims paper", {"generated": "paper", "real": "paper/real"})
-    assert table.markdown(tmp_path).splitlines() == [
-        "| claim of the paper | generated | real |",
-        "| --- | --- | --- |",
-        "| It helps. | **cannot be told** | **holds** |",
-    ]
-    store_claim(tmp_path / "other", claim="It hurts.")
-    differ = ClaimsTable("claims paper", {"generated": "paper", "real": "other"})
-    with pytest.raises(ValueError, match="claims in paper, other differ; store the"):
-        differ.markdown(tmp_path)
+def test_what_decides_nothing_is_not_stored(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"summary.json is missing; finish the run with --resume"):
+        store(tmp_path, tmp_path)
+    quick = stored_reproduction(tmp_path / "quick", preset="quick")
+    changed = stored_reproduction(tmp_path / "changed", commit="abc+")
+    with pytest.raises(ValueError, match="a run of quick sensli; no document shows it"):
+        store(quick, tmp_path)
+    with pytest.raises(ValueError, match="from files that differ from their commit"):
+        store(changed, tmp_path)
+    assert not (tmp_path / "evidence").exists()
 
 
 def test_a_study_shows_its_variants_and_what_was_measured(tmp_path: Path) -> None:
@@ -227,6 +245,6 @@ def test_a_study_shows_its_variants_and_what_was_measured(tmp_path: Path) -> Non
     assert rows[-1] == "| It helps. | **holds** | grown against fixed: -0.2 |"
 
 
-def test_claims_table_without_a_stored_summary(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"paper.summary\.json is missing; run 'growk"):
-        ClaimsTable("claims paper", {"": "paper"}).markdown(tmp_path)
+def test_a_study_without_a_stored_summary(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"study.summary\.json is missing; run the study"):
+        StudyTable("study", "study").markdown(tmp_path)
