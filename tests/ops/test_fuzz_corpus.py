@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
 
+import fuzzing
 import pytest
-from fuzzing import CORPUS, Case, check, make_case
+from fuzzing import CORPUS, Case, check, long_run, make_case
 
 
 def stored() -> list[Case]:
@@ -38,3 +40,26 @@ def test_wrong_results_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
         except AssertionError:
             found += 1
     assert found == 20
+
+
+def test_a_long_run_goes_on_at_the_next_seed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made: list[Case] = []
+
+    def checked(case: Case) -> str:
+        made.append(case)
+        if len(made) == 2:
+            raise AssertionError("wrong")
+        return "right" if len(made) % 4 else "one clear error"
+
+    monkeypatch.setattr(fuzzing, "check", checked)
+    monkeypatch.setattr(fuzzing, "CALLS_OF_A_SEED", 6)
+    record = tmp_path / "record.json"
+    assert long_run(12, record, store=False).calls == 12
+    assert long_run(18, record, store=False).calls == 6
+    assert long_run(18, record, store=False).calls == 0
+    (entry,) = json.loads(record.read_text())
+    assert (entry["first_seed"], entry["last_seed"], entry["calls"]) == (0, 2, 18)
+    assert (entry["right"], entry["refused"], entry["failed"]) == (13, 4, [made[1]])
+    assert len({json.dumps(case) for case in made}) == 18
