@@ -197,10 +197,11 @@ def test_plans_take_the_cheap_layers_until_the_time_is_saved() -> None:
     assert len(plans[BY_TRAINING]) == 4
 
 
-def test_where_no_time_is_saved_plans_save_parameters() -> None:
+@pytest.mark.parametrize("saving", [-0.1, 5.0])  # 5: 2.5 times the step, measured under load
+def test_where_no_time_is_saved_plans_save_parameters(saving: float) -> None:
     by_training, by_taylor = sensitivities("train", 1, "4"), sensitivities("taylor", 2, "4")
     ratio, plans = make_plans(
-        SETTINGS, resnet18(10, width=8), times_of(-0.1), by_training, by_taylor
+        SETTINGS, resnet18(10, width=8), times_of(saving), by_training, by_taylor
     )
     assert ratio is None
     assert {path[:6] for path in plans[BY_TRAINING]} == {"layer4"}

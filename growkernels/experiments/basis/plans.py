@@ -49,7 +49,9 @@ def make_plans(
     )
     everywhere = {path: ranks[0] for path, ranks in paper.candidates.items()}
     saving = sum(times.saving(path, rank) for path, rank in everywhere.items()) / times.step
-    measured, ratio = (times, 1 - settings.kept_saving * saving) if saving > 0 else (None, None)
+    # What was measured beside other work may be no saving, or more than the whole step.
+    told = 0 < saving < 1
+    measured, ratio = (times, 1 - settings.kept_saving * saving) if told else (None, None)
     target = ratio or 1 - settings.kept_saving * _saved_parameters(model, everywhere)
     return ratio, {
         EVERYWHERE: everywhere,
