@@ -68,6 +68,9 @@ test: setup  ## run the tests, and test-cuda-build where a CUDA toolkit is found
 # Tests wait for compilers and for Python more than for arithmetic: two at a time take half as long.
 # Threads of the one that spin while they wait would hold up those of the other.
 test-cpu test-cuda-build sanitize: export OMP_WAIT_POLICY = passive
+# Compiled modules are kept, also where the environment says otherwise: a process that compiles torch
+# anew starts twice as slowly, and tests start many.
+test-cpu test-cuda-build sanitize reproduce: export PYTHONDONTWRITEBYTECODE =
 test-cpu: setup
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import helped_study
 import pytest
+from pool_work import in_this_process
 
-from growkernels.experiments import team
+from growkernels.experiments import runner, team
 
 
 def unmeasured(summary: Any) -> Any:
@@ -26,7 +27,10 @@ def unmeasured(summary: Any) -> Any:
     return summary
 
 
-def test_the_same_numbers_over_two_processes(tmp_path: Path) -> None:
+def test_the_same_numbers_over_two_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "run_parts", in_this_process)
     alone, together, notes = tmp_path / "alone", tmp_path / "together", tmp_path / "notes"
     notes.mkdir()
     helped_study.run("quick", "fc", None, "cpu", alone, False, "plain")

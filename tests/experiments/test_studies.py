@@ -11,8 +11,11 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from multiprocessing import get_context
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,9 @@ VERDICTS = {"holds", "does not hold", "cannot be told", "not enough runs"}
 TIMES = ("layer-times.pt", "step-times.pt")
 SEARCH = "search-trainings.jsonl"
 TIMED_CLAIMS = ("tenth of the search", "training time", "merit pass", "wall time")
+CONCLUSIONS = (
+    "basis.conclusion", "scaling.conclusion", "sensli.cnn_conclusion", "sensli.spirals_conclusion",
+)  # fmt: skip
 HEADINGS = (
     "Claims", "Open questions", "Pictures", "Where this differs", "Run it again", "Environment",
 )  # fmt: skip
@@ -55,9 +61,19 @@ class Study:
     def run(self, out: Path, resume: bool = True) -> Path:
         return self.module.run(*self.arguments, out, resume)
 
-    def start(self, out: Path) -> subprocess.Popen[bytes]:
-        program = [sys.executable, self.module.__file__, *map(str, self.arguments), str(out)]
-        return subprocess.Popen([*program, "--resume"], stdout=subprocess.DEVNULL)
+    def start(self, out: Path) -> subprocess.Popen[bytes] | ForkProcess:
+        """In a process with workers of its own; the image studies in a copy of this process.
+
+        A copy has imported everything already, which takes longer than so small a study.
+        """
+        if self.module is tiny_spirals_study:
+            program = [sys.executable, self.module.__file__, *map(str, self.arguments), str(out)]
+            return subprocess.Popen([*program, "--resume"], stdout=subprocess.DEVNULL)
+        process = get_context("fork").Process(target=self.run, args=(out,))
+        with warnings.catch_warnings():  # that this process has threads; none of them holds a lock
+            warnings.simplefilter("ignore", DeprecationWarning)
+            process.start()
+        return process
 
 
 STUDIES: dict[str, Callable[[], Study]] = {
@@ -122,10 +138,7 @@ def one_core() -> Iterator[None]:
 def study(
     request: pytest.FixtureRequest, images: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Study:
-    """Run once as a whole, and once killed on the way; that one's pictures are not drawn.
-
-    What is killed has worker processes; what is not, and what goes on, trains in this one.
-    """
+    """Run once as a whole, and once killed on the way; that one's pictures are not drawn."""
     study = STUDIES[request.param]()
     if request.param == "cnn":
         study.arguments = (images,)
@@ -135,14 +148,11 @@ def study(
             patch.setattr(module, "run_parts", in_this_process)
         patch.setattr(plots, "DPI", 40)
         study.run(whole, resume=False)
-    share_measured_times(whole, killed)
-    kill_at_a_checkpoint(study, killed)
-    assert not (killed / "summary.json").exists()
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (runner, search):
-            patch.setattr(module, "run_parts", in_this_process)
-        patch.setattr(plots, "png", lambda figure: plots.plt.close(figure) or b"")
-        patch.setattr(plots.Figure, "draw_without_rendering", lambda figure: None)
+        share_measured_times(whole, killed)
+        kill_at_a_checkpoint(study, killed)
+        assert not (killed / "summary.json").exists()
+        for name in CONCLUSIONS:
+            patch.setattr(f"growkernels.experiments.{name}._plots", lambda evidence: {})
         study.run(killed)
     study.folders = {"whole": whole, "killed": killed}
     return study
@@ -164,10 +174,17 @@ def kill_at_a_checkpoint(study: Study, out: Path) -> None:
     process = study.start(out)
     seen = set(_states(out))
     while not set(_states(out)) - seen:
-        assert process.poll() is None
+        assert _runs(process)
         time.sleep(0.005)
+    assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.join() if isinstance(process, ForkProcess) else process.wait()
+
+
+def _runs(process: subprocess.Popen[bytes] | ForkProcess) -> bool:
+    if isinstance(process, ForkProcess):
+        return process.is_alive()
+    return process.poll() is None
 
 
 def _states(out: Path) -> Iterator[tuple[str, int]]:
@@ -229,14 +246,7 @@ def test_the_report_stands_alone_and_says_it_all(study: Study) -> None:
         assert words in " ".join(page.split())
     questions = {claim["question"] for claim in summary["claims"] if claim["question"]}
     assert re.findall("<h3>(.*)</h3>", page) == sorted(questions, key=page.index)
-    for heading in (
-        "Claims",
-        "Open questions",
-        "Pictures",
-        "Where this differs",
-        "Run it again",
-        "Environment",
-    ):
+    for heading in HEADINGS:
         assert f"<h2>{heading}" in page
     assert page.count("<tr>") == page.count("</tr>")
     assert page.rstrip().endswith("</html>")
