@@ -18,6 +18,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from growkernels.experiments.run_folder import number
+
 # Of false verdicts in each direction: "holds" and "does not hold" together are wrong in 5 %.
 LEVEL = 0.025
 # The smallest number of runs whose sign-flip permutations reach that level (one in 64).
@@ -39,6 +41,10 @@ class Estimate:
 
     def text(self, digits: int = 3) -> str:
         return f"{self.mean:.{digits}f} ± {self.sem:.{digits}f}"
+
+    def as_json(self, quantity: str) -> dict[str, float | None]:
+        """As summaries have it."""
+        return {f"{quantity}_mean": number(self.mean), f"{quantity}_sem": number(self.sem)}
 
 
 def estimate(values: ArrayLike) -> Estimate:
@@ -74,8 +80,7 @@ class Effect:
         )
 
     def as_json(self) -> dict[str, Any]:
-        values = {k: v if math.isfinite(v) else None for k, v in vars(self).items()}
-        return {**values, "count": self.count}
+        return {**{k: number(v) for k, v in vars(self).items()}, "count": self.count}
 
 
 def effect(differences: ArrayLike) -> Effect:

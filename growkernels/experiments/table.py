@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy
@@ -19,6 +19,7 @@ class Table:
     """The columns KEYS, and one per measured quantity; ``setting`` is "" where there is one."""
 
     rows: pandas.DataFrame
+    _curves: dict[tuple[str, str, str], pandas.DataFrame] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, records: Iterable[Mapping[str, Any]]) -> Table:
@@ -30,9 +31,11 @@ class Table:
 
     def curve(self, variant: str, quantity: str, setting: str = "") -> pandas.DataFrame:
         """Epochs by runs; without rows for a variant that was not trained."""
-        rows = self.rows
-        chosen = rows[(rows["variant"] == variant) & (rows["setting"] == setting)]
-        return chosen.pivot(index="epoch", columns="run", values=quantity)
+        rows, key = self.rows, (variant, quantity, setting)
+        if key not in self._curves:  # claims, plots and summaries ask for the same ones
+            chosen = rows[(rows["variant"] == variant) & (rows["setting"] == setting)]
+            self._curves[key] = chosen.pivot(index="epoch", columns="run", values=quantity)
+        return self._curves[key]
 
     def final(
         self, variant: str, quantity: str, setting: str = "", epochs: int = 1

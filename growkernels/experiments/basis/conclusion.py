@@ -168,17 +168,12 @@ def summary_of(evidence: BasisEvidence) -> dict[str, Any]:
     for variant in settings.variants:
         accuracies = evidence.runs("", variant, "accuracy")
         accuracy = estimate(values(accuracies))
-        loss = estimate(values(evidence.runs("", variant, "loss")))
         against = differences(accuracies, evidence.runs("", DENSE, "accuracy"))
-        gain = estimate(against)
         variants[variant] = {
-            "accuracy_mean": number(accuracy.mean),
-            "accuracy_sem": number(accuracy.sem),
-            "accuracy_against_dense_mean": number(gain.mean),
-            "accuracy_against_dense_sem": number(gain.sem),
+            **accuracy.as_json("accuracy"),
+            **estimate(against).as_json("accuracy_against_dense"),
             "accuracy_against_dense": effect(against).as_json(),
-            "loss_mean": number(loss.mean),
-            "loss_sem": number(loss.sem),
+            **estimate(values(evidence.runs("", variant, "loss"))).as_json("loss"),
             "runs": accuracy.count,
             "training_seconds_mean": number(evidence.table.curve(variant, "seconds").sum().mean()),
             "parameters": parameter_count(model, study.plan(variant)),

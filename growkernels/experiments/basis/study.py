@@ -20,20 +20,10 @@ from growkernels.experiments.basis.settings import (
 )
 from growkernels.experiments.basis.step_timing import StepTime, time_steps
 from growkernels.experiments.basis.training import BasisTraining, Plan
+from growkernels.experiments.image_study import Graph, ImageStudy, graph_of
 from growkernels.experiments.images.store import ImageSource, Selection
-from growkernels.experiments.run_folder import RunFolder, number
-from growkernels.experiments.study import (
-    Conclusion,
-    Content,
-    Fork,
-    Forks,
-    Result,
-    Results,
-    Stretch,
-    along,
-    finished,
-    stretches_of,
-)
+from growkernels.experiments.run_folder import RunFolder
+from growkernels.experiments.study import Conclusion, Fork, Forks, Results, Stretch
 from growkernels.growth.basis_search import SkipSchedule
 
 if TYPE_CHECKING:
@@ -44,7 +34,7 @@ BRANCHES = {BASIS_FIRST: EVERYWHERE, FULL_FIRST: DENSE}
 
 
 @dataclass(frozen=True)
-class BasisStudy(Content):
+class BasisStudy(ImageStudy):
     """``search`` and ``step_times`` are there once the study is prepared.
 
     ``step_times`` holds the variants that are one network throughout.
@@ -58,10 +48,6 @@ class BasisStudy(Content):
     name: ClassVar[str] = "basis"
     claims: ClassVar[Path] = Path(__file__).with_name("claims.toml")
     page: ClassVar[str] = "basis/page.html"
-
-    @property
-    def device(self) -> str:  # type: ignore[override]
-        return self.source.device
 
     def config(self) -> dict[str, Any]:
         return {"data": self.source.about, "settings": asdict(self.settings)}
@@ -98,24 +84,14 @@ class BasisStudy(Content):
         """The first epoch of the skip schedules' other form."""
         return round(self.settings.switch * self.settings.epochs)
 
-    def _graph(self) -> tuple[list[Stretch], dict[tuple[str, int], list[str]]]:
-        """All stretches, and the path of every variant and run."""
-        by_epochs: dict[int, dict[str, Forks]] = {}
+    def graph(self) -> Graph:
+        variants: dict[str, tuple[int, Forks]] = {}
         for name in self.settings.variants:
             forks: Forks = (Fork(0, name),)
             if name in BRANCHES:
                 forks = (Fork(0, BRANCHES[name]), Fork(self.switch, name))
-            by_epochs.setdefault(self.epochs(name), {})[name] = forks
-        graph: list[Stretch] = []
-        paths: dict[tuple[str, int], list[str]] = {}
-        for run in range(self.settings.runs):
-            for epochs, variants in by_epochs.items():
-                stretches, of_run = stretches_of(
-                    variants, epochs, f"run{run}", bar="training", about=run
-                )
-                graph += stretches
-                paths |= {(variant, run): path for variant, path in of_run.items()}
-        return graph, paths
+            variants[name] = self.epochs(name), forks
+        return graph_of(variants, self.settings.runs, "training")
 
     def epochs(self, variant: str) -> int:
         """How many the variant is trained for; rounded up where a time pays for them."""
@@ -125,9 +101,6 @@ class BasisStudy(Content):
         paid = min(1.0, self.step_times[EVERYWHERE].ratio[1]) * self.settings.epochs
         return math.ceil(paid)
 
-    def stretches(self) -> list[Stretch]:
-        return self._graph()[0]
-
     def plan(self, variant: str) -> Plan:
         """The basis convolutions of a variant; of a skip schedule, where it has any."""
         assert self.search is not None
@@ -135,40 +108,13 @@ class BasisStudy(Content):
             return {}
         return self.search.plans[EVERYWHERE if variant in BRANCHES else variant]
 
-    def _training(self, stretch: Stretch) -> BasisTraining:
+    def training(self, stretch: Stretch) -> BasisTraining:
         way = stretch.forks[-1].way
         schedule = SkipSchedule(way, self.switch) if way in BRANCHES else SkipSchedule("none")
         settings = replace(self.settings, epochs=self.epochs(way))
         return BasisTraining(
             settings, self.source.images, self.device, stretch.about, schedule, self.plan(way)
         )
-
-    def begin(self, stretch: Stretch, parent: Result | None) -> BasisTraining:
-        training = self._training(stretch)
-        if parent is not None:
-            training.load(parent, own=False)
-        return training
-
-    def resume(self, stretch: Stretch, stored: Result) -> BasisTraining:
-        training = self._training(stretch)
-        training.load(stored, own=True)
-        return training
-
-    def records(self, results: Results) -> list[dict[str, Any]]:
-        paths = self._graph()[1]
-        return [
-            {
-                "variant": variant,
-                "run": run,
-                "epoch": epoch + 1,
-                **{quantity: number(values[epoch]) for quantity, values in curves.items()},
-            }
-            for variant in self.settings.variants
-            for run in range(self.settings.runs)
-            if finished(results, paths[variant, run])
-            for curves in [along(results, paths[variant, run])]
-            for epoch in range(self.epochs(variant))
-        ]
 
     def conclude(self, results: Results, folder: RunFolder) -> Conclusion:
         from growkernels.experiments.basis.conclusion import conclude

@@ -14,7 +14,7 @@ from growkernels.experiments.plots import Plot
 from growkernels.experiments.run_folder import number
 from growkernels.experiments.scaling import plots
 from growkernels.experiments.scaling.settings import FINAL_EPOCHS, Setting, preset_setting
-from growkernels.experiments.scaling.study import ScalingStudy, growth
+from growkernels.experiments.scaling.study import ScalingStudy
 from growkernels.experiments.statistics import Floats, effect, estimate
 from growkernels.experiments.study import Conclusion, Results
 from growkernels.experiments.table import Table, differences, values
@@ -105,19 +105,15 @@ class ScalingEvidence(Evidence):
         return list(100 * (1 - training / self.seconds(variant)))
 
 
-def conclude(
-    study: ScalingStudy,
-    results: Results,
-    paths: Mapping[tuple[str, int], list[str]],
-    records: Sequence[Mapping[str, Any]],
-) -> Conclusion:
+def conclude(study: ScalingStudy, results: Results) -> Conclusion:
     setting = study.setting
     steps: dict[str, list[list[dict[str, Any]]]] = {}
     flops: dict[str, list[int]] = {}
-    for (variant, _), path in paths.items():
-        steps.setdefault(variant, []).append(growth(results, path))
+    for (_, variant, _), path in study.graph()[1].items():
+        of_run = [step for key in path for step in results[key].measured["growth"]]
+        steps.setdefault(variant, []).append(of_run)
         flops.setdefault(variant, []).append(results[path[-1]].measured["flops"])
-    evidence = ScalingEvidence(setting, Table.of(records), steps, flops)
+    evidence = ScalingEvidence(setting, Table.of(study.records(results)), steps, flops)
     compared = ("reduced", "splitting", "splitting_large", "homogeneous")
     found = ", ".join(
         f"{name} {estimate(values(evidence.runs('', name, 'top1'))).text(2)} % at "
@@ -144,9 +140,7 @@ def _summary(evidence: ScalingEvidence, variant: str) -> dict[str, Any]:
     full = evidence.runs("", "homogeneous", "top1")
     summary: dict[str, Any] = {"runs": len(accuracies)}
     for quantity in ("top1", "top5", "loss", "test_loss"):
-        value = estimate(values(evidence.runs("", variant, quantity)))
-        summary[f"{quantity}_mean"] = number(value.mean)
-        summary[f"{quantity}_sem"] = number(value.sem)
+        summary |= estimate(values(evidence.runs("", variant, quantity))).as_json(quantity)
     summary["top1_against_homogeneous"] = effect(differences(accuracies, full)).as_json()
     summary["parameters"] = [int(count) for count in evidence.parameters(variant)]
     summary["flops_per_image"] = evidence.flops[variant]

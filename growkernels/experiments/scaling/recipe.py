@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from growkernels.experiments.image_training import in_batches
 from growkernels.experiments.images.augment import Normalise, random_crop_flip
 from growkernels.experiments.images.folders import ImageData
 from growkernels.experiments.images.mixing import (
@@ -100,11 +101,12 @@ class Batches:
             )
         return images, targets
 
-    def test(self, batch: int = 500) -> Iterator[tuple[Tensor, Tensor]]:
+    def test(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The middle of every test image, and labels."""
         margin = (self.data.test_images.shape[-1] - self.image_size) // 2
         window = slice(margin, margin + self.image_size)
-        for images, labels in zip(
-            self.data.test_images.split(batch), self.data.test_labels.split(batch), strict=True
-        ):
-            yield self.normalise(images[:, :, window, window]), labels
+        return in_batches(
+            self.data.test_images,
+            self.data.test_labels,
+            lambda images: self.normalise(images[:, :, window, window]),
+        )

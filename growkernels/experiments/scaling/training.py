@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
+from functools import cache
 from itertools import islice
 from typing import Any
 
@@ -210,6 +211,7 @@ def epochs_of(setting: Setting, variant: Variant, classes: int, train_images: in
     return math.ceil(total / (epoch_images * _operations(setting, variant.start, classes)))
 
 
+@cache
 def _operations(setting: Setting, share: float, classes: int) -> int:
     """Of the forward pass of one image."""
     side = setting.architecture.image_size

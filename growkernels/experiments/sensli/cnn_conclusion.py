@@ -241,7 +241,7 @@ def conclude(study: CnnStudy, results: Results) -> Conclusion:
     }
     gap = effect(differences(*(evidence.runs("cnn_exp5", v, "loss") for v in ("max", "small"))))
     times = {
-        name: asdict(study.training(evidence.setting(name), 0, (1, 1, 1)).time_merit_passes())
+        name: asdict(study.network(evidence.setting(name), 0, (1, 1, 1)).time_merit_passes())
         for name in TIMED
     }
     optimizer = settings[0].optimizer
@@ -277,13 +277,10 @@ def _summary(evidence: CnnEvidence, setting: CnnSetting) -> dict[str, dict[str, 
     name, runs = setting.name, range(setting.runs)
     for variant in (v.name for v in setting.variants):
         loss = estimate(values(evidence.runs(name, variant, "loss")))
-        error = estimate(values(evidence.runs(name, variant, "error")))
         ends = [evidence.stretches(name, variant, run)[-1:] for run in runs]
         summary[variant] = {
-            "loss_mean": number(loss.mean),
-            "loss_sem": number(loss.sem),
-            "error_mean": number(error.mean),
-            "error_sem": number(error.sem),
+            **loss.as_json("loss"),
+            **estimate(values(evidence.runs(name, variant, "error"))).as_json("error"),
             "runs": loss.count,
             "seconds": round(sum(evidence.seconds(name, variant, run) for run in runs), 3),
             "training_flops": [number(evidence.training_flops(name, variant, r)) for r in runs],

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from growkernels.experiments.image_study import Graph, ImageStudy, Paths
 from growkernels.experiments.images.store import ImageSource, Selection
 from growkernels.experiments.run_folder import RunFolder, number
 from growkernels.experiments.sensli.cnn_settings import (
@@ -19,19 +20,16 @@ from growkernels.experiments.sensli.cnn_settings import (
 from growkernels.experiments.sensli.cnn_training import CnnTraining, Nothing
 from growkernels.experiments.study import (
     Conclusion,
-    Content,
     Fork,
     Forks,
     Result,
     Results,
     Stretch,
-    along,
-    finished,
+    Training,
     stretches_of,
 )
 
 FINAL = "final architecture"
-Paths = dict[tuple[str, str, int], list[str]]  # of a setting, variant and run
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ def forks_of(variant: CnnVariant) -> Forks:
 
 
 @dataclass(frozen=True)
-class CnnStudy(Content):
+class CnnStudy(ImageStudy):
     preset: CnnPreset
     source: ImageSource
 
@@ -58,16 +56,11 @@ class CnnStudy(Content):
     claims: ClassVar[Path] = Path(__file__).with_name("cnn_claims.toml")
     page: ClassVar[str] = "sensli/cnn_page.html"
 
-    @property
-    def device(self) -> str:  # type: ignore[override]
-        return self.source.device
-
     def config(self) -> dict[str, Any]:
         settings = [asdict(setting) for setting in self.preset.settings]
         return {"net": "cnn", "data": self.source.about, "settings": settings}
 
-    def graph(self) -> tuple[list[Stretch], Paths]:
-        """All stretches, and the path of every variant and run of every setting."""
+    def graph(self) -> Graph:
         graph: list[Stretch] = []
         paths: Paths = {}
         for index, setting in enumerate(self.preset.settings):
@@ -93,64 +86,44 @@ class CnnStudy(Content):
                 paths |= {(setting.name, v, run): path for v, path in of_run.items()}
         return graph, paths
 
-    def stretches(self) -> list[Stretch]:
-        return self.graph()[0]
-
-    def training(
+    def network(
         self, setting: CnnSetting, run: int, layers: tuple[int, ...], phase: int = 0
     ) -> CnnTraining:
         return CnnTraining(setting, run, self.source.images, self.device, layers, phase)
 
-    def begin(self, stretch: Stretch, parent: Result | None) -> CnnTraining | Nothing:
+    def training(self, stretch: Stretch) -> CnnTraining:
         task: Task = stretch.about
-        setting = self.preset.settings[task.setting]
+        layers, phase = task.original, 1
+        if layers is None:
+            layers, phase = tuple(map(int, stretch.forks[0].way.split("-"))), 0
+        return self.network(self.preset.settings[task.setting], task.run, layers, phase)
+
+    def begin(self, stretch: Stretch, parent: Result | None) -> Training:
+        task: Task = stretch.about
         if task.original is not None:
             assert parent is not None
             layers = tuple(parent.measured["layers"])
-            new = layers != task.original
-            return self.training(setting, task.run, layers, phase=1) if new else Nothing()
-        training = self.training(setting, task.run, _layers(stretch))
-        if parent is not None:
-            training.load(parent, own=False)
-            if stretch.forked:
-                training.attempt(stretch.forks[-1].way, stretch.first)
+            setting, new = self.preset.settings[task.setting], layers != task.original
+            return self.network(setting, task.run, layers, phase=1) if new else Nothing()
+        training = super().begin(stretch, parent)
+        if parent is not None and stretch.forked:
+            assert isinstance(training, CnnTraining)
+            training.attempt(stretch.forks[-1].way, stretch.first)
         return training
 
-    def resume(self, stretch: Stretch, stored: Result) -> CnnTraining | Nothing:
-        if stored.state is None:
-            return Nothing()
-        task: Task = stretch.about
-        layers = _layers(stretch) if task.original is None else tuple(stored.state["layers"])
-        phase = 0 if task.original is None else 1
-        training = self.training(self.preset.settings[task.setting], task.run, layers, phase)
-        training.load(stored, own=True)
-        return training
+    def resume(self, stretch: Stretch, stored: Result) -> Training:
+        return Nothing() if stored.state is None else super().resume(stretch, stored)
 
-    def records(self, results: Results) -> list[dict[str, Any]]:
-        """One record per variant and epoch, and one per insertion attempt."""
-        records: list[dict[str, Any]] = []
-        for (setting, variant, run), path in self.graph()[1].items():
-            if not finished(results, path):
-                continue
-            where = {"setting": setting, "run": run, "variant": variant}
-            curves = along(results, path)
-            for epoch in range(len(curves.get("loss", ()))):
-                values = {name: number(of_epochs[epoch]) for name, of_epochs in curves.items()}
-                records.append({**where, "epoch": epoch + 1, **values})
-            for key in path:
-                merit = results[key].measured.get("merit_pass")
-                if merit is not None:
-                    records.append({**where, **_attempt(merit)})
-        return records
+    def besides(self, measured: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """One record per insertion attempt."""
+        merit = measured.get("merit_pass")
+        if merit is not None:
+            yield _attempt(merit)
 
     def conclude(self, results: Results, folder: RunFolder) -> Conclusion:
         from growkernels.experiments.sensli.cnn_conclusion import conclude
 
         return conclude(self, results)
-
-
-def _layers(stretch: Stretch) -> tuple[int, ...]:
-    return tuple(map(int, stretch.forks[0].way.split("-")))
 
 
 def _attempt(merit: Mapping[str, Any]) -> dict[str, Any]:

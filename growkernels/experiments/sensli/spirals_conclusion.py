@@ -13,7 +13,6 @@ import torch
 
 from growkernels.experiments.claims import Evidence, Value, paid_for
 from growkernels.experiments.plots import Plot
-from growkernels.experiments.run_folder import number
 from growkernels.experiments.seeds import seeded
 from growkernels.experiments.sensli import flops, merit_timing
 from growkernels.experiments.sensli import spirals_plots as plots
@@ -199,13 +198,11 @@ def _summary(evidence: SpiralsEvidence, run: SettingRun) -> dict[str, dict[str, 
     name = run.setting.name
     for variant in run.setting.variants:
         loss, error = (evidence.runs(name, variant.name, quantity) for quantity in QUANTITIES)
-        losses, errors = estimate(values(loss)), estimate(values(error))
+        losses = estimate(values(loss))
         path = [run.lineages.index(lineage) for lineage in lineages_of(variant)]
         summary[variant.name] = {
-            "loss_mean": number(losses.mean),
-            "loss_sem": number(losses.sem),
-            "error_mean": number(errors.mean),
-            "error_sem": number(errors.sem),
+            **losses.as_json("loss"),
+            **estimate(values(error)).as_json("error"),
             "runs": losses.count,
             "diverged": run.setting.runs - losses.count,
             "stopped_early": sum(value == 0 for value in error.values()),
