@@ -93,26 +93,33 @@ struct Panel {
   }
 };
 
-// Fewer columns than a register has lanes: on copies of B and C padded to a vector.
+// Fewer columns than a register has lanes: on a copy of C padded to a vector. B is read in whole registers, with what
+// lies behind its rows in lanes of no meaning; its last rows, behind which nothing may lie, are copied.
 template <bool transposed, typename T, int bytes, int rows>
 [[gnu::always_inline]] inline void narrow_panel(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b,
                                                 int64_t ldb, T* c, int64_t ldc, bool accumulate) {
   constexpr int lanes = bytes / sizeof(T);
-  constexpr int64_t k_block = 128;
-  T b_padded[k_block * lanes] = {};
+  T b_padded[lanes * lanes] = {};
   T c_padded[rows * lanes];
-  for (int64_t p = 0; p < k; p += k_block) {
-    const int64_t depth = std::min(k_block, k - p);
-    for (int64_t q = 0; q < depth; ++q) {
-      for (int64_t j = 0; j < n; ++j) {
-        b_padded[q * lanes + j] = b[(p + q) * ldb + j];
+  // Rows of which registers end within the last row.
+  const int64_t last = (lanes - n + ldb - 1) / std::max<int64_t>(ldb, 1);
+  const int64_t in_place = last < lanes ? std::max<int64_t>(k - last, 0) : 0;
+  for (int64_t p = 0; p < k;) {
+    const int64_t depth = p < in_place ? in_place : std::min<int64_t>(lanes, k - p);
+    const T* operand = b;
+    int64_t stride = ldb;
+    if (p >= in_place) {
+      for (int64_t q = 0; q < depth; ++q) {
+        std::copy_n(b + (p + q) * ldb, n, b_padded + q * lanes);
       }
+      operand = b_padded;
+      stride = lanes;
     }
     for (int64_t i = 0; i < m; i += rows) {
       const int64_t height = std::min<int64_t>(rows, m - i);
-      apart<bytes, Panel<transposed, false, T, rows, 1>>(
-          height, depth, element<transposed>(a, lda, i, p), lda, static_cast<const T*>(b_padded), int64_t{lanes},
-          static_cast<T*>(c_padded), int64_t{lanes}, false, Integer<T>{0});
+      apart<bytes, Panel<transposed, false, T, rows, 1>>(height, depth, element<transposed>(a, lda, i, p), lda, operand,
+                                                         stride, static_cast<T*>(c_padded), int64_t{lanes}, false,
+                                                         Integer<T>{0});
       for (int64_t r = 0; r < height; ++r) {
         for (int64_t j = 0; j < n; ++j) {
           T& target = c[(i + r) * ldc + j];
@@ -120,6 +127,7 @@ template <bool transposed, typename T, int bytes, int rows>
         }
       }
     }
+    p += depth;
   }
 }
 

@@ -109,26 +109,33 @@ class Kernel {
         multiply_tile(tile.rows, tile.columns, padded, a, padded, b, ldb, sums, tile.columns, m > item.begin);
       } else {
         note(Ran::Portable);
-        const Rows<Operand> left = load_gradient(g + m * g_stride, g_stride, masked ? mask + m * h_stride : nullptr,
-                                                 h_stride, depth, tile.rows, a);
-        portable_transposed_tile(tile.rows, tile.columns, depth, left.data, left.stride, b, ldb, sums, tile.columns,
-                                 m > item.begin);
+        const Rows<Operand> left =
+            load_gradient(g + m * g_stride, g_stride, masked ? mask + m * h_stride : nullptr, h_stride, depth, tile, a);
+        if (tile.upright) {
+          portable_transposed_tile(tile.columns, tile.rows, depth, b, ldb, left.data, left.stride, sums, tile.rows,
+                                   m > item.begin);
+        } else {
+          portable_transposed_tile(tile.rows, tile.columns, depth, left.data, left.stride, b, ldb, sums, tile.columns,
+                                   m > item.begin);
+        }
       }
     }
   }
 
-  // The first operand as it lies, masked where `mask` is not null: in place where it can be.
+  // The first operand as it lies, masked where `mask` is not null. In place where it can be and is read few times:
+  // products read a few columns at a time, and where rows lie far apart these meet in few sets of the caches.
   Rows<Operand> load_gradient(const In* g, int64_t stride, const In* mask, int64_t mask_stride, int64_t depth,
-                              int64_t columns, Operand* packed) {
+                              const Tile& tile, Operand* packed) {
+    constexpr int64_t read_few_times = 2 * 64 / sizeof(Operand);  // columns
     if (mask != nullptr) {
       using Masked = Gradient<In, Operand, true>;
-      widest<KeepRows<Masked>>(Masked{g, stride, mask, mask_stride}, depth, columns, packed);
-    } else if constexpr (std::is_same_v<In, Operand>) {
-      return {g, stride};
+      widest<KeepRows<Masked>>(Masked{g, stride, mask, mask_stride}, depth, tile.rows, packed);
+    } else if (std::is_same_v<In, Operand> && std::min(tile.rows, tile.columns) <= read_few_times) {
+      return {reinterpret_cast<const Operand*>(g), stride};
     } else {
-      widest<Widen<In, Operand>>(g, stride, depth, columns, Operand(1), packed);
+      widest<Widen<In, Operand>>(g, stride, depth, tile.rows, Operand(1), packed);
     }
-    return {packed, columns};
+    return {packed, tile.rows};
   }
 
   // The second operand: the tensor itself where it can be used as it is.
@@ -168,15 +175,18 @@ class Kernel {
       return;
     }
     Acc* gradient = static_cast<Acc*>(positions_[tile.position].gradient) + tile.row * width + tile.column;
+    const int64_t row_stride = tile.upright ? 1 : tile.columns, column_stride = tile.upright ? tile.rows : 1;
     double squares = 0;
     for (int64_t i = 0; i < tile.rows; ++i) {
       Acc* target = gradient + i * width;
-      const Acc* source = sums + i * tile.columns;
+      const Acc* source = sums + i * row_stride;
       if (store_ == Store::Write) {
-        std::copy_n(source, tile.columns, target);
+        for (int64_t j = 0; j < tile.columns; ++j) {
+          target[j] = source[j * column_stride];
+        }
       } else {
         for (int64_t j = 0; j < tile.columns; ++j) {
-          target[j] += source[j];
+          target[j] += source[j * column_stride];
         }
         squares += sum_of_squares(target, tile.columns);
       }

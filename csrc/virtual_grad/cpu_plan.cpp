@@ -1,5 +1,7 @@
 #include "virtual_grad/cpu_plan.h"
 
+#include "common/gemm_tile.h"
+
 #include <ATen/Parallel.h>
 
 #include <algorithm>
@@ -8,17 +10,37 @@ namespace growkernels::virtual_grad {
 namespace {
 
 // Measured on Zen 4 (1 MiB of L2 per core): a tile of 384 x 384 and chunks of 96 samples; the sums weigh
-// more beside the faster bfloat16 products, so those take longer chunks.
+// more beside the faster bfloat16 products, so those take longer chunks. Of float64 half the rows are as many bytes.
 constexpr int64_t tile_rows = 384;
+constexpr int64_t tile_rows_float64 = 192;
 constexpr int64_t tile_columns = 384;
 constexpr int64_t chunk_elements = 96 * 384;
 constexpr int64_t chunk_elements_bfloat16 = 256 * 384;
+// A gradient with fewer rows or columns than a register has lanes costs as much as its operands take to arrive:
+// in whole rows, of which few stay in L1 until all of the row is used (measured on Sapphire Rapids).
+constexpr int64_t register_bytes = 64;
+constexpr int64_t narrow_chunk_bytes = 24 << 10;
 constexpr int64_t max_chunk = 2048;
 constexpr int64_t serial_below_products = 1 << 20;  // starting threads costs more than this much work
+
+// Not for bfloat16 tiles, which are whole whatever they hold.
+bool is_narrow(int64_t elements, const Position& position) {
+  const at::ScalarType dtype = tile_dtype(position.h.scalar_type());
+  return dtype != at::kBFloat16 && elements * static_cast<int64_t>(c10::elementSize(dtype)) <= register_bytes;
+}
+
+bool has_narrow_side(const Position& position) {
+  return is_narrow(std::min(position.width, position.height), position);
+}
 
 }  // namespace
 
 int64_t chunk_of(const Position& position) {
+  if (has_narrow_side(position)) {
+    const int64_t row_bytes =
+        std::max<int64_t>(1, std::max(position.width, position.height)) * position.h.element_size();
+    return std::clamp<int64_t>(narrow_chunk_bytes / row_bytes / 8 * 8, 8, max_chunk);
+  }
   const int64_t widest = std::max<int64_t>(1, std::min(std::max(position.width, position.height), tile_rows));
   const int64_t elements = position.h.scalar_type() == at::kBFloat16 ? chunk_elements_bfloat16 : chunk_elements;
   return std::clamp<int64_t>(elements / widest / 32 * 32, 32, max_chunk);
@@ -36,13 +58,18 @@ Plan make_plan(const std::vector<Position>& positions) {
   for (size_t l = 0; l < positions.size(); ++l) {
     const Position& p = positions[l];
     const int64_t chunk = chunk_of(p);
-    for (int64_t row = 0; row < p.height; row += tile_rows) {
-      for (int64_t column = 0; column < p.width; column += tile_columns) {
+    const int64_t most_rows = is_narrow(p.width, p)              ? p.height
+                              : p.h.scalar_type() == at::kDouble ? tile_rows_float64
+                                                                 : tile_rows;
+    const int64_t most_columns = is_narrow(p.height, p) ? p.width : tile_columns;
+    for (int64_t row = 0; row < p.height; row += most_rows) {
+      for (int64_t column = 0; column < p.width; column += most_columns) {
         Tile tile{static_cast<int64_t>(l),
                   row,
-                  std::min(tile_rows, p.height - row),
+                  std::min(most_rows, p.height - row),
                   column,
-                  std::min(tile_columns, p.width - column),
+                  std::min(most_columns, p.width - column),
+                  is_narrow(p.width, p) && p.width < p.height,
                   1};
         const int64_t products = p.samples * tile.rows * tile.columns;
         const int64_t chunks = (p.samples + chunk - 1) / chunk;

@@ -18,6 +18,7 @@ struct Position {
 
 struct Tile {
   int64_t position, row, rows, column, columns;
+  bool upright;   // its sum is kept transposed, [columns, rows]: it has fewer columns than a register
   int64_t items;  // ranges of samples that the sum is cut into
   double squares = 0, batch_squares = 0;
 };
@@ -32,7 +33,7 @@ struct Plan {
   bool parallel = false;
 };
 
-// Samples that one product sums over: the widest operand's chunk stays well inside L2.
+// Samples that one product sums over: the widest operand's chunk stays well inside L2, beside a narrow one in L1.
 int64_t chunk_of(const Position& position);
 
 Plan make_plan(const std::vector<Position>& positions);
