@@ -4,6 +4,8 @@ TORCH ?= torch==2.13.0
 # takes 6 GB; `make test TORCH_CUDA=` leaves it out.
 TORCH_CUDA ?= torch==2.14.1
 CUDA_OF_TORCH ?= 13.0
+# LOCKED=1 installs what locks/ pins, and checks its hashes, as continuous integration does.
+LOCKED ?=
 PYTHON ?= python3
 VENV ?= .venv
 VENV_CUDA ?= .venv-cuda
@@ -17,6 +19,10 @@ BIN_CUDA := $(VENV_CUDA)/bin
 INSTALL := -m pip --disable-pip-version-check install --quiet --no-compile
 PIP := $(BIN)/python $(INSTALL)
 PIP_CUDA := $(BIN_CUDA)/python $(INSTALL)
+# pip takes constraints from it, hashes included: nothing is installed that is not in the file.
+LOCK = $(if $(LOCKED),--constraint locks/$(1).txt)
+# Older ones know neither groups nor hashes in constraints.
+PIP_ITSELF = $(if $(LOCKED),--requirement locks/pip.txt,--upgrade "pip>=25.1")
 SOURCES := $(shell find csrc tools -type f -not -name '*.pyc') CMakeLists.txt setup.py pyproject.toml
 PYTHON_SOURCES := $(shell find growkernels -name '*.py')
 CPP_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
@@ -31,10 +37,10 @@ TORCH_VERSION_FILE = $(wildcard $(VENV)/lib/python*/site-packages/torch/version.
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-cuda download-cuda test test-cpu test-cuda-build reproduce \
   bench readme-tables accuracy gpu-kernels gpu-suite gpu-reproduce sanitize fuzz lint format clean \
-  wheel test-wheel docs
+  wheel test-wheel aarch64 lock links docs
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
 
 setup: $(PACKAGE_STAMP)  ## make .venv with torch, the tools and growkernels: whatever is missing
 	@$(BIN)/python -c "import growkernels.ops" 2>/dev/null || \
@@ -44,16 +50,17 @@ setup: $(PACKAGE_STAMP)  ## make .venv with torch, the tools and growkernels: wh
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --upgrade "pip>=25.1"
+	$(PIP) $(PIP_ITSELF)
 
-$(TOOLS_STAMP): pyproject.toml | $(BIN)/python
-	$(PIP) "$(TORCH)" --group dev
-	$(BIN)/python -c "import triton" 2>/dev/null || $(PIP) --group triton
+$(TOOLS_STAMP): pyproject.toml $(if $(LOCKED),locks/venv.txt locks/triton.txt) | $(BIN)/python
+	$(PIP) $(call LOCK,venv) "$(TORCH)" --group dev
+	$(BIN)/python -c "import triton" 2>/dev/null || $(PIP) $(call LOCK,triton) --group triton
 	@rm -f $(VENV)/.made-tools-*
 	@touch $@
 
 $(PACKAGE_STAMP): $(TOOLS_STAMP) $(SOURCES) $$(TORCH_VERSION_FILE)
-	$(PIP) --no-build-isolation --editable ".[experiments]"
+	$(PIP) --no-build-isolation --no-deps --editable .
+	$(PIP) $(call LOCK,venv) "growkernels[experiments]"
 	@touch $@
 
 # Empty where test-cuda-build can be made, else what stands in the way.
@@ -84,16 +91,17 @@ setup-cuda: $(PACKAGE_CUDA_STAMP)  ## make .venv-cuda: growkernels with its CUDA
 
 $(BIN_CUDA)/python:
 	$(PYTHON) -m venv $(VENV_CUDA)
-	$(PIP_CUDA) --upgrade "pip>=25.1"
+	$(PIP_CUDA) $(PIP_ITSELF)
 
-$(TOOLS_CUDA_STAMP): pyproject.toml | $(BIN_CUDA)/python
-	$(PIP_CUDA) "$(TORCH_CUDA)" --group cuda
+$(TOOLS_CUDA_STAMP): pyproject.toml $(if $(LOCKED),locks/venv-cuda.txt) | $(BIN_CUDA)/python
+	$(PIP_CUDA) $(call LOCK,venv-cuda) "$(TORCH_CUDA)" --group cuda
 	@rm -f $(VENV_CUDA)/.made-tools-*
 	@touch $@
 
 # Not editable: the library in the source tree is the one of the first environment.
 $(PACKAGE_CUDA_STAMP): $(TOOLS_CUDA_STAMP) $(SOURCES) $(PYTHON_SOURCES)
-	GROWKERNELS_CUDA=1 $(PIP_CUDA) --no-build-isolation ".[experiments]"
+	GROWKERNELS_CUDA=1 $(PIP_CUDA) --no-build-isolation --no-deps .
+	$(PIP_CUDA) $(call LOCK,venv-cuda) "growkernels[experiments]"
 	@touch $@
 
 # Started as a program and from another folder, so that no `growkernels` in the source tree is
@@ -103,12 +111,22 @@ test-cuda-build: setup-cuda  ## compile the CUDA sources, test that build withou
 	cd tests && $(abspath $(BIN_CUDA))/pytest -q -n 2 --dist loadfile ops -k "(any_shapes or opcheck or \
 	  random_matrices or functional_gradients) and not emulated and not triton"
 
-wheel: setup  ## dist/: one wheel for torch 2.11 to 2.14 and every Python; downloads 2 GB, once
+wheel: $(TOOLS_STAMP)  ## dist/: one wheel for torch 2.11 to 2.14 and every Python; downloads 2 GB, once
 	$(BIN)/python -c "import auditwheel" 2>/dev/null || $(PIP) --group wheel
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/make_wheel.py
 
 test-wheel:  ## try that wheel in fresh environments, which take up to 6 GB each; TRY="python3.12:2.14.1 …"
 	$(BIN)/python tools/try_wheel.py $(TRY)
+
+aarch64: $(TOOLS_STAMP)  ## cross-compile for aarch64, and run tests of the ops under qemu-user; takes 5 GB
+	$(BIN)/python tools/try_aarch64.py $(if $(BUILD_ONLY),--build-only)
+
+lock: $(TOOLS_STAMP)  ## pin and hash anew, in locks/, what `make setup LOCKED=1` and continuous integration install
+	$(BIN)/python -c "import uv" 2>/dev/null || $(PIP) --group lock
+	$(BIN)/python tools/lock.py --torch '$(TORCH)' --torch-cuda '$(TORCH_CUDA)'
+
+links:  ## ask for every https page that README and the documents link
+	$(PYTHON) tools/check_links.py
 
 docs: setup  ## the documentation site, in site/
 	$(BIN)/python -c "import mkdocstrings" 2>/dev/null || $(PIP) --group docs

@@ -56,6 +56,8 @@ class CMakeBuild(build_ext):
         # A torch of its own, which would make everything of the installed one's be compiled again.
         purpose = "-wheel" if os.environ.get("GROWKERNELS_TORCHES") else ""
         tag = f"torch{torch.minor_version}-{kind}{purpose}"
+        if toolchain := os.environ.get("CMAKE_TOOLCHAIN_FILE"):  # CMake's: for another processor
+            tag += f"-{Path(toolchain).stem}"
         folder = (
             ROOT
             / "build"
