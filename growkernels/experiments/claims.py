@@ -295,7 +295,8 @@ def _gap(
     gap = differences(*runs)
     gap = gap[numpy.isfinite(gap)]
     found = effect(gap)
-    a, b = (estimate(values(of)) for of in runs)
+    both = runs[0].keys() & runs[1].keys()  # a rule may choose on some of the runs
+    a, b = (estimate(values({run: of[run] for run in both})) for of in runs)
     names = [setting if variant == OF_SETTING else variant for variant in (first, second)]
     measured = f"{names[0]} {a.mean:.3f}, {names[1]} {b.mean:.3f}; difference {found.text()}"
     return gap, measured, found

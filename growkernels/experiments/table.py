@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy
@@ -31,11 +32,19 @@ class Table:
 
     def curve(self, variant: str, quantity: str, setting: str = "") -> pandas.DataFrame:
         """Epochs by runs; without rows for a variant that was not trained."""
-        rows, key = self.rows, (variant, quantity, setting)
+        key = (variant, quantity, setting)
         if key not in self._curves:  # claims, plots and summaries ask for the same ones
-            chosen = rows[(rows["variant"] == variant) & (rows["setting"] == setting)]
-            self._curves[key] = chosen.pivot(index="epoch", columns="run", values=quantity)
+            rows = self._parts.get((setting, variant), self.rows.iloc[:0])
+            self._curves[key] = rows.pivot(index="epoch", columns="run", values=quantity)
         return self._curves[key]
+
+    @cached_property
+    def _parts(self) -> dict[tuple[str, str], pandas.DataFrame]:
+        """By setting and variant; to look for a few rows among millions takes a second."""
+        return {
+            (str(setting), str(variant)): rows
+            for (setting, variant), rows in self.rows.groupby(["setting", "variant"], sort=False)
+        }
 
     def final(
         self, variant: str, quantity: str, setting: str = "", epochs: int = 1

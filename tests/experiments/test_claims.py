@@ -63,6 +63,16 @@ def verdict(test: str, **claim: Any) -> str:
     return judge([{"statement": "s", "test": test, "quantity": "loss", **claim}], Made())[0].verdict
 
 
+def test_means_are_those_of_the_runs_that_are_compared() -> None:
+    class Half(Made):
+        def runs(self, setting: str, variant: str, quantity: str) -> dict[int, float]:
+            return {run: float(run) for run in range(6 if variant == "half" else 12)}
+
+    claim = {"statement": "s", "test": "lower", "quantity": "loss", "pairs": [["half", "all"]]}
+    (finding,) = judge([claim], Half())[0].findings
+    assert finding.measured.startswith("half 2.500, all 2.500; difference +0.000")
+
+
 @pytest.mark.parametrize(
     ("test", "claim", "expected"),
     [
