@@ -75,11 +75,13 @@ test: setup  ## run the tests, and test-cuda-build where a CUDA toolkit is found
 # Tests wait for compilers and for Python more than for arithmetic: two at a time take half as long.
 # Threads of the one that spin while they wait would hold up those of the other.
 test-cpu test-cuda-build sanitize: export OMP_WAIT_POLICY = passive
+# In the order that tests/conftest.py puts the files into.
+SIDE_BY_SIDE = -n 2 --dist loadfile --no-loadscope-reorder
 # Compiled modules are kept, also where the environment says otherwise: a process that compiles torch
 # anew starts twice as slowly, and tests start many.
 test-cpu test-cuda-build sanitize reproduce: export PYTHONDONTWRITEBYTECODE =
 test-cpu: setup
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests
+	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) tests
 
 # Of what test-cuda-build needs, the part that waits for the network, to be run beside other work.
 download-cuda: setup
@@ -107,8 +109,8 @@ $(PACKAGE_CUDA_STAMP): $(TOOLS_CUDA_STAMP) $(SOURCES) $(PYTHON_SOURCES)
 # Started as a program and from another folder, so that no `growkernels` in the source tree is
 # imported. Of the ops' tests those that show how the library fits this torch.
 test-cuda-build: setup-cuda  ## compile the CUDA sources, test that build without a GPU, and the drivers on real models
-	cd tests && $(abspath $(BIN_CUDA))/pytest -q -n 2 --dist loadfile cuda_build real_models
-	cd tests && $(abspath $(BIN_CUDA))/pytest -q -n 2 --dist loadfile ops -k "(any_shapes or opcheck or \
+	cd tests && $(abspath $(BIN_CUDA))/pytest -q $(SIDE_BY_SIDE) cuda_build real_models
+	cd tests && $(abspath $(BIN_CUDA))/pytest -q $(SIDE_BY_SIDE) ops -k "(any_shapes or opcheck or \
 	  random_matrices or functional_gradients) and not emulated and not triton"
 
 wheel: $(TOOLS_STAMP)  ## dist/: one wheel for torch 2.11 to 2.14 and every Python; downloads 2 GB, once

@@ -1,8 +1,12 @@
-"""What every test runs under: fixed seeds, memory that is NaN until written, no time limits."""
+"""What every test runs under: fixed seeds, memory that is NaN until written, no time limits.
+
+And their order: what takes long begins first.
+"""
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 
 import hypothesis
@@ -20,6 +24,16 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 # cuBLAS is deterministic only with a fixed workspace, and warns about any other.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+# Their tests start programs: few tests, of which each takes long.
+PROGRAMS = {"benchmarks", "distributed", "experiments", "integrations", "packaging"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long begin first, so that no process of pytest-xdist ends with one alone."""
+    tests = Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path.parent.name not in PROGRAMS, -tests[item.path]))
 
 
 @pytest.fixture(autouse=True)

@@ -25,7 +25,7 @@ def torchrun(out: Path, restarts: int, *arguments: str) -> int:
     command += [f"--max-restarts={restarts}", str(SCRIPT), f"--out={out}", *OPTIONS, *arguments]
     environment = {**os.environ, "DIES_AT": "6", "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
-    ran = subprocess.run(command, env=environment, timeout=300, capture_output=True, text=True)
+    ran = subprocess.run(command, env=environment, timeout=1800, capture_output=True, text=True)
     print(ran.stderr)  # shown where a test fails
     return ran.returncode
 

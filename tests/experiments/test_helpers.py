@@ -41,7 +41,7 @@ def test_the_same_numbers_over_two_processes(
     ran = subprocess.run(
         [*command, f"--out={together}"],
         env=environment,
-        timeout=500,
+        timeout=1800,  # a process that waits forever
         capture_output=True,
         text=True,
     )

@@ -46,7 +46,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
     worker = int((tmp_path / "pid").read_text())
     parent.send_signal(signal.SIGKILL)
     parent.wait()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while _runs(worker):
         assert time.monotonic() < deadline, "the worker lives on without its parent"
         time.sleep(0.02)
