@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,6 +96,23 @@ def _residual_tanh_norms(hs: Positions, gs: Positions) -> dict[str, Call]:
     }
 
 
+def _rounded(calls: Calls, hs: Positions, gs: Positions) -> dict[str, Call]:
+    """The eager loop and ours, both while torch may round float32 factors to bfloat16."""
+    backends: Any = torch.backends  # torch's stubs do not know the setting
+    matmul = backends.mkldnn.matmul
+
+    def under_setting(call: Call) -> object:
+        before = matmul.fp32_precision
+        matmul.fp32_precision = "bf16"
+        try:
+            return call()
+        finally:
+            matmul.fp32_precision = before
+
+    of_all = calls(hs, gs)
+    return {name: partial(under_setting, of_all[name]) for name in (_EAGER, OURS)}
+
+
 def _conv2d_relu_norms(hs: Positions, gs: Positions) -> dict[str, Call]:
     return {
         "conv2d_weight": partial(opponents.conv2d_relu_norms, hs, gs),
@@ -105,7 +123,7 @@ def _conv2d_relu_norms(hs: Positions, gs: Positions) -> dict[str, Call]:
 
 def _build(
     shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, layout: str, calls: Calls,
-    outputs: int | None, device: torch.device,
+    outputs: int | None, tolerance: float | None, device: torch.device,
 ) -> Workload:  # fmt: skip
     """Normal activations (half of them masked by the ReLU) and gradients, from a fixed seed.
 
@@ -127,7 +145,7 @@ def _build(
     taps = 9 if hs[0].dim() == 4 else 1
     flops = sum(2.0 * taps * h.numel() * g.shape[1] for h, g in zip(hs, gs, strict=True))
     read = sum(tensor.numel() * tensor.element_size() for tensor in (*hs, *gs))
-    return Workload(calls(hs, gs), flops, read, _TOLERANCE[dtype])
+    return Workload(calls(hs, gs), flops, read, tolerance or _TOLERANCE[dtype])
 
 
 def _case(
@@ -141,6 +159,7 @@ def _case(
     direction: str = "norms",
     ceiling: Ceiling | None = "gemm",
     outputs: int | None = None,
+    tolerance: float | None = None,
 ) -> Case:
     counts = {shape: shapes.count(shape) for shape in shapes}
     return Case(
@@ -151,7 +170,7 @@ def _case(
         layout=layout,
         direction=direction,
         opponents=opponents,
-        build=partial(_build, shapes, dtype, layout, calls, outputs),
+        build=partial(_build, shapes, dtype, layout, calls, outputs, tolerance),
         ceiling=ceiling,
     )
 
@@ -179,6 +198,15 @@ CASES = [
     _case(
         "linear accumulate", _DEIT_S, _linear_accumulate, outputs=1536,
         direction="norms of sums, second moments",
+    ),
+    *(
+        _case(
+            f"{layer} float32 as bf16", _DEIT_S, partial(_rounded, calls), opponents=(_EAGER,),
+            ceiling=None, outputs=outputs, tolerance=3e-2,
+        )
+        for layer, calls, outputs in (
+            ("linear_relu", _linear_relu_norms, None), ("linear", _linear_norms, 1536)
+        )
     ),
     *(
         _case(

@@ -1,5 +1,6 @@
 // The ops on the CPU: arguments in, the kernel of the right element type, results out.
 
+#include "common/float32_products.h"
 #include "virtual_grad/cpu_kernel.h"
 #include "virtual_grad/cpu_winograd.h"
 
@@ -13,13 +14,37 @@ at::Tensor convolution_gradient(const at::Tensor& h, const at::Tensor& g, const 
   return winograd_obstacle(h) == nullptr ? winograd_gradient(h, g) : aten_gradient(h, g, kind);
 }
 
-std::vector<Tile> run_kernel(std::vector<Position>& positions, const Kind& kind, Store store) {
-  return positions[0].h.element_size() == 2 ? run_16_bit_kernel(positions, kind, store)
-                                            : run_wide_kernel(positions, kind, store);
+// Positions of one list with their places in the call's.
+struct Some {
+  std::vector<Position> positions;
+  std::vector<int64_t> places;
+};
+
+std::vector<Tile> run_kernel(const std::vector<Position>& positions, const Kind& kind, Store store) {
+  Some some[2];  // those that are rounded are apart
+  for (size_t l = 0; l < positions.size(); ++l) {
+    some[positions[l].rounded].positions.push_back(positions[l]);
+    some[positions[l].rounded].places.push_back(static_cast<int64_t>(l));
+  }
+  std::vector<Tile> all;
+  for (auto& [part, places] : some) {
+    if (part.empty()) {
+      continue;
+    }
+    std::vector<Tile> tiles = part[0].rounded                 ? run_rounded_kernel(part, kind, store)
+                              : part[0].h.element_size() == 2 ? run_16_bit_kernel(part, kind, store)
+                                                              : run_wide_kernel(part, kind, store);
+    for (Tile& tile : tiles) {
+      tile.position = places[tile.position];
+      all.push_back(tile);
+    }
+  }
+  return all;
 }
 
 std::vector<Position> positions_of(const Positions& call) {
   std::vector<Position> positions(call.inputs.size());
+  const bool rounds = call.inputs[0].scalar_type() == at::kFloat && rounded_float32_obstacle() == nullptr;
   for (size_t l = 0; l < positions.size(); ++l) {
     Position& p = positions[l];
     p.h = as_rows(call.inputs[l]);
@@ -27,6 +52,7 @@ std::vector<Position> positions_of(const Positions& call) {
     p.samples = p.h.size(0);
     p.width = p.h.size(1);
     p.height = p.g.size(1);
+    p.rounded = rounds && tiles_obstacle(at::kFloat, p.height, p.width) == nullptr;
   }
   return positions;
 }

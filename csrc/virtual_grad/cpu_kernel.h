@@ -206,5 +206,7 @@ class Kernel {
 // Compiled in files of their own, by width of the tensors' elements.
 std::vector<Tile> run_wide_kernel(std::vector<Position>& positions, const Kind& kind, Store store);
 std::vector<Tile> run_16_bit_kernel(std::vector<Position>& positions, const Kind& kind, Store store);
+// Of float32 positions that are rounded to bfloat16.
+std::vector<Tile> run_rounded_kernel(std::vector<Position>& positions, const Kind& kind, Store store);
 
 }  // namespace growkernels::virtual_grad

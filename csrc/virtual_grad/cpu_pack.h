@@ -40,7 +40,13 @@ struct Gradient {
     }
   }
 
-  [[gnu::always_inline]] static inline Operand out(Element x) { return cast<Operand>(x); }
+  [[gnu::always_inline]] static inline Operand out(Element x) {
+    if constexpr (std::is_same_v<In, float> && std::is_same_v<Operand, at::BFloat16>) {
+      return at::BFloat16(static_cast<uint16_t>(bfloat16_bits(x)), at::BFloat16::from_bits());
+    } else {
+      return cast<Operand>(x);
+    }
+  }
 
   // Whether rows of that width follow each other without a gap.
   bool adjacent(int64_t width) const { return g_stride == width && (!masked || h_stride == width); }

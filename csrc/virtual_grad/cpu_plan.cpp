@@ -1,5 +1,6 @@
 #include "virtual_grad/cpu_plan.h"
 
+#include "common/float32_products.h"
 #include "common/gemm_tile.h"
 
 #include <ATen/Parallel.h>
@@ -23,9 +24,14 @@ constexpr int64_t narrow_chunk_bytes = 24 << 10;
 constexpr int64_t max_chunk = 2048;
 constexpr int64_t serial_below_products = 1 << 20;  // starting threads costs more than this much work
 
+// What a position is multiplied in.
+at::ScalarType operands_of(const Position& position) {
+  return position.rounded ? at::kBFloat16 : tile_dtype(position.h.scalar_type());
+}
+
 // Not for bfloat16 tiles, which are whole whatever they hold.
 bool is_narrow(int64_t elements, const Position& position) {
-  const at::ScalarType dtype = tile_dtype(position.h.scalar_type());
+  const at::ScalarType dtype = operands_of(position);
   return dtype != at::kBFloat16 && elements * static_cast<int64_t>(c10::elementSize(dtype)) <= register_bytes;
 }
 
@@ -35,6 +41,15 @@ bool has_narrow_side(const Position& position) {
 
 }  // namespace
 
+const char* tiles_obstacle(at::ScalarType dtype, int64_t height, int64_t width) {
+  if (dtype != at::kFloat) {
+    return bfloat16_tiles_obstacle(dtype);
+  }
+  constexpr int64_t narrow = 32;  // one block of the tiles: loading takes longer than multiplying
+  const char* obstacle = rounded_float32_obstacle();
+  return obstacle == nullptr && std::min(height, width) <= narrow ? "for so few features float32 is faster" : obstacle;
+}
+
 int64_t chunk_of(const Position& position) {
   if (has_narrow_side(position)) {
     const int64_t row_bytes =
@@ -42,7 +57,8 @@ int64_t chunk_of(const Position& position) {
     return std::clamp<int64_t>(narrow_chunk_bytes / row_bytes / 8 * 8, 8, max_chunk);
   }
   const int64_t widest = std::max<int64_t>(1, std::min(std::max(position.width, position.height), tile_rows));
-  const int64_t elements = position.h.scalar_type() == at::kBFloat16 ? chunk_elements_bfloat16 : chunk_elements;
+  const bool bfloat16 = position.rounded || position.h.scalar_type() == at::kBFloat16;
+  const int64_t elements = bfloat16 ? chunk_elements_bfloat16 : chunk_elements;
   return std::clamp<int64_t>(elements / widest / 32 * 32, 32, max_chunk);
 }
 

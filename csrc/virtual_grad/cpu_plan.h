@@ -14,6 +14,7 @@ struct Position {
   at::Tensor h, g;           // [samples, width] and [samples, height], rows contiguous
   void* gradient = nullptr;  // [height, width]
   int64_t samples = 0, width = 0, height = 0;
+  bool rounded = false;  // float32 that is multiplied as bfloat16
 };
 
 struct Tile {
@@ -35,6 +36,9 @@ struct Plan {
 
 // Samples that one product sums over: the widest operand's chunk stays well inside L2, beside a narrow one in L1.
 int64_t chunk_of(const Position& position);
+
+// Why bfloat16 tiles do not compute a gradient [height, width]; null where they do.
+const char* tiles_obstacle(at::ScalarType dtype, int64_t height, int64_t width);
 
 Plan make_plan(const std::vector<Position>& positions);
 

@@ -1,7 +1,7 @@
 // How the gradient at a position would be computed.
 
 #include "common/plan.h"
-#include "common/gemm_tile.h"
+#include "virtual_grad/cpu_plan.h"
 #include "virtual_grad/cpu_winograd.h"
 #include "virtual_grad/virtual_grad.h"
 
@@ -35,7 +35,7 @@ Choice virtual_grad_plan(const at::Tensor& input, c10::string_view layer, at::De
   if (kind.layer == Layer::Conv2dRelu) {
     return {takes("winograd", winograd_obstacle(input), &refused) ? "winograd" : "aten", refused};
   }
-  const char* obstacle = bfloat16_tiles_obstacle(input.scalar_type());
+  const char* obstacle = tiles_obstacle(input.scalar_type(), input.size(-1), input.size(-1));
   return {takes("bfloat16 tiles", obstacle, &refused) ? "bfloat16 tiles" : "portable", refused};
 }
 

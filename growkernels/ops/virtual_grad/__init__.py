@@ -75,6 +75,9 @@ def virtual_grad_norms(
 
     Returns:
         [L], float64 for float64 inputs and float32 for all others, summed in that precision.
+        On CPUs with AMX `torch.set_float32_matmul_precision("medium")` lets float32 factors be
+        rounded to bfloat16, as torch does then (each product within some 2^-7 of itself); not
+        those of convolutions. All else is computed in full.
 
     Differentiable in `inputs` and `grads`, twice, also under torch.func and in forward mode; not
     when accumulating. The norm alone never writes G to memory on the CPU. Raises ValueError for

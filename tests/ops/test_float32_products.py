@@ -1,0 +1,146 @@
+"""float32 products by bfloat16 tiles: where torch's setting allows it, as exact as it says."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import growkernels as gk
+from growkernels.ops.backends import choose_backend
+from growkernels.ops.virtual_grad import plan as virtual_grad
+
+ops = torch.ops.growkernels
+HAS_AMX = ops.bfloat16_tiles() == "amx"
+# Of |g|^T |h|, beside the rounding of sums: bfloat16 has 8 bits, to which both factors are rounded.
+LEFT_OUT = {"none": 0.0, "ieee": 0.0, "tf32": 0.0, "bf16": 2 * 2.0**-8 + 2.0**-16}
+LAYERS = ("linear", "linear_relu", "residual")
+BACKENDS: Any = torch.backends  # torch's stubs do not know the setting
+matmul = BACKENDS.mkldnn.matmul
+
+
+@pytest.fixture
+def setting(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = matmul.fp32_precision
+    matmul.fp32_precision = request.param
+    yield request.param
+    matmul.fp32_precision = before
+
+
+def position(samples: int, width: int, height: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(width)
+    return (
+        torch.randn(samples, width, generator=generator),
+        torch.randn(samples, height, generator=generator),
+    )
+
+
+def factors(h: Tensor, g: Tensor, layer: str) -> tuple[Tensor, Tensor]:
+    """What the layer multiplies, in float64."""
+    g = g.double() * (h > 0) if layer == "linear_relu" else g.double()
+    return g, h.double().tanh() if layer == "residual" else h.double()
+
+
+@pytest.mark.parametrize("setting", LEFT_OUT, indirect=True)
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("samples", [1, 33, 700])
+def test_errors_are_those_of_the_setting(samples: int, layer: str, setting: str) -> None:
+    widths = [(40, 40), (3, 3), (33, 33), (400, 400)]
+    if layer == "linear":
+        widths += [(70, 20), (2, 90), (90, 2)]
+    inputs, grads = map(list, zip(*(position(samples, *pair) for pair in widths), strict=True))
+    gradients = gk.virtual_grads(inputs, grads, layer)
+    norms = gk.virtual_grad_norms(inputs, grads, layer)
+    rounding = (samples + 4) * 2.0**-24
+    for i, gradient in enumerate(gradients):
+        left, right = factors(inputs[i], grads[i], layer)
+        exact = left.t() @ right
+        bound = (LEFT_OUT[setting] + rounding) * (left.abs().t() @ right.abs())
+        if layer == "residual":  # tanh's own rounding
+            bound += 2.0**-22 * (left.abs().t() @ torch.ones_like(right))
+        assert ((gradient - exact).abs() <= bound).all()
+        assert (
+            abs(norms[i] - exact.square().sum())
+            <= (2 * exact.abs() * bound + bound**2).sum() * 1.01
+        )
+
+
+@pytest.mark.parametrize("setting", LEFT_OUT, indirect=True)
+def test_what_ran_is_what_the_plan_says(setting: str) -> None:
+    tiles = HAS_AMX and setting == "bf16"
+    for width in (1, 32, 33, 64):
+        h, g = position(50, width, width)
+        chosen = virtual_grad.plan_position(h, "linear_relu")
+        assert chosen.backend == ("bfloat16 tiles" if tiles and width > 32 else "portable")
+        ops.kernels_ran()
+        gk.virtual_grads([h], [g], "linear_relu")
+        assert ops.kernels_ran() == [chosen.backend]
+    printed = choose_backend("virtual_grads", "cpu", torch.float32)
+    assert (printed.backend == "bfloat16 tiles") == tiles
+    if setting != "bf16":
+        reason = "torch is not set to round float32 to bfloat16"
+        assert ("bfloat16 tiles", reason) in printed.refused
+
+
+@pytest.mark.parametrize("setting", ["bf16"], indirect=True)
+def test_nothing_else_follows_the_setting(setting: str) -> None:
+    h, g = position(200, 48, 48)
+    calls = [
+        lambda: gk.virtual_grads([h.double()], [g.double()], "linear")[0],
+        lambda: gk.virtual_grads([h.bfloat16()], [g.bfloat16()], "linear")[0],
+        lambda: gk.virtual_grads([h.view(2, 48, 10, 10)], [g.view(2, 48, 10, 10)], "conv2d_relu")[
+            0
+        ],
+        lambda: gk.splitting_hvp(h, g, h[:48]),
+    ]
+    allowed = [call() for call in calls]
+    matmul.fp32_precision = "ieee"
+    for before, call in zip(allowed, calls, strict=True):
+        assert torch.equal(before, call())
+
+
+@pytest.mark.parametrize("setting", ["bf16"], indirect=True)
+def test_values_that_are_not_finite_stay_so(setting: str) -> None:
+    h, g = position(64, 40, 40)
+    h[3, 5], g[9, 7], g[60, 8] = torch.inf, torch.nan, 3.4e38
+    (gradient,) = gk.virtual_grads([h], [g], "linear")
+    finite = gradient.isfinite()
+    assert not finite[:, 5].any()
+    assert not finite[7].any()
+    others = torch.ones(40, 40, dtype=torch.bool)
+    others[:, 5] = others[7] = others[8] = False
+    assert finite[others].all()
+
+
+SETTINGS_PROGRAM = """
+import sys, torch, growkernels as gk
+generator = torch.Generator().manual_seed(0)
+h, g = torch.randn(300, 70, generator=generator), torch.randn(300, 50, generator=generator)
+if sys.argv[1] != "unset":
+    torch.set_float32_matmul_precision(sys.argv[1])
+(gradient,) = gk.virtual_grads([h], [g], "linear")
+print(gradient.numpy().tobytes().hex())
+"""
+
+
+def bits(precision: str, tiles: str) -> str:
+    finished = subprocess.run(
+        [sys.executable, "-c", SETTINGS_PROGRAM, precision],
+        env={**os.environ, "GROWKERNELS_BFLOAT16_TILES": tiles},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return finished.stdout
+
+
+def test_the_default_is_the_same_with_and_without_tiles() -> None:
+    default = bits("unset", "amx")
+    assert bits("unset", "none") == bits("high", "amx") == bits("medium", "none") == default
+    assert (bits("medium", "amx") != default) == HAS_AMX
