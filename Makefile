@@ -4,7 +4,7 @@ TORCH ?= torch==2.13.0
 # takes 6 GB; `make test TORCH_CUDA=` leaves it out.
 TORCH_CUDA ?= torch==2.14.1
 CUDA_OF_TORCH ?= 13.0
-# LOCKED=1 installs what locks/ pins, and checks its hashes, as continuous integration does.
+# LOCKED=1 installs what locks/ pins, and checks its hashes.
 LOCKED ?=
 PYTHON ?= python3
 VENV ?= .venv
@@ -123,7 +123,7 @@ test-wheel:  ## try that wheel in fresh environments, which take up to 6 GB each
 aarch64: $(TOOLS_STAMP)  ## cross-compile for aarch64, and run tests of the ops under qemu-user; takes 5 GB
 	$(BIN)/python tools/try_aarch64.py $(if $(BUILD_ONLY),--build-only)
 
-lock: $(TOOLS_STAMP)  ## pin and hash anew, in locks/, what `make setup LOCKED=1` and continuous integration install
+lock: $(TOOLS_STAMP)  ## pin and hash anew, in locks/, what `make setup LOCKED=1` installs
 	$(BIN)/python -c "import uv" 2>/dev/null || $(PIP) --group lock
 	$(BIN)/python tools/lock.py --torch '$(TORCH)' --torch-cuda '$(TORCH_CUDA)'
 

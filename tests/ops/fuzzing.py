@@ -307,7 +307,9 @@ def _basis_conv2d(case: Case, make: Maker) -> None:
     # Images of 16 bits without tiles are taken in float32, by any algorithm.
     winograd = case["algorithm"] != "direct" and make.dtype != torch.float64
     terms = channels * case["kernel"][0] * case["kernel"][1] + filters
-    scale = widest(scale, make.dtype, scale, maps)
+    # Of few channels the filters are mixed, not the maps.
+    mixes = size[2] @ size[1].flatten(1)
+    scale = widest(scale, make.dtype, scale, maps, mixes)
     close(
         y.detach(),
         oracle,
