@@ -26,7 +26,7 @@ def main() -> int:
     LOCKS.mkdir(exist_ok=True)
     lock("pip", ["pip"], [])
     lock("venv", [options.torch, *experiments()], ["dev", "wheel"])
-    add_hash(LOCKS / "venv.txt", options.torch)
+    take_local_build(LOCKS / "venv.txt", options.torch)
     # Apart: a torch that brings a Triton asks for another one.
     lock("triton", [], ["triton"])
     lock("venv-cuda", [options.torch_cuda, *experiments()], ["cuda"])
@@ -67,20 +67,27 @@ def index() -> list[str]:
     return ["--default-index", found.stdout.strip()] if found.returncode == 0 else []
 
 
-def add_hash(path: Path, requirement: str) -> None:
-    """Adds the wheel that pip chooses here, which may be a build for CPUs beside a registry."""
+def take_local_build(path: Path, requirement: str) -> None:
+    """Puts the wheel that pip chooses here, which may be a build for CPUs beside the registry, in
+    the place of the registry's for the same machine: of two that are allowed pip prefers the one
+    whose hash its index states.
+    """
+    chosen = hash_of(requirement)
+    text = path.read_text()
+    if chosen not in text:
+        registered = hash_of(requirement, "--constraint", str(path))
+        path.write_text(text.replace(registered, chosen))
+
+
+def hash_of(requirement: str, *options: str) -> str:
+    """As a line of a lock, of the wheel that pip takes with these options."""
     with tempfile.TemporaryDirectory() as folder:
-        download = ["download", "--quiet", "--no-deps", "--dest", folder, requirement]
+        download = ["download", "--quiet", "--no-deps", "--dest", folder, *options, requirement]
         subprocess.run([*PIP, *download], check=True)
         (wheel,) = Path(folder).iterdir()
-        hashed = subprocess.run([*PIP, "hash", str(wheel)], capture_output=True, text=True)
-    option = hashed.stdout.splitlines()[-1]
-    text = path.read_text()
-    if option not in text:
-        line = f"{requirement} \\\n"
-        if text.count(line) != 1:
-            sys.exit(f"growkernels: {path} does not pin {requirement}; run `make lock` again")
-        path.write_text(text.replace(line, f"{line}    {option} \\\n"))
+        hashed = [*PIP, "hash", str(wheel)]
+        printed = subprocess.run(hashed, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return printed.splitlines()[-1]
 
 
 if __name__ == "__main__":
