@@ -48,7 +48,7 @@ def lock(name: str, requirements: list[str], groups: list[str]) -> None:
         "-m", "uv", "pip", "compile", "--quiet", "--upgrade", "--universal", "--generate-hashes",
         "--python-version", OLDEST_PYTHON, "--no-annotate", "--no-header", "--output-file",
         str(LOCKS / f"{name}.txt"), *(f"--group={group}" for group in groups),
-        *index(), *(["-"] if requirements else []),
+        *of_pip(), *(["-"] if requirements else []),
     ]  # fmt: skip
     subprocess.run(
         [sys.executable, *command],
@@ -59,12 +59,20 @@ def lock(name: str, requirements: list[str], groups: list[str]) -> None:
     )
 
 
-def index() -> list[str]:
-    """The registry that pip is configured with, where it is not the usual one."""
-    asked = [*PIP, "config", "get", "global.index-url"]
-    found = subprocess.run(asked, capture_output=True, text=True)
-    # Its address stays out of the file.
-    return ["--default-index", found.stdout.strip()] if found.returncode == 0 else []
+def of_pip() -> list[str]:
+    """The registry and the limits on versions that pip is configured with here, if any.
+
+    Their addresses stay out of the files.
+    """
+    listed = subprocess.run([*PIP, "config", "list"], stdout=subprocess.PIPE, text=True, check=True)
+    settings = dict(line.split("=", 1) for line in listed.stdout.splitlines())
+    options = {"global.index-url": "--default-index", "global.constraint": "--constraint"}
+    return [
+        word
+        for name, option in options.items()
+        if name in settings
+        for word in (option, settings[name].strip("'"))
+    ]
 
 
 def take_local_build(path: Path, requirement: str) -> None:
