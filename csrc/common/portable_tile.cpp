@@ -101,8 +101,8 @@ template <bool transposed, typename T, int bytes, int rows>
   constexpr int lanes = bytes / sizeof(T);
   T b_padded[lanes * lanes] = {};
   T c_padded[rows * lanes];
-  // Rows of which registers end within the last row.
-  const int64_t last = (lanes - n + ldb - 1) / std::max<int64_t>(ldb, 1);
+  // Registers of the rows before these end within the last row; where all rows are one, there are none before.
+  const int64_t last = ldb > 0 ? (lanes - n + ldb - 1) / ldb : k;
   const int64_t in_place = last < lanes ? std::max<int64_t>(k - last, 0) : 0;
   for (int64_t p = 0; p < k;) {
     const int64_t depth = p < in_place ? in_place : std::min<int64_t>(lanes, k - p);
