@@ -16,7 +16,7 @@ TORCH_LIBRARY(growkernels, m) {
       "Tensor(a!)[] sums, Tensor(b!)? second_moments) -> Tensor");
   // What would compute the gradient at one position on a device, and why not the backends preferred before it: so do
   // all ops of such a name. The tensors may be elsewhere, and without data.
-  m.def("virtual_grad_plan(Tensor input, str layer, Device device) -> (str, Dict(str, str))");
+  m.def("virtual_grad_plan(Tensor input, str layer, Device device, int? outputs=None) -> (str, Dict(str, str))");
 
   // eigen: all eigenpairs of small symmetric matrices [n, m, m], of which the lower triangles are read: values
   // [n, m] ascending, vectors [n, m, m] with eigenvector i in row i. Not differentiable.

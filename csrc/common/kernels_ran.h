@@ -14,6 +14,7 @@ enum class Ran : uint32_t {
   Direct,
   TwoConvolutions,
   Reconstruct,
+  VendorsProduct,
   Cuda,
   // Tile products (gemm_tile.h) and loops of our own, also inside of the former.
   Bfloat16Tiles,

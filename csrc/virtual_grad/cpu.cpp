@@ -1,10 +1,17 @@
 // The ops on the CPU: arguments in, the kernel of the right element type, results out.
 
 #include "common/float32_products.h"
+#include "common/kernels_ran.h"
 #include "virtual_grad/cpu_kernel.h"
 #include "virtual_grad/cpu_winograd.h"
 
+#include <ATen/Dispatch.h>
+#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/mm.h>
+
+#include <numeric>
 
 namespace growkernels::virtual_grad {
 namespace {
@@ -14,6 +21,44 @@ at::Tensor convolution_gradient(const at::Tensor& h, const at::Tensor& g, const 
   return winograd_obstacle(h) == nullptr ? winograd_gradient(h, g) : aten_gradient(h, g, kind);
 }
 
+double squared_norm(const at::Tensor& matrix) {
+  std::vector<double> rows(matrix.size(0));
+  AT_DISPATCH_FLOATING_TYPES(matrix.scalar_type(), "virtual_grad", [&] {
+    const auto* data = matrix.const_data_ptr<scalar_t>();
+    at::parallel_for(0, matrix.size(0), 32, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        rows[i] = sum_of_squares(data + i * matrix.size(1), matrix.size(1));
+      }
+    });
+  });
+  return std::accumulate(rows.begin(), rows.end(), 0.0);
+}
+
+// One position after the other, each as one tile; what is not stored is written over by the next.
+std::vector<Tile> run_vendors_product(const std::vector<Position>& positions, Store store) {
+  note(Ran::VendorsProduct);
+  std::vector<Tile> tiles;
+  at::Tensor product;
+  for (const Position& p : positions) {
+    at::Tensor stored;
+    if (store != Store::Nothing) {
+      stored = at::from_blob(p.gradient, {p.height, p.width}, p.h.options());
+    }
+    if (store == Store::Write || !product.defined() || product.size(0) != p.height || product.size(1) != p.width) {
+      product = store == Store::Write ? stored : at::empty({p.height, p.width}, p.h.options());
+    }
+    at::mm_out(product, p.g.t(), p.h);
+    Tile tile{static_cast<int64_t>(tiles.size()), 0, p.height, 0, p.width, false, 1};
+    tile.squares = tile.batch_squares = squared_norm(product);
+    if (store == Store::Accumulate) {
+      stored.add_(product);
+      tile.squares = squared_norm(stored);
+    }
+    tiles.push_back(tile);
+  }
+  return tiles;
+}
+
 // Positions of one list with their places in the call's.
 struct Some {
   std::vector<Position> positions;
@@ -21,17 +66,19 @@ struct Some {
 };
 
 std::vector<Tile> run_kernel(const std::vector<Position>& positions, const Kind& kind, Store store) {
-  Some some[2];  // those that are rounded are apart
+  Some some[3];  // those that are rounded, and the vendor's, are apart
   for (size_t l = 0; l < positions.size(); ++l) {
-    some[positions[l].rounded].positions.push_back(positions[l]);
-    some[positions[l].rounded].places.push_back(static_cast<int64_t>(l));
+    Some& of_its_kind = some[positions[l].vendors ? 2 : positions[l].rounded];
+    of_its_kind.positions.push_back(positions[l]);
+    of_its_kind.places.push_back(static_cast<int64_t>(l));
   }
   std::vector<Tile> all;
   for (auto& [part, places] : some) {
     if (part.empty()) {
       continue;
     }
-    std::vector<Tile> tiles = part[0].rounded                 ? run_rounded_kernel(part, kind, store)
+    std::vector<Tile> tiles = part[0].vendors                 ? run_vendors_product(part, store)
+                              : part[0].rounded               ? run_rounded_kernel(part, kind, store)
                               : part[0].h.element_size() == 2 ? run_16_bit_kernel(part, kind, store)
                                                               : run_wide_kernel(part, kind, store);
     for (Tile& tile : tiles) {
@@ -42,7 +89,7 @@ std::vector<Tile> run_kernel(const std::vector<Position>& positions, const Kind&
   return all;
 }
 
-std::vector<Position> positions_of(const Positions& call) {
+std::vector<Position> positions_of(const Positions& call, const Kind& kind) {
   std::vector<Position> positions(call.inputs.size());
   const bool rounds = call.inputs[0].scalar_type() == at::kFloat && rounded_float32_obstacle() == nullptr;
   for (size_t l = 0; l < positions.size(); ++l) {
@@ -53,6 +100,7 @@ std::vector<Position> positions_of(const Positions& call) {
     p.width = p.h.size(1);
     p.height = p.g.size(1);
     p.rounded = rounds && tiles_obstacle(at::kFloat, p.height, p.width) == nullptr;
+    p.vendors = !p.rounded && vendor_obstacle(p.h.scalar_type(), kind, p.height, p.width) == nullptr;
   }
   return positions;
 }
@@ -76,7 +124,7 @@ at::Tensor norms(const Positions& call, const Kind& kind) {
   if (kind.layer == Layer::Conv2dRelu) {
     return norms_one_by_one(call, kind, convolution_gradient);
   }
-  std::vector<Position> positions = positions_of(call);
+  std::vector<Position> positions = positions_of(call, kind);
   return sum_over_tiles(run_kernel(positions, kind, Store::Nothing), positions.size(), &Tile::squares,
                         gradient_dtype(call.inputs[0].scalar_type()));
 }
@@ -85,7 +133,7 @@ Gradients gradients(const Positions& call, const Kind& kind) {
   if (kind.layer == Layer::Conv2dRelu) {
     return gradients_one_by_one(call, kind, convolution_gradient);
   }
-  std::vector<Position> positions = positions_of(call);
+  std::vector<Position> positions = positions_of(call, kind);
   Gradients out;
   for (Position& p : positions) {
     out.push_back(at::empty({p.height, p.width}, p.h.options().dtype(gradient_dtype(p.h.scalar_type()))));
@@ -99,7 +147,7 @@ at::Tensor accumulate(const Accumulation& call, const Kind& kind) {
   if (kind.layer == Layer::Conv2dRelu) {
     return accumulate_one_by_one(call, kind, convolution_gradient);
   }
-  std::vector<Position> positions = positions_of(call);
+  std::vector<Position> positions = positions_of(call, kind);
   for (size_t l = 0; l < positions.size(); ++l) {
     positions[l].gradient = call.sums[l].data_ptr();
   }

@@ -22,6 +22,9 @@ constexpr int64_t chunk_elements_bfloat16 = 256 * 384;
 constexpr int64_t register_bytes = 64;
 constexpr int64_t narrow_chunk_bytes = 24 << 10;
 constexpr int64_t max_chunk = 2048;
+// From here on the vendor's product alone is faster than ours with the norm (measured on Sapphire Rapids).
+constexpr int64_t vendor_features = 256;
+constexpr int64_t vendor_features_longer = 512;
 constexpr int64_t serial_below_products = 1 << 20;  // starting threads costs more than this much work
 
 // What a position is multiplied in.
@@ -48,6 +51,16 @@ const char* tiles_obstacle(at::ScalarType dtype, int64_t height, int64_t width) 
   constexpr int64_t narrow = 32;  // one block of the tiles: loading takes longer than multiplying
   const char* obstacle = rounded_float32_obstacle();
   return obstacle == nullptr && std::min(height, width) <= narrow ? "for so few features float32 is faster" : obstacle;
+}
+
+const char* vendor_obstacle(at::ScalarType dtype, const Kind& kind, int64_t height, int64_t width) {
+  if (kind.layer != Layer::Linear) {
+    return "a mask or an activation is applied on the way";
+  }
+  if (std::min(height, width) < vendor_features || std::max(height, width) < vendor_features_longer) {
+    return "for so few features one pass over all positions is faster";
+  }
+  return vendor_product_obstacle(dtype);
 }
 
 int64_t chunk_of(const Position& position) {

@@ -15,6 +15,7 @@ struct Position {
   void* gradient = nullptr;  // [height, width]
   int64_t samples = 0, width = 0, height = 0;
   bool rounded = false;  // float32 that is multiplied as bfloat16
+  bool vendors = false;  // by the vendor's product
 };
 
 struct Tile {
@@ -39,6 +40,9 @@ int64_t chunk_of(const Position& position);
 
 // Why bfloat16 tiles do not compute a gradient [height, width]; null where they do.
 const char* tiles_obstacle(at::ScalarType dtype, int64_t height, int64_t width);
+
+// Why the vendor's product does not compute a gradient [height, width]; null where it does.
+const char* vendor_obstacle(at::ScalarType dtype, const Kind& kind, int64_t height, int64_t width);
 
 Plan make_plan(const std::vector<Position>& positions);
 

@@ -21,7 +21,8 @@ const char* cuda_obstacle(at::ScalarType dtype, const Kind& kind) {
 
 namespace {
 
-Choice virtual_grad_plan(const at::Tensor& input, c10::string_view layer, at::Device device) {
+Choice virtual_grad_plan(const at::Tensor& input, c10::string_view layer, at::Device device,
+                         std::optional<int64_t> outputs) {
   const Positions call{input, input, layer, "tanh", 1};
   const Kind kind = call.kind();
   check_positions("virtual_grad", call, kind);
@@ -35,8 +36,12 @@ Choice virtual_grad_plan(const at::Tensor& input, c10::string_view layer, at::De
   if (kind.layer == Layer::Conv2dRelu) {
     return {takes("winograd", winograd_obstacle(input), &refused) ? "winograd" : "aten", refused};
   }
-  const char* obstacle = tiles_obstacle(input.scalar_type(), input.size(-1), input.size(-1));
-  return {takes("bfloat16 tiles", obstacle, &refused) ? "bfloat16 tiles" : "portable", refused};
+  const int64_t width = input.size(-1), height = outputs.value_or(width);
+  if (takes("bfloat16 tiles", tiles_obstacle(input.scalar_type(), height, width), &refused)) {
+    return {"bfloat16 tiles", refused};
+  }
+  const char* obstacle = vendor_obstacle(input.scalar_type(), kind, height, width);
+  return {takes("vendor's product", obstacle, &refused) ? "vendor's product" : "portable", refused};
 }
 
 }  // namespace
