@@ -24,7 +24,6 @@ constexpr int64_t narrow_chunk_bytes = 24 << 10;
 constexpr int64_t max_chunk = 2048;
 // From here on the vendor's product alone is faster than ours with the norm (measured on Sapphire Rapids).
 constexpr int64_t vendor_features = 256;
-constexpr int64_t vendor_features_longer = 512;
 constexpr int64_t serial_below_products = 1 << 20;  // starting threads costs more than this much work
 
 // What a position is multiplied in.
@@ -57,7 +56,7 @@ const char* vendor_obstacle(at::ScalarType dtype, const Kind& kind, int64_t heig
   if (kind.layer != Layer::Linear) {
     return "a mask or an activation is applied on the way";
   }
-  if (std::min(height, width) < vendor_features || std::max(height, width) < vendor_features_longer) {
+  if (std::min(height, width) < vendor_features) {
     return "for so few features one pass over all positions is faster";
   }
   return vendor_product_obstacle(dtype);
