@@ -2,6 +2,7 @@
 
 Each file in locks/ serves all supported Pythons, on every kind of machine, and holds more than one
 of them needs: pip takes it for constraints, installs nothing that is not in it, and checks hashes.
+Of torch for this kind of machine it has one build, the one that pip takes here.
 """
 
 from __future__ import annotations

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+from build_beside import build_beside
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILT = ROOT / "build" / "sanitized"
@@ -25,7 +26,7 @@ def main() -> int:
     parser.add_argument("--short", action="store_true", help="random calls for half a minute alone")
     parser.add_argument("--minutes", type=float, default=3, help="of random calls in the long form")
     options = parser.parse_args()
-    build()
+    build_beside(BUILT, {"GROWKERNELS_SANITIZE": "1"})
     fuzz = ["tests/ops/fuzzing.py", "--minutes", str(0.5 if options.short else options.minutes)]
     status = run(*fuzz, *(["--seed", "0"] if options.short else []))
     if status == 0 and not options.short:
@@ -34,19 +35,6 @@ def main() -> int:
             "tests/ops", "tests/solvers", "-k", TESTS,
         )  # fmt: skip
     return status
-
-
-def build() -> None:
-    subprocess.run(
-        [sys.executable, "setup.py", "--quiet", "build_ext", "--build-lib", str(BUILT)],
-        cwd=ROOT,
-        env={**os.environ, "GROWKERNELS_SANITIZE": "1"},
-        check=True,
-    )
-    for source in (ROOT / "growkernels").rglob("*.py"):
-        target = BUILT / source.relative_to(ROOT)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(source, target)
 
 
 def run(*arguments: str) -> int:

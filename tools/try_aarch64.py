@@ -14,6 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from build_beside import build_beside
+
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "build" / "aarch64"
 SYSTEM = FOLDER / "system"
@@ -43,7 +45,15 @@ def main() -> int:
                  f"{' '.join(missing)}`")  # fmt: skip
     version = python_of_debian()
     install_packages(options.torch, version)
-    build()
+    toolchain = str(ROOT / "tools" / "aarch64.cmake")
+    build_beside(
+        BUILT,
+        {
+            "CMAKE_TOOLCHAIN_FILE": toolchain,
+            "GROWKERNELS_CUDA": "0",
+            "GROWKERNELS_TORCHES": str(PACKAGES),
+        },
+    )
     return 0 if options.build_only else emulated("-m", "pytest", "-q", "-x", *options.tests)
 
 
@@ -116,26 +126,6 @@ def install_packages(torch: str, python: str) -> None:
         check=True,
     )  # fmt: skip
     complete.write_text(" ".join([*wanted, python]))
-
-
-def build() -> None:
-    """The library, with the package's Python files beside it."""
-    environment = {
-        **os.environ,
-        "CMAKE_TOOLCHAIN_FILE": str(ROOT / "tools" / "aarch64.cmake"),
-        "GROWKERNELS_CUDA": "0",
-        "GROWKERNELS_TORCHES": str(PACKAGES),
-    }
-    subprocess.run(
-        [sys.executable, "setup.py", "--quiet", "build_ext", "--build-lib", str(BUILT)],
-        cwd=ROOT,
-        env=environment,
-        check=True,
-    )
-    for source in (ROOT / "growkernels").rglob("*.py"):
-        target = BUILT / source.relative_to(ROOT)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(source, target)
 
 
 def emulated(*arguments: str) -> int:
