@@ -15,18 +15,16 @@ import json, sys
 sys.path.insert(0, {str(TESTS)!r})
 import torch, growkernels as gk
 from op_samples import OPS
+from resident_memory import resident_kib
 torch.set_num_threads(1)
 
 def grown(call, calls):
     for _ in range(calls // 10):
         call()
-    before = resident()
+    before = resident_kib()
     for _ in range(calls):
         call()
-    return resident() - before
-
-def resident():
-    return int(open("/proc/self/statm").read().split()[1]) * 4
+    return resident_kib() - before
 
 found = {{}}
 for name, op in OPS.items():
