@@ -35,7 +35,7 @@ TORCH_VERSION_FILE = $(wildcard $(VENV)/lib/python*/site-packages/torch/version.
 
 .SECONDEXPANSION:
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-cuda download-cuda test test-cpu test-cuda-build reproduce \
+.PHONY: help setup setup-cuda test test-cpu test-cuda-build reproduce \
   bench readme-tables accuracy gpu-kernels gpu-suite gpu-reproduce sanitize fuzz lint format clean \
   wheel test-wheel aarch64 lock links docs
 
@@ -82,10 +82,6 @@ SIDE_BY_SIDE = -n 2 --dist loadfile --no-loadscope-reorder
 test-cpu test-cuda-build sanitize reproduce: export PYTHONDONTWRITEBYTECODE =
 test-cpu: setup
 	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) tests
-
-# Of what test-cuda-build needs, the part that waits for the network, to be run beside other work.
-download-cuda: setup
-	@[ -n "$$($(CUDA_OBSTACLE))" ] || $(MAKE) --no-print-directory $(TOOLS_CUDA_STAMP)
 
 setup-cuda: $(PACKAGE_CUDA_STAMP)  ## make .venv-cuda: growkernels with its CUDA sources, timm, torchvision
 	@$(BIN_CUDA)/python -I -c "from growkernels.ops.library import build_info; b = build_info(); \
