@@ -14,9 +14,9 @@ where h and g = dL/dh are [samples, width], or [N, C, H, W] for the 3 x 3 convol
 In a "linear" position h [samples, inputs] may be any features, y [samples, outputs] what the layer
 adds to, and g = dL/dy: the gradient of every layer that starts at zero, and the cross-gradients by
 which GradMax and TINY choose neurons. G is [outputs, inputs] there.
-NaN in h counts as positive, as in the backward pass of torch's ReLU. Source: Herberg et al.,
-"Sensitivity-Based Layer Insertion for Residual and Feedforward Neural Networks" (2023), where the
-extended network is built to obtain the same numbers.
+NaN in h counts as positive, as in the backward pass of torch's ReLU. Source: Kreis et al.,
+"SensLI: Sensitivity-Based Layer Insertion for Neural Networks" (arXiv 2311.15995v2, 2025), where
+the extended network is built to obtain the same numbers.
 """
 
 from __future__ import annotations
