@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint import state_dict_loader
-from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 from torch.distributed.tensor import DTensor
@@ -28,6 +26,7 @@ from growkernels.checkpoint.layout import (
     told_in_a_sentence,
     unpacked,
 )
+from growkernels.checkpoint.reading import Reader, load_entries
 from growkernels.distributed.regrowing import give_memory
 from growkernels.growth import rebuild
 from growkernels.growth.layer_insertion import sums_state
@@ -100,7 +99,8 @@ def load(
             parameters; their settings are those of the checkpoint.
 
     Raises:
-        ValueError: no finished checkpoint there; a model or optimizer that does not fit it.
+        ValueError: no finished checkpoint there, or one that names code, which is not run; a model
+            or optimizer that does not fit it.
     """
     folder = Path(path)
     ranks = Ranks()
@@ -114,7 +114,7 @@ def load(
         mine = list(range(ranks.own, head["ranks"], ranks.number)) or [0]
         wanted = _wanted(folder, metadata, head, model, optimizers, mine)
     with told_in_a_sentence(unreadable):
-        state_dict_loader.load(wanted, checkpoint_id=folder, no_dist=not ranks.several)
+        load_entries(wanted, folder, no_dist=not ranks.several)
     state = wanted
     with ranks.agreed():
         set_model_state_dict(model, {k[6:]: v for k, v in state.items() if k.startswith("model/")})
@@ -143,21 +143,37 @@ def _begin(folder: Path, unreadable: str) -> tuple[Metadata, dict[str, Any]]:
         raise ValueError(
             f"{folder} holds no finished checkpoint: .metadata, which is written last, is missing."
         )
-    metadata = FileSystemReader(folder).read_metadata()
+    metadata = Reader(folder).read_metadata()
     if HEAD not in metadata.state_dict_metadata:
         raise ValueError(
             f"{folder} holds a checkpoint that growkernels.checkpoint.save did not write."
         )
     first: dict[str, Any] = {HEAD: ""}
     with told_in_a_sentence(unreadable):
-        state_dict_loader.load(first, checkpoint_id=folder, no_dist=True)
-    head: dict[str, Any] = json.loads(first[HEAD])
+        load_entries(first, folder, no_dist=True)
+    head = _head(first[HEAD], folder)
     if head["version"] > VERSION:
         raise ValueError(
             f"{folder} is of version {head['version']}, and this growkernels reads versions up to "
             f"{VERSION}; use the one that wrote it."
         )
     return metadata, head
+
+
+def _head(text: Any, folder: Path) -> dict[str, Any]:
+    """The head, of which every entry is of its type."""
+    kinds = {"version": int, "ranks": int, "drivers": int, "records": list, "frozen": list}
+    try:
+        head: Any = json.loads(text)
+        wrong = [key for key, kind in kinds.items() if type(head[key]) is not kind]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        wrong = ["all"]
+    if wrong:
+        raise ValueError(
+            f"The head of the checkpoint in {folder} is damaged ({', '.join(wrong)}); use another "
+            "checkpoint."
+        )
+    return head  # type: ignore[no-any-return]
 
 
 def _grown(

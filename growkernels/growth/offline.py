@@ -29,9 +29,10 @@ def grow_file(
         {"parameters": (before, after), "tensors": (before, after)} of the model's state.
 
     Raises:
-        ValueError: neither of the two, or what ``grow_state`` raises.
+        ValueError: neither of the two, a file that cannot be read or names code, or what
+            ``grow_state`` raises.
     """
-    loaded = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    loaded = _read(checkpoint)
     if not isinstance(loaded, Mapping):
         raise ValueError(
             f"{checkpoint} holds a {type(loaded).__name__}; a model's state dict is needed, or a "
@@ -71,6 +72,18 @@ def grow_file(
         ),
         "tensors": _both(len(s) for s in states),
     }
+
+
+def _read(checkpoint: Path) -> Any:
+    try:
+        return torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # what is no checkpoint may raise anything, in many lines
+        raise ValueError(
+            f"{checkpoint} cannot be read as tensors and plain values ({type(error).__name__}), "
+            "and nothing else in it is run; save state dicts with torch.save."
+        ) from error
 
 
 def _both(numbers: Any) -> tuple[int, int]:

@@ -66,14 +66,20 @@ def read_records(records: Records) -> list[Mapping[str, Any]]:
     for number, record in enumerate(listed):
         if "kind" not in record:
             raise ValueError(_lacks(number, "'kind'"))
+        version = record.get("version", 0)
+        if not isinstance(record["kind"], str) or type(version) is not int:
+            raise ValueError(
+                f"Record {number} of the growth has a 'kind' that is no string, or a 'version' "
+                "that is no whole number; pass what gk.growth.insertions(model) gave, whole."
+            )
         if record["kind"] not in repeat_of_kind:
             raise ValueError(
                 f"Record {number} of the growth is of the unknown kind {record['kind']!r}; known "
                 f"are {', '.join(repeat_of_kind)}."
             )
-        if record.get("version", 0) > VERSION:
+        if version > VERSION:
             raise ValueError(
-                f"Record {number} of the growth is of version {record['version']}, and this "
+                f"Record {number} of the growth is of version {version}, and this "
                 f"growkernels reads versions up to {VERSION}; use the one that wrote it."
             )
     return list(listed)
