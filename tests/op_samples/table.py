@@ -103,6 +103,8 @@ class Op:
     slack: float = 1.0
     """Roundings of the result that its error may have beside twice that of plain torch."""
     gradient_slack: float = 1.0
+    squares: Callable[[Sample], int] = field(default=lambda sample: 0)
+    """How many squares a result of a call adds up by a vendor's float32 dot product, at most."""
     tolerance: Mapping[torch.dtype, float] = field(default_factory=dict)
     """Of the largest value of a result, for any algorithm and layout."""
     promotes: bool = False

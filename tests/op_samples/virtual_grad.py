@@ -96,6 +96,13 @@ def registered(tensors: list[Tensor], arguments: Mapping[str, Any]) -> tuple[Any
     return (tensors[:half], tensors[half:], *arguments.values())
 
 
+def squares_of_kernels(sample: Sample) -> int:
+    """Gradients of convolutions are squared and added by torch's dot product, others by ours."""
+    if sample.arguments["layer"] != "conv2d_relu":
+        return 0
+    return max(9 * shape[1] ** 2 for shape in sample.shapes)
+
+
 H = torch.ones(4, 3)
 FLOAT8 = H.to(torch.float8_e5m2)
 bad = partial(refused, gk.virtual_grad_norms)
@@ -217,6 +224,7 @@ OPS = [
         plain=plain_norms,
         bad=BAD,
         resized=lambda size: [positions([(size, 6)], "residual")],
+        squares=squares_of_kernels,
         flops=[
             (positions([(10, 4), (2, 3, 5)]), 2 * (10 * 4 * 4 + 6 * 5 * 5), 0),
             (positions([(10, 4)], "linear"), 2 * 10 * 4 * 11, 0),
