@@ -10,8 +10,9 @@ PYTHON ?= python3
 VENV ?= .venv
 VENV_CUDA ?= .venv-cuda
 
-# The environments in which the wheel is tried: of a Python, and of a torch.
-TRY ?= python3.11:2.13.0 python3.12:2.14.1
+# The environments in which the wheel is tried: of a Python, and of a torch. Without any, of Pythons
+# that are found.
+TRY ?=
 
 BIN := $(VENV)/bin
 BIN_CUDA := $(VENV_CUDA)/bin

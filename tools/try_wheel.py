@@ -20,20 +20,50 @@ FOLDER = ROOT / "build" / "try-wheel"
 TESTS = "(any_shapes or opcheck or random_matrices) and not emulated and not triton"
 # They import Triton, which CPU builds of torch do not bring.
 LEFT_OUT = "--ignore-glob=*triton*"
+PYTHONS = ("python3.14", "python3.13", "python3.12", "python3.11", "python3.10")
+TORCHES = ("2.13.0", "2.14.1")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "pairs", nargs="+", metavar="PYTHON:TORCH", help="such as python3.12:2.14.1"
+        "pairs",
+        nargs="*",
+        metavar="PYTHON:TORCH",
+        help="such as python3.12:2.14.1; none: the newest two Pythons there are, with "
+        f"{' and '.join(TORCHES)}",
     )
     options = parser.parse_args()
+    pairs = options.pairs or default_pairs()
+    missing = [python for python, _, _ in (p.partition(":") for p in pairs) if not works(python)]
+    if missing:
+        sys.exit(
+            f"growkernels: {' and '.join(missing)} cannot be started here; install it, or name "
+            'Pythons that are there, such as TRY="python3.11:2.13.0"'
+        )
     (wheel,) = (ROOT / "dist").glob("growkernels-*.whl")
-    for pair in options.pairs:
+    for pair in pairs:
         python, _, torch = pair.partition(":")
         print(f"== {wheel.name} beside torch {torch} on {python}", flush=True)
         try_wheel(wheel, python, torch)
     return 0
+
+
+def works(python: str) -> bool:
+    """Whether a Python of that name starts: a version manager's stand-in for one may not."""
+    try:
+        started = subprocess.run([python, "-c", ""], capture_output=True, check=False)
+    except OSError:
+        return False
+    return started.returncode == 0
+
+
+def default_pairs() -> list[str]:
+    """The older torch with the older of the two newest Pythons, which may be one."""
+    found = [python for python in PYTHONS if works(python)][:2] or [sys.executable]
+    return [
+        f"{python}:{torch}" for python, torch in zip((found[-1], found[0]), TORCHES, strict=True)
+    ]
 
 
 def try_wheel(wheel: Path, python: str, torch: str) -> None:
