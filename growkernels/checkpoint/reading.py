@@ -61,7 +61,7 @@ class Reader(FileSystemReader):
             if isinstance(index, Metadata):
                 self._check(index)
         except pickle.UnpicklingError as error:
-            raise ValueError(f"{damaged} ({error}); nothing of it was run.") from None
+            raise ValueError(f"{damaged} ({str(error)[:400]}); nothing of it was run.") from None
         except Exception as error:  # a broken pickle may raise anything
             raise ValueError(
                 f"{damaged}, or is damaged ({type(error).__name__}); use another checkpoint."
@@ -76,21 +76,26 @@ class Reader(FileSystemReader):
         sizes: dict[str, int] = {}
         for info in index.storage_data.values():
             name = info.relative_path
+            if type(name) is not str:
+                raise pickle.UnpicklingError(f"it names a file by a {type(name).__name__}")
             if name in sizes:
                 continue
-            if type(name) is not str or Path(name).name != name or name == "..":
+            if Path(name).name != name or name == "..":
                 raise pickle.UnpicklingError(f"it leads out of the folder, to {name!r}")
             file = self.folder / name
             if file.exists() and not file.resolve().is_relative_to(self.folder.resolve()):
                 raise pickle.UnpicklingError(f"it leads out of the folder, by the link {name!r}")
             sizes[name] = file.stat().st_size if file.is_file() else 0
-        held = sum(sizes.values())
+        held = left = sum(sizes.values())
         for key, entry in index.state_dict_metadata.items():
+            if type(key) is not str:
+                raise pickle.UnpicklingError(f"it names an entry by a {type(key).__name__}")
             if isinstance(entry, TensorStorageMetadata):
-                claimed = math.prod(entry.size) * entry.properties.dtype.itemsize
-                if claimed > held:
+                left -= math.prod(entry.size) * entry.properties.dtype.itemsize
+                if left < 0:
                     raise pickle.UnpicklingError(
-                        f"{key!r} claims {claimed:,} bytes, and its files have {held:,}"
+                        f"with {key!r} its entries claim {held - left:,} bytes, and its files "
+                        f"have {held:,}"
                     )
 
 
@@ -130,7 +135,7 @@ class _DataOnly(pickle.Unpickler):
             return getattr(torch, name)
         if (module, name) == ("torch.serialization", "_get_layout"):
             return _layout
-        if module == "pathlib" and name in ("Path", "PosixPath", "WindowsPath"):
+        if module in ("pathlib", "pathlib._local") and name in ("Path", "PosixPath", "WindowsPath"):
             return _joined
         raise pickle.UnpicklingError(f"it wants to load {module}.{name}, which is not allowed")
 
