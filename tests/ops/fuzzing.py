@@ -3,9 +3,8 @@
     python tests/ops/fuzzing.py --minutes 10
     python tests/ops/fuzzing.py --calls 1000000    # goes on where it was stopped
 
-A case is a few numbers and words, so that it can be stored and made again: one that fails is
-appended to fuzz_corpus.jsonl beside this file, and `test_fuzz_corpus.py` replays those. What a long
-run has come to is kept in fuzz_record.json, seed by seed: calls, seeds, commit, failures.
+A call that fails is appended to fuzz_corpus.jsonl beside this file; `test_fuzz_corpus.py` replays
+those. What a long run has come to is kept in fuzz_record.json: see fuzz_runs.py.
 
 The oracle's errors are judged element by element by the same sums of absolute values. Where those
 leave the range of the dtype nothing is asserted, nor within the reach of a NaN or an infinity: it
@@ -14,18 +13,13 @@ is enough there that the call returns.
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
-import subprocess
-import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
+from fuzz_runs import Calls, Case, command
 from torch import Tensor
 
 import growkernels as gk
@@ -33,7 +27,7 @@ from growkernels.ops.basis_conv import reference as basis_conv
 from growkernels.ops.splitting import reference as splitting
 from growkernels.ops.virtual_grad import reference as virtual_grad
 
-CORPUS = Path(__file__).with_name("fuzz_corpus.jsonl")
+FOLDER = Path(__file__).parent
 DTYPES = {
     "float32": torch.float32,
     "float64": torch.float64,
@@ -45,11 +39,6 @@ VALUES = ("normal", "normal", "normal", "tiny", "huge", "mixed", "subnormal", "n
 SIZES = (0, 1, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 48, 50, 64, 65, 100)
 ACTIVATIONS = ("tanh", "relu", "gelu", "silu", "sigmoid")
 CURVED = ("gelu", "gelu_tanh", "silu", "tanh", "sigmoid", "softplus", "relu")
-
-# A long run loses no more than these when it is stopped: a minute's.
-CALLS_OF_A_SEED = 10_000
-
-Case = dict[str, Any]
 
 
 def make_case(rng: random.Random) -> Case:
@@ -363,106 +352,12 @@ def check(case: Case) -> str:
     return "right"
 
 
-@dataclass
-class Outcomes:
-    """What became of some calls."""
-
-    right: int = 0
-    refused: int = 0
-    failed: list[Case] = field(default_factory=list)
-
-    @property
-    def calls(self) -> int:
-        return self.right + self.refused + len(self.failed)
-
-    def __str__(self) -> str:
-        return (
-            f"{self.calls} calls, {self.right} right, {self.refused} refused in a sentence, "
-            f"{len(self.failed)} failures"
-        )
-
-
-def run(rng: random.Random, goes_on: Callable[[Outcomes], bool], store: bool) -> Outcomes:
-    """Calls for as long as `goes_on`; failures are printed and, on demand, put into the corpus."""
-    outcomes = Outcomes()
-    while goes_on(outcomes):
-        case = make_case(rng)
-        try:
-            if check(case) == "right":
-                outcomes.right += 1
-            else:
-                outcomes.refused += 1
-        except Exception as error:
-            outcomes.failed.append(case)
-            line = json.dumps(case)
-            print(f"{type(error).__name__}: {error}\n  {line}", flush=True)
-            if store:
-                with CORPUS.open("a") as corpus:
-                    corpus.write(line + "\n")
-    return outcomes
-
-
-def long_run(calls: int, record: Path, store: bool) -> Outcomes:
-    """Seed after seed until `record` counts as many calls; a finished seed is never lost.
-
-    The record has an entry for every commit that took part, with its first and last seed.
-    """
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-        cwd=CORPUS.parent,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.strip()
-    entries = json.loads(record.read_text()) if record.exists() else []
-    seed = entries[-1]["last_seed"] + 1 if entries else 0
-    outcomes = Outcomes()
-    while sum(entry["calls"] for entry in entries) < calls:
-        found = run(random.Random(seed), lambda done: done.calls < CALLS_OF_A_SEED, store)
-        if not entries or entries[-1]["commit"] != commit:
-            entries.append(
-                {
-                    "commit": commit,
-                    "instructions": torch.backends.cpu.get_cpu_capability(),
-                    "first_seed": seed,
-                    "last_seed": seed,
-                    **{"calls": 0, "right": 0, "refused": 0, "failed": []},
-                }
-            )
-        entry = entries[-1]
-        entry["last_seed"] = seed
-        for name in ("calls", "right", "refused", "failed"):
-            entry[name] += getattr(found, name)
-        unfinished = record.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(entries, indent=2) + "\n")
-        unfinished.replace(record)
-        outcomes.right += found.right
-        outcomes.refused += found.refused
-        outcomes.failed += found.failed
-        seed += 1
-    return outcomes
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--seed", type=int, default=None, help="another one at every start")
-    parser.add_argument("--calls", type=int, default=None, help="as many in RECORD, of all runs")
-    parser.add_argument("--record", type=Path, default=CORPUS.with_name("fuzz_record.json"))
-    parser.add_argument("--store", action="store_true", help="append failures to the corpus")
-    options = parser.parse_args()
-    # Matrices with NaN or infinities never converge, and every message is another one.
-    warnings.filterwarnings("ignore", "splitting_eigs: .* have not converged", RuntimeWarning)
-    if options.calls is not None:
-        outcomes = long_run(options.calls, options.record, options.store)
-        print(f"{options.record}: {outcomes}")
-    else:
-        seed = options.seed if options.seed is not None else random.randrange(1 << 31)
-        end = time.monotonic() + 60 * options.minutes
-        outcomes = run(random.Random(seed), lambda _: time.monotonic() < end, options.store)
-        print(f"seed {seed}: {outcomes}")
-    return 1 if outcomes.failed else 0
+CALLS = Calls(
+    make_case, check, FOLDER / "fuzz_corpus.jsonl", FOLDER / "fuzz_record.json", of_a_seed=10_000
+)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    # Matrices with NaN or infinities never converge, and every message is another one.
+    warnings.filterwarnings("ignore", "splitting_eigs: .* have not converged", RuntimeWarning)
+    raise SystemExit(command(CALLS, __doc__))

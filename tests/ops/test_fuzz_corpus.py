@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
-import fuzzing
 import pytest
-from fuzzing import CORPUS, Case, check, long_run, make_case
+from fuzz_runs import Case, long_run
+from fuzzing import CALLS, check, make_case
 
 
-def stored() -> list[Case]:
-    return [json.loads(line) for line in CORPUS.read_text().splitlines()]
-
-
-@pytest.mark.parametrize("case", stored(), ids=lambda case: f"{case['family']}-{case['seed']}")
+@pytest.mark.parametrize(
+    "case", CALLS.stored(), ids=lambda case: f"{case['family']}-{case['seed']}"
+)
 def test_what_once_failed(case: Case) -> None:
     check(case)
 
@@ -42,9 +41,7 @@ def test_wrong_results_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found == 20
 
 
-def test_a_long_run_goes_on_at_the_next_seed(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_long_run_goes_on_at_the_next_seed(tmp_path: Path) -> None:
     made: list[Case] = []
 
     def checked(case: Case) -> str:
@@ -53,12 +50,11 @@ def test_a_long_run_goes_on_at_the_next_seed(
             raise AssertionError("wrong")
         return "right" if len(made) % 4 else "one clear error"
 
-    monkeypatch.setattr(fuzzing, "check", checked)
-    monkeypatch.setattr(fuzzing, "CALLS_OF_A_SEED", 6)
+    calls = replace(CALLS, check=checked, of_a_seed=6)
     record = tmp_path / "record.json"
-    assert long_run(12, record, store=False).calls == 12
-    assert long_run(18, record, store=False).calls == 6
-    assert long_run(18, record, store=False).calls == 0
+    assert long_run(calls, 12, record, store=False).calls == 12
+    assert long_run(calls, 18, record, store=False).calls == 6
+    assert long_run(calls, 18, record, store=False).calls == 0
     (entry,) = json.loads(record.read_text())
     assert (entry["first_seed"], entry["last_seed"], entry["calls"]) == (0, 2, 18)
     assert (entry["right"], entry["refused"], entry["failed"]) == (13, 4, [made[1]])
