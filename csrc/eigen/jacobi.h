@@ -7,6 +7,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 
 namespace growkernels::eigen {
 
@@ -50,17 +51,24 @@ template <typename V>
   q = sine * old + cosine * q;
 }
 
-// a: the lower triangle of an m x m matrix; its diagonal becomes the eigenvalues, in no order.
+// a: the lower triangle of an m x m matrix; its diagonal becomes the eigenvalues, in no order, or NaN
+// where the matrix is not finite.
 // rows: m x m; row i becomes the unit eigenvector of diagonal element i.
 // A lane whose matrix is done, or is not finite, is rotated by the identity while others go on, so
 // that no result depends on which matrices share a vector.
 template <typename V>
 [[gnu::always_inline]] inline void jacobi_eigenpairs(V* a, V* rows, int64_t m) {
-  V largest = a[0] - a[0];
+  V largest{}, finite = V{} + 1.0;
   for (int64_t i = 0; i < lower(m, 0); ++i) {
     V size = a[i];
     take_magnitude(size);
     largest = size > largest ? size : largest;
+    finite = size <= std::numeric_limits<double>::max() ? finite : V{};
+  }
+  // No rotation touches NaN beside the diagonal: it exceeds nothing.
+  const V unless_finite = finite > 0 ? V{} : V{} + std::numeric_limits<double>::quiet_NaN();
+  for (int64_t i = 0; i < m; ++i) {
+    a[lower(i, i)] += unless_finite;
   }
   for (int64_t i = 0; i < m * m; ++i) {
     rows[i] = V{} + (i % (m + 1) == 0 ? 1.0 : 0.0);

@@ -41,6 +41,17 @@ def test_what_is_not_finite_gives_nan_in_its_own_matrix_alone(bad: float) -> Non
     eigen.check_not_finite(bad, 9, 5, "cpu")
 
 
+@pytest.mark.parametrize("bad", NOT_FINITE)
+@pytest.mark.parametrize("k", [None, 1])
+def test_one_value_anywhere_makes_a_matrix_not_finite(bad: float, k: int | None) -> None:
+    places = torch.tril_indices(5, 5).T.tolist()
+    a = symmetric(len(places), 5, torch.float64)
+    for matrix, (i, j) in enumerate(places):
+        a[matrix, i, j] = bad
+    for found in symmetric_eigs(a, k):
+        assert bool(found.isnan().all())
+
+
 @pytest.mark.parametrize("shape", ZERO_SIZES)
 def test_zero_sizes(shape: tuple[int, ...]) -> None:
     eigen.check_zero_size(shape, "cpu")
