@@ -161,8 +161,10 @@ gpu-reproduce:  ## nine minutes of PAPER=sensli, sensli-cnn, basis or scaling on
 sanitize: setup  ## ops and solvers under AddressSanitizer and UBSan: tests and random calls; SHORT=1
 	$(BIN)/python tools/sanitize.py $(if $(SHORT),--short) $(if $(MINUTES),--minutes $(MINUTES))
 
-fuzz: setup  ## random calls of the ops against float64; failures are stored and replayed by a test; MINUTES=10 or CALLS=1000000
-	$(BIN)/python tests/ops/fuzzing.py --store $(if $(CALLS),--calls $(CALLS),--minutes $(or $(MINUTES),10))
+FUZZ = --store $(if $(CALLS),--calls $(CALLS),--minutes $(or $(MINUTES),10))
+fuzz: setup  ## random calls of ops, then of layers, solvers and drivers; failures are stored and replayed by tests; MINUTES=10 or CALLS=1000000 of each
+	$(BIN)/python tests/ops/fuzzing.py $(FUZZ)
+	$(BIN)/python tests/fuzz/driver_fuzzing.py $(FUZZ)
 
 lint: setup  ## ruff, mypy, clang-format, and a build with warnings as errors
 	$(BIN)/ruff check .
