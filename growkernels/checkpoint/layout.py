@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 
 from growkernels.growth.processes import Ranks
 from growkernels.nn.optimizers import Optimizers
+from growkernels.saved_files import read_saved
 
 VERSION = 1
 HEAD = "growkernels"
@@ -86,7 +87,7 @@ def packed_for_load(content: Any, what: str) -> Tensor:
 
 
 def unpacked(content: Tensor) -> Any:
-    return torch.load(io.BytesIO(content.numpy().tobytes()), weights_only=True, map_location="cpu")
+    return read_saved(io.BytesIO(content.numpy().tobytes()))
 
 
 def listed(optimizer: Optimizers | None) -> list[Optimizer]:

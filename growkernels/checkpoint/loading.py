@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -118,17 +119,17 @@ def load(
     state = wanted
     with ranks.agreed():
         set_model_state_dict(model, {k[6:]: v for k, v in state.items() if k.startswith("model/")})
-        _set_states(model, optimizers, state, unpacked(state["groups"]))
+        _set_states(model, optimizers, state, _plain(state, "groups", folder))
     drivers = []
     for number in range(head["drivers"]):
-        states = [unpacked(state[f"driver/{number}/{rank}"]) for rank in mine]
+        states = [_plain(state, f"driver/{number}/{rank}", folder) for rank in mine]
         if ranks.own >= head["ranks"] and states[0].get("driver") in NOTHING_OF:
             states = [NOTHING_OF[states[0]["driver"]](states[0])]
         drivers.append(tuple(states))
     optimizer = None if make_optimizer is None else optimizers
     if optimizer is not None and len(optimizers) == 1:
         optimizer = optimizers[0]  # type: ignore[assignment]
-    return Restored(model, optimizer, tuple(drivers), unpacked(state["extra"]))
+    return Restored(model, optimizer, tuple(drivers), _plain(state, "extra", folder))
 
 
 def latest(folder: str | Path) -> Path | None:
@@ -174,6 +175,17 @@ def _head(text: Any, folder: Path) -> dict[str, Any]:
             "checkpoint."
         )
     return head  # type: ignore[no-any-return]
+
+
+def _plain(state: Mapping[str, Any], key: str, folder: Path) -> Any:
+    """What was packed into an entry."""
+    try:
+        return unpacked(state[key])
+    except UnpicklingError as error:
+        raise ValueError(
+            f"{key!r} of the checkpoint in {folder} cannot be read ({error}), and nothing of it "
+            "was run; use another checkpoint."
+        ) from error
 
 
 def _grown(

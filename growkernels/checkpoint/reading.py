@@ -10,7 +10,7 @@ import io
 import math
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch.distributed.checkpoint import filesystem, metadata, state_dict_loader
@@ -18,6 +18,9 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
+from torch.futures import Future
+
+from growkernels.saved_files import BoundedUnpickler, as_clause, look_over, read_saved
 
 # What the index of a checkpoint is made of. Paths are plain strings, whatever their class; of torch
 # there are sizes, dtypes, layouts and memory formats, none of which does anything.
@@ -72,9 +75,23 @@ class Reader(FileSystemReader):
         index.storage_meta.load_id = self.load_id
         return index
 
+    def _slice_file(self, file: Any, sinfo: Any) -> IO[bytes]:
+        part = super()._slice_file(file, sinfo)
+        look_over(part)
+        part.seek(0)
+        return part
+
+    def read_data(self, *args: Any, **kwargs: Any) -> Future[None]:
+        try:
+            return super().read_data(*args, **kwargs)
+        except pickle.UnpicklingError as error:
+            raise as_clause(error) from None
+
     def _check(self, index: Metadata) -> None:
         sizes: dict[str, int] = {}
         for info in index.storage_data.values():
+            if getattr(info, "transform_descriptors", None):
+                raise pickle.UnpicklingError("its entries are compressed")
             name = info.relative_path
             if type(name) is not str:
                 raise pickle.UnpicklingError(f"it names a file by a {type(name).__name__}")
@@ -105,10 +122,10 @@ class _Planner(DefaultLoadPlanner):
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
         assert read_item.type is LoadItemType.BYTE_IO
         try:
-            plain = torch.load(value, weights_only=True)
-        except pickle.UnpicklingError:
+            plain = read_saved(value)
+        except pickle.UnpicklingError as error:
             raise ValueError(
-                f"{read_item.dest_index.fqn!r} holds more than plain values; nothing of it was run"
+                f"{read_item.dest_index.fqn!r} is no plain value ({error}); nothing of it was run"
             ) from None
         value = io.BytesIO()
         torch.save(plain, value)
@@ -126,7 +143,7 @@ def load_entries(wanted: dict[str, Any], folder: Path, no_dist: bool) -> None:
     )
 
 
-class _DataOnly(pickle.Unpickler):
+class _DataOnly(BoundedUnpickler):
     def find_class(self, module: str, name: str) -> Any:
         found: Any = _CLASSES.get((module, name))
         if found is not None:

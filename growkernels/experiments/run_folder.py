@@ -17,10 +17,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NoReturn, TypeVar
 
 import torch
 from filelock import FileLock, Timeout
+
+from growkernels.saved_files import read_saved
 
 T = TypeVar("T")
 # What reading a state raises that is none of the kind that was expected.
@@ -78,16 +81,16 @@ class StateStore:
         return self.path / f"{name}.pt"
 
     def load(self, name: str) -> Any | None:
-        """The state on the CPU, read with ``weights_only=True``, or None if there is none."""
+        """The state on the CPU, or None if there is none; no code in it is run."""
         file = self.file(name)
         if not file.exists():
             return None
         try:
-            return torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:
+            return read_saved(file)
+        except (UnpicklingError, OSError) as error:
             raise RunFolderError(
-                f"{file} cannot be read ({type(error).__name__}); delete it and use --resume "
-                "again to compute that part anew."
+                f"{file} cannot be read ({error}); delete it and use --resume again to compute "
+                "that part anew."
             ) from error
 
     def computed(self, name: str, compute: Callable[[], Any], read: Callable[[Any], T]) -> T:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from growkernels.growth.records import Records, read_records, rebuild
 from growkernels.growth.state import grow_state
 from growkernels.nn.records import without_values
+from growkernels.saved_files import read_saved
 
 
 def grow_file(
@@ -76,13 +78,11 @@ def grow_file(
 
 def _read(checkpoint: Path) -> Any:
     try:
-        return torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # what is no checkpoint may raise anything, in many lines
+        return read_saved(checkpoint)
+    except UnpicklingError as error:
         raise ValueError(
-            f"{checkpoint} cannot be read as tensors and plain values ({type(error).__name__}), "
-            "and nothing else in it is run; save state dicts with torch.save."
+            f"{checkpoint} cannot be read as tensors and plain values ({error}), and nothing else "
+            "in it is run; save state dicts with torch.save."
         ) from error
 
 

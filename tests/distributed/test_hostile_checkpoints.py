@@ -104,7 +104,7 @@ def test_a_head_that_is_none(saved: Path, content: bytes) -> None:
 
 def test_a_head_with_code_is_refused(saved: Path, trace: Path) -> None:
     replace_head(saved, Payload(trace))
-    refused(lambda: checkpoint.load(saved, build), "holds more than plain values; nothing of it")
+    refused(lambda: checkpoint.load(saved, build), "tensors and plain values.; nothing of it")
     assert not trace.exists()
 
 
@@ -172,6 +172,15 @@ def test_names_are_strings(saved: Path, where: str) -> None:
 
     edit(saved, change)
     refused(lambda: checkpoint.load(saved, build), "it names an? .* by a tuple")
+
+
+def test_entries_are_not_inflated(saved: Path) -> None:
+    def change(index: Metadata) -> None:
+        for info in index.storage_data.values():
+            info.transform_descriptors = ["stream.zstd/1"]
+
+    edit(saved, change)
+    refused(lambda: checkpoint.load(saved, build), "its entries are compressed")
 
 
 def test_truncated_entries_are_one_sentence(saved: Path) -> None:

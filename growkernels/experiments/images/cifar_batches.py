@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from growkernels.saved_files import BoundedUnpickler
+
 CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
@@ -156,7 +158,7 @@ def _latin1_bytes(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-class _ArraysOnly(pickle.Unpickler):
+class _ArraysOnly(BoundedUnpickler):
     """Loads plain containers and numpy arrays; a pickle that names anything else is refused.
 
     A pickle may otherwise call any function of any module while it is loaded.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from growkernels.experiments.images.folders import ImageData, load_images, store
 from growkernels.experiments.images.synthetic_images import synthetic_images
 from growkernels.experiments.run_folder import FOREIGN, RunFolderError
 from growkernels.experiments.seeds import seeded
+from growkernels.saved_files import read_saved
 
 DATA_SEED = 1
 
@@ -158,13 +160,17 @@ class ImageSource:
 
 def _read(path: Path) -> tuple[dict[str, Any], ImageData]:
     try:
-        stored = torch.load(path, mmap=True, weights_only=True)
+        stored = read_saved(path, mmap=True)
         data = stored["data"]
         images = ImageData(**{**data, "classes": tuple(data["classes"])})
         return dict(stored["source"]), images
-    except Exception as error:
-        kind = "cannot be read" if not isinstance(error, FOREIGN) else "does not hold images"
-        raise RunFolderError(
-            f"{path} {kind} ({type(error).__name__}); delete it and use --resume again to "
-            "decode the images anew."
-        ) from error
+    except (UnpicklingError, OSError) as error:
+        raise _useless(path, f"cannot be read ({error})") from error
+    except FOREIGN as error:
+        raise _useless(path, f"does not hold images ({type(error).__name__})") from error
+
+
+def _useless(path: Path, why: str) -> RunFolderError:
+    return RunFolderError(
+        f"{path} {why}; delete it and use --resume again to decode the images anew."
+    )
