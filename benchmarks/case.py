@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 
@@ -27,6 +28,22 @@ class Workload:
     flops: float
     bytes: float
     tolerance: float
+
+
+def while_torch_rounds(calls: Mapping[str, Call]) -> dict[str, Call]:
+    """The same calls, each while torch may round float32 factors to bfloat16."""
+    backends: Any = torch.backends  # torch's stubs do not know the setting
+    matmul = backends.mkldnn.matmul
+
+    def under_setting(call: Call) -> object:
+        before = matmul.fp32_precision
+        matmul.fp32_precision = "bf16"
+        try:
+            return call()
+        finally:
+            matmul.fp32_precision = before
+
+    return {name: partial(under_setting, call) for name, call in calls.items()}
 
 
 @dataclass(frozen=True)

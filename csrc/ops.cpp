@@ -64,10 +64,13 @@ TORCH_LIBRARY(growkernels, m) {
   // splitting: splitting matrices of all neurons, S_i = sum_m w[m, i] x_m x_m^T, applied to vectors (Wu et al.).
   // `beta` belongs to the activations "softplus" and "relu".
   def_launched("splitting_weight", "(Tensor grad, Tensor preact, str activation, float? beta) -> Tensor");
-  def_launched("splitting_hvp", "(Tensor x, Tensor w, Tensor v) -> Tensor");
+  // Linear layers' products in float32 follow torch's setting for matrices, unless full precision is asked for.
+  def_launched("splitting_hvp", "(Tensor x, Tensor w, Tensor v, *, bool full_precision=False) -> Tensor");
   def_launched("splitting_hvp_conv2d",
                "(Tensor x, Tensor w, Tensor v, int[2] stride, int[2] padding, int[2] dilation) -> Tensor");
-  m.def("splitting_hvp_plan(Tensor x, Tensor w, Tensor v, Device device) -> (str, Dict(str, str))");
+  m.def(
+      "splitting_hvp_plan(Tensor x, Tensor w, Tensor v, Device device, *, bool full_precision=False) -> "
+      "(str, Dict(str, str))");
   m.def(
       "splitting_hvp_conv2d_plan(Tensor x, Tensor w, Tensor v, int[2] stride, int[2] padding, int[2] dilation, "
       "Device device) -> (str, Dict(str, str))");

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import growkernels as gk
 from benchmarks import opponents
-from benchmarks.case import OURS, Call, Case, Ceiling, Workload
+from benchmarks.case import OURS, Call, Case, Ceiling, Workload, while_torch_rounds
 from benchmarks.table import Table
 
 FAMILY = "splitting"
@@ -46,6 +46,11 @@ def _products_on_a_gpu(x: Tensor, w: Tensor, v: Tensor) -> dict[str, Call]:
     return {**_products(x, w, v), _TWO_KERNELS: partial(opponents.splitting_hvp_projected, x, w, v)}
 
 
+def _rounded_products(x: Tensor, w: Tensor, v: Tensor) -> dict[str, Call]:
+    of_all = _products(x, w, v)
+    return while_torch_rounds({name: of_all[name] for name in (_EAGER, OURS)})
+
+
 def _convolutions(x: Tensor, w: Tensor, v: Tensor) -> dict[str, Call]:
     return {
         _EAGER: partial(opponents.splitting_hvp_conv2d, x, w, v),
@@ -77,7 +82,7 @@ def _build(
         calls(x, w, v),
         flops=4.0 * rows * v.numel(),
         bytes=sum(t.numel() * t.element_size() for t in (x, w, v, v)),
-        tolerance=_TOLERANCE[dtype],
+        tolerance=_TOLERANCE[torch.bfloat16 if calls is _rounded_products else dtype],
     )
 
 
@@ -146,6 +151,17 @@ CASES = [
         for neurons in (64, 768, 1536)
         for width in (64, 192, 384, 768)
         if (rows, neurons, width) != (6304, 1536, 384)
+    ),
+    *(
+        _case(
+            f"hvp M={rows}, n={neurons}, d={width}, float32 as bf16",
+            f"M={rows}, n={neurons}, d={width}",
+            ((rows, width), (rows, neurons), (neurons, width)),
+            _rounded_products,
+            opponents=(_EAGER,),
+            ceiling=None,
+        )
+        for rows, neurons, width in ((6304, 1536, 384), (512, 768, 768), (6304, 64, 64))
     ),
     *(_conv(channels, size) for channels, size in ((64, 32), (128, 16), (256, 8), (512, 4))),
     _case(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 import growkernels as gk
 from benchmarks import opponents
-from benchmarks.case import OURS, Call, Case, Ceiling, Workload
+from benchmarks.case import OURS, Call, Case, Ceiling, Workload, while_torch_rounds
 from benchmarks.table import Table
 from growkernels.experiments.models.batched import RESIDUAL_SCALE
 
@@ -97,20 +96,9 @@ def _residual_tanh_norms(hs: Positions, gs: Positions) -> dict[str, Call]:
 
 
 def _rounded(calls: Calls, hs: Positions, gs: Positions) -> dict[str, Call]:
-    """The eager loop and ours, both while torch may round float32 factors to bfloat16."""
-    backends: Any = torch.backends  # torch's stubs do not know the setting
-    matmul = backends.mkldnn.matmul
-
-    def under_setting(call: Call) -> object:
-        before = matmul.fp32_precision
-        matmul.fp32_precision = "bf16"
-        try:
-            return call()
-        finally:
-            matmul.fp32_precision = before
-
+    """The eager loop and ours."""
     of_all = calls(hs, gs)
-    return {name: partial(under_setting, of_all[name]) for name in (_EAGER, OURS)}
+    return while_torch_rounds({name: of_all[name] for name in (_EAGER, OURS)})
 
 
 def _conv2d_relu_norms(hs: Positions, gs: Positions) -> dict[str, Call]:

@@ -21,7 +21,7 @@ at::Tensor composed_weight(const Weight& call, const Curvature& curvature) {
 
 at::Tensor composed_hvp(const Hvp& call) {
   note(Ran::Aten);
-  const auto& [x, w, v] = call;
+  const at::Tensor &x = call.x, &w = call.w, &v = call.v;
   const int64_t rows = x.size(0), neurons = v.size(0), k = v.dim() == 2 ? 1 : v.size(1);
   const at::Tensor samples = wide(x), vectors = wide(v.dim() == 2 ? v : v.flatten(0, 1));
   const at::Tensor products = at::mm(samples, vectors.t());

@@ -63,7 +63,7 @@ at::Tensor call_op(const Weight& call) {
 
 at::Tensor call_op(const Hvp& call) {
   static const auto op = registered_op<Hvp::Signature>("growkernels::splitting_hvp");
-  return op.call(call.x, call.w, call.v);
+  return op.call(call.x, call.w, call.v, call.full_precision);
 }
 
 at::Tensor call_op(const HvpConv2d& call) {
@@ -94,7 +94,7 @@ at::Tensor hvp(const Hvp& call) {
   }
   return recorded(
       "SplittingHvpBackward", {call.x, call.w, call.v}, [&] { return call_op(call); },
-      [](const Tensors& inputs, const Tensors& incoming, const Wanted& wanted) {
+      [full_precision = call.full_precision](const Tensors& inputs, const Tensors& incoming, const Wanted& wanted) {
         const at::Tensor &rows = inputs[0], &weights = inputs[1], &vectors = inputs[2], &y_grad = incoming[0];
         const int64_t neuron_dims = vectors.dim() - 1;
         const at::Tensor wide_rows = wide(rows);
@@ -102,7 +102,7 @@ at::Tensor hvp(const Hvp& call) {
             weights, joined(vectors, neuron_dims), joined(y_grad, neuron_dims), wanted,
             [&](const at::Tensor& u) { return at::matmul(wide_rows, u.t()); },
             [](const at::Tensor& products, const at::Tensor& u) { return at::matmul(products, u); });
-        out.push_back(wanted(2) ? call_op(Hvp{rows, weights, y_grad}) : at::Tensor());
+        out.push_back(wanted(2) ? call_op(Hvp{rows, weights, y_grad, full_precision}) : at::Tensor());
         return out;
       });
 }

@@ -4,19 +4,23 @@
 #include "splitting/cpu_kernel.h"
 #include "splitting/cpu_winograd.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
 #include <ATen/ops/zeros.h>
 
 namespace growkernels::splitting {
 namespace {
 
-// y [n, k, width] for a problem whose sizes may be zero.
-at::Tensor solve(const Problem& problem) {
+// y [n, k, width] for a problem whose sizes may be zero. rounded: float32 by bfloat16 tiles.
+at::Tensor solve(const Problem& problem, bool rounded = false) {
   if (problem.rows() == 0 || problem.v.numel() == 0) {
     return at::zeros(problem.v.sizes(), problem.v.options());
   }
   at::Tensor y = at::empty(problem.v.sizes(), problem.v.options());
-  if (y.element_size() == 2) {
+  if (rounded) {
+    run_rounded_kernel(problem, y);
+  } else if (y.element_size() == 2) {
     run_16_bit_kernel(problem, y);
   } else {
     run_wide_kernel(problem, y);
@@ -24,13 +28,26 @@ at::Tensor solve(const Problem& problem) {
   return y;
 }
 
+at::Tensor vendors_products(const Hvp& call) {
+  note(Ran::VendorsProduct);
+  const int64_t rows = call.x.size(0), neurons = call.w.size(1);
+  const at::Tensor vectors = call.v.dim() == 2 ? call.v : call.v.flatten(0, 1);
+  at::Tensor products = at::mm(call.x, vectors.t());
+  products.view({rows, neurons, vectors.size(0) / neurons}).mul_(call.w.unsqueeze(2));
+  return at::mm(products.t(), call.x).view(call.v.sizes());
+}
+
 at::Tensor hvp(const Hvp& call) {
-  const auto& [x, w, v] = call;
+  const at::Tensor &x = call.x, &w = call.w, &v = call.v;
+  const bool rounded = x.scalar_type() == at::kFloat && tiles_obstacle(at::kFloat, call.full_precision) == nullptr;
+  if (!rounded && vendor_obstacle(call) == nullptr) {
+    return vendors_products(call);
+  }
   Problem problem;
   problem.x = x.t().unsqueeze(0).unsqueeze(2);  // [1, d, 1, M]
   problem.w = w.t().unsqueeze(0);
   problem.v = (v.dim() == 2 ? v.unsqueeze(1) : v).contiguous();
-  return solve(problem).view(v.sizes());
+  return solve(problem, rounded).view(v.sizes());
 }
 
 at::Tensor hvp_conv2d(const HvpConv2d& call, const Sliding& sliding) {

@@ -208,5 +208,6 @@ class Kernel {
 // Compiled in files of their own, by width of the tensors' elements. y: [n, k, width] contiguous.
 void run_wide_kernel(const Problem& problem, const at::Tensor& y);
 void run_16_bit_kernel(const Problem& problem, const at::Tensor& y);
+void run_rounded_kernel(const Problem& problem, const at::Tensor& y);  // float32 by bfloat16 tiles
 
 }  // namespace growkernels::splitting

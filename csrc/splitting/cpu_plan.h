@@ -50,4 +50,10 @@ struct Plan {
 
 Plan make_plan(const Problem& problem);
 
+// Why a linear layer's products in this dtype are not by bfloat16 tiles; null where they are.
+const char* tiles_obstacle(at::ScalarType dtype, bool full_precision);
+
+// Why its products are not the vendor's, with P in memory; null where they are.
+const char* vendor_obstacle(const Hvp& call);
+
 }  // namespace growkernels::splitting

@@ -2,6 +2,7 @@
 
 #include "common/plan.h"
 #include "common/gemm_tile.h"
+#include "splitting/cpu_plan.h"
 #include "splitting/cpu_winograd.h"
 #include "splitting/splitting.h"
 
@@ -10,13 +11,18 @@
 namespace growkernels::splitting {
 namespace {
 
-Choice with_tiles(at::ScalarType dtype, Refused refused) {
-  return {takes("bfloat16 tiles", bfloat16_tiles_obstacle(dtype), &refused) ? "bfloat16 tiles" : "portable", refused};
-}
-
-Choice splitting_hvp_plan(const at::Tensor& x, const at::Tensor& w, const at::Tensor& v, at::Device device) {
-  check_hvp({x, w, v});
-  return device.is_cpu() ? with_tiles(x.scalar_type(), Refused()) : Choice{"aten", Refused()};
+Choice splitting_hvp_plan(const at::Tensor& x, const at::Tensor& w, const at::Tensor& v, at::Device device,
+                          bool full_precision) {
+  check_hvp({x, w, v, full_precision});
+  if (!device.is_cpu()) {
+    return {"aten", Refused()};
+  }
+  Refused refused;
+  if (takes("bfloat16 tiles", tiles_obstacle(x.scalar_type(), full_precision), &refused)) {
+    return {"bfloat16 tiles", refused};
+  }
+  const char* obstacle = vendor_obstacle({x, w, v, full_precision});
+  return {takes("vendor's product", obstacle, &refused) ? "vendor's product" : "portable", refused};
 }
 
 Choice splitting_hvp_conv2d_plan(const at::Tensor& x, const at::Tensor& w, const at::Tensor& v, at::IntArrayRef stride,
@@ -31,7 +37,8 @@ Choice splitting_hvp_conv2d_plan(const at::Tensor& x, const at::Tensor& w, const
   if (takes("winograd", winograd_obstacle(x, w, filters, sliding), &refused)) {
     return {"winograd", refused};
   }
-  return with_tiles(x.scalar_type(), refused);
+  const char* obstacle = bfloat16_tiles_obstacle(x.scalar_type());
+  return {takes("bfloat16 tiles", obstacle, &refused) ? "bfloat16 tiles" : "portable", refused};
 }
 
 }  // namespace

@@ -74,7 +74,7 @@ void check_weight(const Weight& call) {
 
 void check_hvp(const Hvp& call) {
   constexpr const char* op = "splitting_hvp";
-  const auto& [x, w, v] = call;
+  const at::Tensor &x = call.x, &w = call.w, &v = call.v;
   check_float(op, "x", x);
   check_like(op, "x", x, "w", w);
   check_like(op, "x", x, "v", v);

@@ -42,9 +42,10 @@ struct Weight {
 };
 
 struct Hvp {
-  using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&);
+  using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, bool);
 
   const at::Tensor &x, &w, &v;
+  bool full_precision = false;
 };
 
 struct HvpConv2d {

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from growkernels.ops.arguments import check_integers, check_numbers
+from growkernels.solvers.precision import without_autocast
 from growkernels.solvers.search_space import SearchSpace
 
 # S applied to vectors [n, k, d], one matrix for each of the n neurons.
@@ -58,7 +58,8 @@ def smallest_eigenpairs(
 
     Args:
         matvec: takes v [n, k, d] and returns [n, k, d], S_i v[i, j]; for instance a sum of
-            `growkernels.splitting_hvp` over batches, or `growkernels.splitting_hvp_conv2d`.
+            `growkernels.splitting_hvp` over batches, with `full_precision=True`, or
+            `growkernels.splitting_hvp_conv2d`.
         n, d, k: matrices, their size, and eigenpairs wanted of each; k at most d.
         iters: the most calls of `matvec`; 200 on the CPU, where the solver stops as soon as all
             neurons have converged. Elsewhere exactly so many steps are taken, 64 unless given:
@@ -90,7 +91,7 @@ def smallest_eigenpairs(
     if dtype not in (torch.float32, torch.float64):
         raise TypeError(f"{name}: dtype is {dtype}; use torch.float32 or torch.float64")
     device = torch.device(device)
-    with torch.no_grad(), full_precision(device):
+    with torch.no_grad(), without_autocast(device):
         start = random_start(n, k, d, generator, device, dtype)
         solution = solve(name, start, matvec, select, iters=iters, tol=tol)
     warn_unless_converged(name, solution.residuals, iters, tol)
@@ -147,13 +148,6 @@ def solve(
         else:
             space.add(pairs.residuals)
     return found
-
-
-def full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """Autocast off: its 16-bit products would be neither orthonormal nor within tol."""
-    if not torch.amp.is_autocast_available(device.type):
-        return nullcontext()
-    return torch.autocast(device.type, enabled=False)
 
 
 def random_start(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from growkernels.ops.eigen import symmetric_eigs
 from growkernels.solvers.batched_lanczos import Solution, check_finite
+from growkernels.solvers.precision import bmm, rounds_products
 
 # Forming a matrix costs d / 4 products with a vector, gapless spectra take 16 to 50 of them.
 _LARGEST_FORMED = 96
@@ -44,12 +43,6 @@ def form(x: Tensor, w: Tensor) -> Tensor:
     return matrices
 
 
-def _rounds_products(device: torch.device) -> bool:
-    # torch's stubs know of neither.
-    backend: Any = torch.backends.mkldnn if device.type == "cpu" else torch.backends.cuda
-    return backend.matmul.fp32_precision not in ("none", "ieee")
-
-
 def solve_formed(name: str, x: Tensor, w: Tensor, k: int) -> Solution:
     """The k smallest eigenpairs of every S_i; no neighbour can take their place.
 
@@ -57,7 +50,7 @@ def solve_formed(name: str, x: Tensor, w: Tensor, k: int) -> Solution:
     that are not finite.
     """
     dtype = x.dtype
-    if _rounds_products(x.device):
+    if rounds_products(x.device):
         x, w = x.double(), w.double()
     groups = w.split(max(1, _NUMBERS_AT_ONCE // x.shape[1] ** 2), 1)
     parts = [_smallest(form(x, weights), k) for weights in groups]
@@ -69,7 +62,7 @@ def solve_formed(name: str, x: Tensor, w: Tensor, k: int) -> Solution:
 
 def _smallest(matrices: Tensor, k: int) -> Solution:
     values, vectors = symmetric_eigs(matrices, k)
-    residuals = (torch.bmm(vectors, matrices) - values[..., None] * vectors).norm(dim=2)
+    residuals = (bmm(vectors, matrices) - values[..., None] * vectors).norm(dim=2)
     # The lengths of the rows and the eigenvalues are no larger than |S|.
     norms = torch.maximum(matrices.norm(dim=2).amax(1), values.abs().amax(1))
     return Solution(

@@ -20,6 +20,7 @@ from growkernels.ops.eigen import (
     search_space_step_,
     symmetric_eigs,
 )
+from growkernels.solvers.precision import bmm
 
 
 class RitzPairs(NamedTuple):
@@ -74,16 +75,16 @@ class SearchSpace:
             self.unit = torch.where(largest == 0, 1, largest)
         old, self.count = self.count, self.count + self.k
         images = torch.div(images, self.unit[:, None, None], out=self._images[:, old : self.count])
-        rows = torch.bmm(images, self._basis[:, : self.count].mT).double()
+        rows = bmm(images, self._basis[:, : self.count].mT).double()
         block = rows[:, :, old:]
         self._projected[:, old : self.count, :old] = rows[:, :, :old]
         self._projected[:, old : self.count, old : self.count] = 0.5 * (block + block.mT)
         self._rayleigh_ritz()
         chosen = self._coordinates[:, : self.k]
         basis, image = self._basis[:, : self.count], self._images[:, : self.count]
-        vectors = torch.bmm(chosen.to(basis.dtype), basis)
+        vectors = bmm(chosen.to(basis.dtype), basis)
         values = self._values[:, : self.k].to(basis.dtype)
-        residuals = torch.bmm(chosen.to(basis.dtype), image).sub_(values[..., None] * vectors)
+        residuals = bmm(chosen.to(basis.dtype), image).sub_(values[..., None] * vectors)
         return RitzPairs(values * self.unit[:, None], vectors, residuals)
 
     def add(self, residuals: Tensor) -> None:
@@ -149,20 +150,18 @@ class SearchSpace:
         # In the basis of the Ritz vectors, where the projection of S is diagonal.
         previous = torch.zeros_like(self._coordinates[:, :k])
         previous[:, :, : self._previous.shape[2]] = self._previous
-        previous = torch.bmm(previous, self._coordinates.mT)
+        previous = bmm(previous, self._coordinates.mT)
         previous[:, :, : k + 1] = 0
         dead_values = self._dead_values()
         previous.masked_fill_(dead_values[:, None], 0)
         dead = _orthonormal_rows(previous, 1e-6)
-        transform = torch.cat(
-            [self._coordinates[:, : k + 1], torch.bmm(previous, self._coordinates)], 1
-        )
+        transform = torch.cat([self._coordinates[:, : k + 1], bmm(previous, self._coordinates)], 1)
         for state in (self._basis, self._images):
-            state[:, :kept] = torch.bmm(transform.to(dtype), state[:, : self.count])
+            state[:, :kept] = bmm(transform.to(dtype), state[:, : self.count])
         self._projected[:, :kept, :kept] = 0
         live_values = self._values.masked_fill(dead_values, 0)
         self._projected.diagonal(dim1=1, dim2=2)[:, : k + 1] = live_values[:, : k + 1]
-        inner = torch.bmm(previous * live_values[:, None], previous.mT)
+        inner = bmm(previous * live_values[:, None], previous.mT)
         self._projected[:, k + 1 : kept, k + 1 : kept] = inner
         self._dead[:, : k + 1] = dead_values[:, : k + 1]
         self._dead[:, k + 1 : kept] = dead
@@ -189,7 +188,7 @@ class SearchSpace:
         noise = 16 * torch.finfo(target.dtype).eps * scale
         for _ in range(2):
             if self.count:
-                target.sub_(torch.bmm(torch.bmm(target, earlier.mT), earlier))
+                target.sub_(bmm(bmm(target, earlier.mT), earlier))
             self._dead[:, new] |= _orthonormal_rows(target, noise)
             # From now on the rows have unit length.
             noise = torch.full_like(scale, 0.1)
@@ -206,7 +205,7 @@ def _orthonormal_rows(rows: Tensor, noise: Tensor | float) -> Tensor:
         row = rows[:, i : i + 1]
         for _ in range(2 if i else 0):
             before = rows[:, :i]
-            row.sub_(torch.bmm(torch.bmm(row, before.mT), before))
+            row.sub_(bmm(bmm(row, before.mT), before))
         length = row[:, 0].norm(dim=1)
         dead[:, i] = ~(length > noise)
         row.mul_(torch.where(dead[:, i], 0, 1 / length)[:, None, None])

@@ -14,12 +14,12 @@ from growkernels.solvers.batched_lanczos import (
     Matvec,
     Select,
     check_request,
-    full_precision,
     random_start,
     solve,
     warn_unless_converged,
 )
 from growkernels.solvers.explicit_matrices import can_form, solve_formed
+from growkernels.solvers.precision import without_autocast
 
 _NAME = "splitting_eigs"
 # Products to 2^-16 of |S| are good enough on a GPU from here on.
@@ -69,7 +69,7 @@ def splitting_eigs(
     _check_inputs(x, w)
     check_request(_NAME, w.shape[1], x.shape[1], k, iters, tol)
     rows, weights = (t.float() if t.dtype.itemsize == 2 else t for t in (x, w))
-    with torch.no_grad(), full_precision(x.device):
+    with torch.no_grad(), without_autocast(x.device):
         start = random_start(w.shape[1], k, x.shape[1], generator, x.device, rows.dtype)
         if iters is None and can_form(x.shape[1]):
             solution = solve_formed(_NAME, rows, weights, k)
@@ -80,8 +80,8 @@ def splitting_eigs(
     warn_unless_converged(_NAME, solution.residuals, iters, tol)
     values, vectors, residuals = solution
     if torch.is_grad_enabled() and (x.requires_grad or w.requires_grad):
-        with full_precision(x.device):
-            values = (vectors * splitting_hvp(rows, weights, vectors)).sum(2)
+        with without_autocast(x.device):
+            values = (vectors * splitting_hvp(rows, weights, vectors, full_precision=True)).sum(2)
     return values, vectors, residuals
 
 
@@ -102,6 +102,5 @@ def _check_inputs(x: Tensor, w: Tensor) -> None:
 
 def _products(x: Tensor, w: Tensor) -> tuple[Matvec, Select]:
     """S v for all neurons, and what makes it for some."""
-    return partial(splitting_hvp, x, w), lambda neurons: partial(
-        splitting_hvp, x, w.index_select(1, neurons)
-    )
+    product = partial(splitting_hvp, full_precision=True)
+    return partial(product, x, w), lambda neurons: partial(product, x, w.index_select(1, neurons))

@@ -1,4 +1,7 @@
-"""float32 products by bfloat16 tiles: where torch's setting allows it, as exact as it says."""
+"""float32 products by bfloat16 tiles: where torch's setting allows it, as exact as it says.
+
+Virtual gradients and products with splitting matrices follow the setting, and nothing else does.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,8 @@ from torch import Tensor
 
 import growkernels as gk
 from growkernels.ops.backends import choose_backend
+from growkernels.ops.splitting import plan as splitting
+from growkernels.ops.splitting import reference
 from growkernels.ops.virtual_grad import plan as virtual_grad
 
 ops = torch.ops.growkernels
@@ -97,7 +102,12 @@ def test_nothing_else_follows_the_setting(setting: str) -> None:
         lambda: gk.virtual_grads([h.view(2, 48, 10, 10)], [g.view(2, 48, 10, 10)], "conv2d_relu")[
             0
         ],
-        lambda: gk.splitting_hvp(h, g, h[:48]),
+        lambda: gk.splitting_hvp(h, g, h[:48], full_precision=True),
+        lambda: gk.splitting_hvp(h.double(), g.double(), h[:48].double()),
+        lambda: gk.splitting_hvp(h.bfloat16(), g.bfloat16(), h[:48].bfloat16()),
+        lambda: gk.splitting_hvp_conv2d(
+            h.view(2, 48, 10, 10), g.view(2, 48, 10, 10), h[:48, :, None, None]
+        ),
     ]
     allowed = [call() for call in calls]
     matmul.fp32_precision = "ieee"
@@ -116,6 +126,67 @@ def test_values_that_are_not_finite_stay_so(setting: str) -> None:
     others = torch.ones(40, 40, dtype=torch.bool)
     others[:, 5] = others[7] = others[8] = False
     assert finite[others].all()
+
+
+PRODUCTS = [(1, 1, 1, 1), (40, 7, 1, 33), (300, 70, 1, 100), (700, 50, 3, 64), (500, 200, 1, 600)]
+
+
+@pytest.mark.parametrize("setting", LEFT_OUT, indirect=True)
+@pytest.mark.parametrize("strided", [False, True])
+@pytest.mark.parametrize(("rows", "neurons", "k", "width"), PRODUCTS)
+def test_products_with_splitting_matrices_round_as_the_setting_says(
+    rows: int, neurons: int, k: int, width: int, strided: bool, setting: str
+) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    x = torch.randn(rows, width, generator=generator)
+    w = torch.randn(rows, neurons, generator=generator)
+    v = torch.randn(neurons, k, width, generator=generator)
+    if strided:
+        x, w, v = (part.movedim(-1, 0).contiguous().movedim(0, -1) for part in (x, w, v))
+    ops.kernels_ran()
+    y = gk.splitting_hvp(x, w, v)
+    chosen = splitting.plan_hvp(x, w, v).backend
+    assert ops.kernels_ran() == [chosen]
+    assert (chosen == "bfloat16 tiles") == (HAS_AMX and setting == "bf16")
+    exact = reference.splitting_hvp(x.double(), w.double(), v.double())
+    # x is rounded for either product, v, and the product of rows and vectors by the weights.
+    left_out = 2 * LEFT_OUT[setting] + LEFT_OUT[setting] ** 2
+    bound = reference.splitting_hvp(*(part.double().abs() for part in (x, w, v)))
+    assert ((y - exact).abs() <= (left_out + (rows + width + 8) * 2.0**-24) * bound).all()
+
+
+@pytest.mark.parametrize("setting", ["bf16"], indirect=True)
+def test_the_gradient_of_a_product_in_full_precision_is_so_too(setting: str) -> None:
+    h, g = position(200, 48, 48)
+    v = h[:48].clone().requires_grad_()
+
+    def gradient() -> Tensor:
+        gk.splitting_hvp(h, g, v, full_precision=True).backward(h[48:96])
+        assert v.grad is not None
+        found, v.grad = v.grad, None
+        return found
+
+    rounded = gradient()
+    matmul.fp32_precision = "ieee"
+    assert torch.equal(rounded, gradient())
+
+
+def test_full_precision_is_kept_under_vmap_and_compile() -> None:
+    h, g = position(200, 48, 48)
+
+    def product(v: Tensor) -> Tensor:
+        return gk.splitting_hvp(h, g, v, full_precision=True)
+
+    vectors = torch.stack((h[:48], h[48:96]))
+    before = matmul.fp32_precision
+    expected = torch.vmap(product)(vectors)
+    matmul.fp32_precision = "bf16"
+    try:
+        assert torch.equal(torch.vmap(product)(vectors), expected)
+        compiled = torch.compile(product, fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(vectors[0]), product(vectors[0]))
+    finally:
+        matmul.fp32_precision = before
 
 
 SETTINGS_PROGRAM = """

@@ -114,7 +114,7 @@ def products(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor
     return x, w, torch.ones(neurons, vectors, width, dtype=dtype)
 
 
-PRODUCTS = [(40, 7, 1, 5), (3, 2, 2, 130), (9, 3, 1, 390), (0, 3, 1, 4)]
+PRODUCTS = [(40, 7, 1, 5), (3, 2, 2, 130), (9, 3, 1, 390), (0, 3, 1, 4), (20, 256, 1, 260)]
 # Images, filters [n, k, kh, kw], stride, padding, dilation.
 Sliding = tuple[tuple[int, ...], tuple[int, ...], int, int, int]
 CONVOLUTIONS: list[Sliding] = [
@@ -267,7 +267,7 @@ def test_splitting_on_a_gpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pass_for_gpu(splitting_gpu, splitting, CARDS[card])
-    monkeypatch.setattr(splitting, "_tf32", lambda: tf32)
+    monkeypatch.setattr(splitting, "tf32_is_allowed", lambda: tf32)
     cuda = torch.device("cuda")
     seen = set()
 
@@ -285,6 +285,12 @@ def test_splitting_on_a_gpu(
             call = products(shape, dtype)
             if shape[0]:
                 check(splitting.plan_hvp(*call, cuda), splitting_gpu.splitting_hvp, *call)
+                exact = splitting.plan_hvp(*call, cuda, full_precision=True)
+                product = partial(splitting_gpu.splitting_hvp, full_precision=True)
+                check(exact, product, *call)
+                assert not isinstance(exact.parameters, splitting.Fused) or (
+                    exact.parameters.precision == "ieee"
+                )
         for case in CONVOLUTIONS:
             if case[0][0]:
                 images = convolution(case, dtype)

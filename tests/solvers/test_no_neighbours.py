@@ -67,6 +67,20 @@ def test_products_that_torch_may_round_do_not_reach_the_values() -> None:
     assert (residuals <= 1e-5).all()
 
 
+@pytest.mark.usefixtures("reduced_precision")
+@pytest.mark.parametrize("k", [1, 3])
+def test_nor_do_they_where_no_matrix_is_formed(k: int) -> None:
+    generator = torch.Generator().manual_seed(k)
+    x = torch.randn(300, 110, generator=generator)
+    w = torch.randn(300, 5, generator=generator)
+    matrices = torch.einsum("md,mn,me->nde", x.double(), w.double(), x.double())
+    exact = torch.linalg.eigvalsh(matrices)
+    norms = exact.abs().amax(1, keepdim=True)
+    values, _, residuals = gk.splitting_eigs(x, w, k=k)
+    assert ((values - exact[:, :k]).abs() <= 1e-4 * norms).all()
+    assert (residuals <= 1e-4).all()
+
+
 def test_matrices_are_formed_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory stays bounded, and nothing else changes."""
     x, w = (part[:, :50] for part in data("positive"))

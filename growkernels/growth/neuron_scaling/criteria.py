@@ -288,7 +288,7 @@ def _eigenpairs(
 def _times_s(layer: Layer, x: Tensor, weight: Tensor, v: Tensor) -> Tensor:
     """S v for v [n, k, d]."""
     if not isinstance(layer, nn.Conv2d):
-        return splitting_hvp(x, weight, v)
+        return splitting_hvp(x, weight, v, full_precision=True)
     stride, padding, dilation = (
         cast(tuple[int, int], size) for size in (layer.stride, layer.padding, layer.dilation)
     )

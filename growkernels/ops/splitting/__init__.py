@@ -58,13 +58,17 @@ def splitting_weight(
     return w
 
 
-def splitting_hvp(x: Tensor, w: Tensor, v: Tensor) -> Tensor:
+def splitting_hvp(x: Tensor, w: Tensor, v: Tensor, *, full_precision: bool = False) -> Tensor:
     """y_i = S_i v_i for all n neurons at once, S_i = sum_m w[m, i] x_m x_m^T (no 1/M).
 
     Args:
         x: [M, d], the layer's inputs. float32, float64, bfloat16 or float16, any strides.
         w: [M, n], see `splitting_weight`; the dtype and device of `x`.
         v: [n, d], one vector for each neuron, or [n, k, d], k vectors for each.
+        full_precision: do not follow torch's setting for float32 matrix products, which otherwise
+            allows to round factors: to bfloat16 on CPUs with AMX under
+            `torch.set_float32_matmul_precision("medium")`, to TF32 on GPUs. Eigensolvers ask for
+            it, as rounded products do not converge to 1e-4.
 
     Returns:
         y, shaped like `v`, contiguous, in the dtype of the inputs; 16-bit inputs are summed in
@@ -73,7 +77,7 @@ def splitting_hvp(x: Tensor, w: Tensor, v: Tensor) -> Tensor:
         propagate.
     """
     check_tensors("splitting_hvp", x=x, w=w, v=v)
-    y: Tensor = _hvp(x, w, v)
+    y: Tensor = _hvp(x, w, v, full_precision=full_precision)
     return y
 
 

@@ -15,6 +15,7 @@ from growkernels.ops.splitting.plan import (
     plan_hvp_conv2d,
     plan_weight,
     plan_wide_product,
+    tf32_is_allowed,
 )
 
 _ops = torch.ops.growkernels
@@ -39,14 +40,17 @@ def splitting_weight(grad: Tensor, preact: Tensor, activation: str, beta: float 
     return out
 
 
-def splitting_hvp(x: Tensor, w: Tensor, v: Tensor) -> Tensor:
+def splitting_hvp(x: Tensor, w: Tensor, v: Tensor, *, full_precision: bool = False) -> Tensor:
     if not w.numel() or not v.numel():
         zeros: Tensor = _ops.splitting_hvp_outputs(x, w, v).zero_()
         return zeros
-    chosen = plan_hvp(x, w, v)
+    dtype = x.dtype
+    chosen = plan_hvp(x, w, v, full_precision=full_precision)
     if chosen.backend == "aten":
+        if full_precision and x.dtype == torch.float32 and tf32_is_allowed():
+            x, w, v = x.double(), w.double(), v.double()
         y: Tensor = _ops.splitting_hvp_composed(x, w, v)
-        return y
+        return y.to(dtype)
     out: Tensor = _ops.splitting_hvp_outputs(x, w, v)
     from growkernels.ops.splitting import triton_launch
 

@@ -46,7 +46,14 @@ class Projected(NamedTuple):
     multiprocessors: int
 
 
-def plan_hvp(x: Tensor, w: Tensor, v: Tensor, device: torch.device | None = None) -> Plan:
+def plan_hvp(
+    x: Tensor,
+    w: Tensor,
+    v: Tensor,
+    device: torch.device | None = None,
+    *,
+    full_precision: bool = False,
+) -> Plan:
     """What computes `splitting_hvp` on a device (that of x, if None) under the present settings.
 
     The tensors need no data: see `without_data`. Raises what the op raises for shapes that do not
@@ -54,9 +61,9 @@ def plan_hvp(x: Tensor, w: Tensor, v: Tensor, device: torch.device | None = None
     """
     device = device or x.device
     if device.type != "cuda":
-        return from_library(_ops.splitting_hvp_plan(x, w, v, device))
+        return from_library(_ops.splitting_hvp_plan(x, w, v, device, full_precision=full_precision))
     shapes = tuple(x.shape), tuple(w.shape), tuple(v.shape)
-    return _hvp_on_gpu(*shapes, x.dtype, gpu(device), _tf32())
+    return _hvp_on_gpu(*shapes, x.dtype, gpu(device), tf32_is_allowed() and not full_precision)
 
 
 def plan_weight(preact: Tensor, device: torch.device | None = None) -> Plan:
@@ -87,7 +94,7 @@ def plan_hvp_conv2d(
         )
     shapes = tuple(x.shape), tuple(w.shape), tuple(v.shape)
     sliding = tuple(stride), tuple(padding), tuple(dilation)
-    return _hvp_conv2d_on_gpu(*shapes, *sliding, x.dtype, gpu(device), _tf32())
+    return _hvp_conv2d_on_gpu(*shapes, *sliding, x.dtype, gpu(device), tf32_is_allowed())
 
 
 def plan_wide_product(x: Tensor, w: Tensor, device: torch.device | None = None) -> Plan:
@@ -150,7 +157,7 @@ def _projected(gpu: Gpu) -> Projected:
     return Projected(PROJECT[tiles], COMBINE[tiles], gpu.multiprocessors)
 
 
-def _tf32() -> bool:
+def tf32_is_allowed() -> bool:
     return bool(torch.backends.cuda.matmul.fp32_precision == "tf32")
 
 
@@ -205,7 +212,10 @@ _TILES = {"bfloat16 tiles": ("cpu",), "portable": ("cpu",), "aten": ()}
 _CONVOLUTION = {**_TRITON, "winograd": ("cpu",), **_TILES}
 EXAMPLES = {
     "splitting_weight": Example({"triton": ("cuda",), "portable": ("cpu",), "aten": ()}, _weights),
-    "splitting_hvp": Example({**_TRITON, **_TILES}, _transformer_layer),
+    "splitting_hvp": Example(
+        {**_TRITON, "bfloat16 tiles": ("cpu",), "vendor's product": ("cpu",), **_TILES},
+        _transformer_layer,
+    ),
     "splitting_hvp_conv2d[3x3]": Example(_CONVOLUTION, partial(_residual_layer, 3)),
     "splitting_hvp_conv2d": Example(_CONVOLUTION, partial(_residual_layer, 5)),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,8 +48,11 @@ def register() -> None:
         )
         return ops.splitting_weight(grad, preact, activation, beta), 0
 
-    def hvp(info: Any, in_dims: Any, x: Tensor, w: Tensor, v: Tensor) -> tuple[Tensor, int]:
-        return _product(info.batch_size, in_dims, x, w, v, 1, ops.splitting_hvp)
+    def hvp(
+        info: Any, in_dims: Any, x: Tensor, w: Tensor, v: Tensor, *, full_precision: bool = False
+    ) -> tuple[Tensor, int]:
+        op = partial(ops.splitting_hvp, full_precision=full_precision)
+        return _product(info.batch_size, in_dims, x, w, v, 1, op)
 
     def hvp_conv2d(
         info: Any, in_dims: Any, x: Tensor, w: Tensor, v: Tensor, *sliding: list[int]
