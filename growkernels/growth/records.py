@@ -18,6 +18,7 @@ from growkernels.nn.records import (
     VERSION,
     Record,
     append_record,
+    fields_of_kind,
     records_of,
     repeat_of_kind,
     why_incomplete_of_kind,
@@ -46,13 +47,14 @@ def read_records(records: Records) -> list[Mapping[str, Any]]:
 
     Raises:
         TypeError: something else than records.
-        ValueError: text that is no JSON; a record of an unknown kind, or of a later version.
+        ValueError: text that is no JSON; a record of an unknown kind, of a later version, or with a
+            field of another type.
     """
     given: Any = records
     if isinstance(records, str):
         try:
             given = json.loads(records)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(
                 f"The text of the growth records is no JSON ({error}); pass "
                 "json.dumps(gk.growth.insertions(model)), whole."
@@ -67,7 +69,7 @@ def read_records(records: Records) -> list[Mapping[str, Any]]:
         if "kind" not in record:
             raise ValueError(_lacks(number, "'kind'"))
         version = record.get("version", 0)
-        if not isinstance(record["kind"], str) or type(version) is not int:
+        if not isinstance(record["kind"], str) or type(version) is not int or version < 0:
             raise ValueError(
                 f"Record {number} of the growth has a 'kind' that is no string, or a 'version' "
                 "that is no whole number; pass what gk.growth.insertions(model) gave, whole."
@@ -82,6 +84,13 @@ def read_records(records: Records) -> list[Mapping[str, Any]]:
                 f"Record {number} of the growth is of version {version}, and this "
                 f"growkernels reads versions up to {VERSION}; use the one that wrote it."
             )
+        for name, field in fields_of_kind[record["kind"]].items():
+            if name in record and not field.holds(record[name]):
+                raise ValueError(
+                    f"Record {number} of the growth has a {type(record[name]).__name__} under "
+                    f"{name!r} that is not {field.words}; pass what gk.growth.insertions(model) "
+                    "gave, whole."
+                )
     return list(listed)
 
 
@@ -135,6 +144,11 @@ def repeat_all(
             repeat_of_kind[record["kind"]](model, record, optimizer)
         except KeyError as error:
             raise ValueError(_lacks(number, error)) from error
+        except (AttributeError, IndexError) as error:
+            raise ValueError(
+                f"Record {number} of the growth names what the model does not have "
+                f"({str(error).partition(chr(10))[0]}); it belongs to another model."
+            ) from error
         append_record(model, record)
 
 

@@ -33,6 +33,7 @@ from growkernels.nn.kernel_factors import kernel_matrix
 from growkernels.nn.module_paths import Plan
 from growkernels.nn.momentum import to_factors, to_kernel
 from growkernels.nn.optimizers import Optimizers, all_step_by, as_one, part_with
+from growkernels.nn.record_fields import NUMBER, by_name, one_of
 from growkernels.nn.records import Record, append_record, new_record, repeats
 from growkernels.nn.tracing import call, evaluating, read_without_call, trace, unchanged
 from growkernels.nn.wrappers import check_plain_module
@@ -183,7 +184,7 @@ def _check_runs(model: nn.Module, sample: Any, paths: Collection[str]) -> None:
         ) from error
 
 
-@repeats(CONVERSION)
+@repeats(CONVERSION, fields={"plan": by_name(NUMBER), "init": one_of(INITS)})
 def repeat_conversion(
     model: nn.Module, record: Mapping[str, Any], optimizer: Optimizer | None
 ) -> None:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from growkernels.nn.exchange import Places, check_follows, exchange_with_state, obstacle
-from growkernels.nn.module_exchange import Exchanged, ModuleExchange
+from growkernels.nn.module_exchange import FIELDS, Exchanged, ModuleExchange
 from growkernels.nn.optimizers import Optimizers
 from growkernels.nn.records import repeats
 
@@ -87,4 +87,4 @@ _EXCHANGE = ModuleExchange(
     changed=lambda module: [module.get_parameter("weight")],
     new=_linear,
 )
-repeats(TRANSPOSITION)(_EXCHANGE.repeat)
+repeats(TRANSPOSITION, fields=FIELDS)(_EXCHANGE.repeat)

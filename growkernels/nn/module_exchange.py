@@ -18,6 +18,7 @@ from growkernels.nn.exchange import (
     undone_on_error,
 )
 from growkernels.nn.optimizers import Optimizers, as_one
+from growkernels.nn.record_fields import TEXT, list_of
 from growkernels.nn.records import Record, append_record, new_record
 from growkernels.nn.wrappers import check_plain_module
 
@@ -39,6 +40,8 @@ class Exchanged:
         """Made of JSON's types."""
         return new_record(self.kind, paths=list(self.exchanged))
 
+
+FIELDS = {"paths": list_of(TEXT)}  # of a record of such an exchange
 
 Done = TypeVar("Done", bound=Exchanged)
 

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from growkernels.nn.record_fields import Field
+
 Record = dict[str, Any]
 
 VERSION = 1
@@ -24,6 +26,7 @@ CHILDREN = "_growkernels_children"
 Repeat = TypeVar("Repeat", bound=Callable[..., object])
 
 repeat_of_kind: dict[str, Callable[..., object]] = {}
+fields_of_kind: dict[str, Mapping[str, Field]] = {}
 why_incomplete_of_kind: dict[str, Callable[[Mapping[str, Any]], str | None]] = {}
 
 
@@ -78,7 +81,9 @@ def without_values(record: Mapping[str, Any]) -> Record:
 
 
 def repeats(
-    *kinds: str, why_incomplete: Callable[[Mapping[str, Any]], str | None] = lambda record: None
+    *kinds: str,
+    fields: Mapping[str, Field],
+    why_incomplete: Callable[[Mapping[str, Any]], str | None] = lambda record: None,
 ) -> Callable[[Repeat], Repeat]:
     """Let a function(model, record, optimizer) repeat records of these kinds.
 
@@ -87,12 +92,14 @@ def repeats(
 
     Args:
         kinds: of records.
+        fields: what each field holds, where the record has it.
         why_incomplete: a sentence about a record that does not hold all values that the surgery
             started from, so that repeating it does not give the same weights; else None.
     """
 
     def register(repeat: Repeat) -> Repeat:
         repeat_of_kind.update(dict.fromkeys(kinds, repeat))
+        fields_of_kind.update(dict.fromkeys(kinds, fields))
         why_incomplete_of_kind.update(dict.fromkeys(kinds, why_incomplete))
         return repeat
 

@@ -15,7 +15,7 @@ from growkernels.nn.exchange import (
     obstacle,
     order_as_registered,
 )
-from growkernels.nn.module_exchange import Exchanged, ModuleExchange
+from growkernels.nn.module_exchange import FIELDS, Exchanged, ModuleExchange
 from growkernels.nn.optimizers import Optimizers
 from growkernels.nn.records import repeats
 
@@ -221,4 +221,4 @@ _EXCHANGE = ModuleExchange(
     changed=lambda module: _packed(module)[1],
     new=_separated,
 )
-repeats(SEPARATION)(_EXCHANGE.repeat)
+repeats(SEPARATION, fields=FIELDS)(_EXCHANGE.repeat)

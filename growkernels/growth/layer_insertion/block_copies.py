@@ -21,6 +21,7 @@ from growkernels.nn.exchange import (
 )
 from growkernels.nn.hooks import DriverHook, hooks_of
 from growkernels.nn.optimizers import ParamGroup
+from growkernels.nn.record_fields import SEED, TEXT, WHOLE, list_of, or_none
 from growkernels.nn.records import Record, new_record, repeats
 from growkernels.nn.tracing import tensors_in
 from growkernels.nn.weights import why_computed
@@ -61,7 +62,16 @@ def config_before(config: Any, records: Sequence[Mapping[str, Any]]) -> None:
             config.num_hidden_layers = count - 1
 
 
-@repeats(BLOCK)
+@repeats(
+    BLOCK,
+    fields={
+        "position": TEXT,
+        "template": TEXT,
+        "zero": list_of(TEXT),
+        "seed": SEED,
+        "counted_at": or_none(WHOLE),
+    },
+)
 def repeat_block(model: nn.Module, record: Mapping[str, Any], optimizer: Optimizer | None) -> None:
     """Insert what a record says; not undone on error."""
     place, template, zero = record["position"], record["template"], record["zero"]

@@ -16,8 +16,10 @@ from growkernels.growth.module_graph import weight_layers
 from growkernels.growth.same_function import TOLERANCE
 from growkernels.growth.surgery import groups_for_new_layer, insert_after, join_groups
 from growkernels.nn import identity_layer
+from growkernels.nn.record_fields import COUNT, FLAG, NUMBER, TEXT, one_of
 from growkernels.nn.records import Record, new_record, repeats
 from growkernels.nn.weights import weight_parameters
+from growkernels.ops.activations import ACTIVATIONS
 
 
 def insertion_record(position: Position, *, width: int, activation: str, scale: float) -> Record:
@@ -29,7 +31,16 @@ def insertion_record(position: Position, *, width: int, activation: str, scale: 
     )  # fmt: skip
 
 
-@repeats(*KINDS)
+@repeats(
+    *KINDS,
+    fields={
+        "position": TEXT,
+        "width": COUNT,
+        "activation": one_of(tuple(ACTIVATIONS)),
+        "scale": NUMBER,
+        "relu_called": FLAG,
+    },
+)
 def repeat_insertion(
     model: nn.Module, record: Mapping[str, Any], optimizer: Optimizer | None
 ) -> None:

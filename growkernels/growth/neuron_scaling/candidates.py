@@ -23,7 +23,7 @@ _ATTENTION = (
     "it needs a growkernels.nn.Attention, which growkernels.nn.separate_attention makes of torch's "
     "and timm's."
 )
-_NEEDS = {
+NEEDS = {  # of each role, to be widened in it
     "fc1": "it needs a linear layer that only an elementwise module separates from the next one in "
     "a Sequential (or named fc1, fc2 in one module), or anywhere if sample= is given.",
     "v": _ATTENTION,
@@ -138,7 +138,7 @@ def find_candidates(
         if not any(c.widening is not None and c.widening.role == role for c in candidates):
             reasons = [f" {n!r} would fit, but {why}." for n, why in unfit.items() if n in roots]
             raise ValueError(
-                f"No layer can be widened as {role!r}: {_NEEDS[role]}{''.join(reasons)}"
+                f"No layer can be widened as {role!r}: {NEEDS[role]}{''.join(reasons)}"
             )
     return candidates, left_out
 

@@ -10,9 +10,23 @@ from torch import nn
 from torch.optim import Optimizer
 
 from growkernels.growth.neuron_scaling import growth_step
+from growkernels.growth.neuron_scaling.candidates import NEEDS
+from growkernels.growth.neuron_scaling.initial_values import INITS
 from growkernels.growth.neuron_scaling.neuron_rows import rows_of
 from growkernels.growth.neuron_scaling.new_neurons import NewNeurons, share_of_parents
 from growkernels.growth.neuron_scaling.widening_step import layer_to_grow
+from growkernels.nn.grown_layers import FORMS
+from growkernels.nn.record_fields import (
+    COUNT,
+    NUMBER,
+    NUMBERS,
+    TEXT,
+    WHOLE,
+    by_name,
+    entries,
+    list_of,
+    one_of,
+)
 from growkernels.nn.records import Record, repeats
 
 
@@ -53,7 +67,33 @@ def _needs_values(record: Mapping[str, Any]) -> bool:
     return bool(record["width"]) or (bool(record["depth"]) and record["form"] != "single")
 
 
-@repeats(growth_step.RECORD_KIND, why_incomplete=why_incomplete)
+_OUTPUTS = list_of(WHOLE)
+_PATHS = list_of(TEXT)
+_WIDTH = entries(
+    {
+        "layer": TEXT,
+        "role": one_of(tuple(NEEDS)),
+        "follower": TEXT,
+        "heads": COUNT,
+        "neurons": COUNT,
+    },
+    {"parents": _OUTPUTS, "readers": _PATHS, "partners": _PATHS, "norms": _PATHS},
+)
+
+
+@repeats(
+    growth_step.RECORD_KIND,
+    fields={
+        "form": one_of(FORMS),
+        "gain": NUMBER,
+        "depth": by_name(list_of(WHOLE, least=1)),
+        "width": list_of(_WIDTH),
+        "init": one_of(INITS),
+        "scale": NUMBER,
+        "values": by_name(by_name(NUMBERS)),
+    },
+    why_incomplete=why_incomplete,
+)
 def repeat_growth(model: nn.Module, record: Mapping[str, Any], optimizer: Optimizer | None) -> None:
     """Grow what a record says; new neurons whose start is not known get weights of 0."""
     values = None if why_incomplete(record) else _values(model, record)
