@@ -45,7 +45,8 @@ def pack(run: Path, out: Path, total: int = TOTAL_BYTES, part: int = PART_BYTES)
 def unpack(source: Path, run: Path) -> None:
     """Make the folder `run`, which is not there yet, from the parts in `source`.
 
-    Raises FileNotFoundError where there are none, RuntimeError for a part that is missing.
+    Raises FileNotFoundError where there are none, RuntimeError for a part that is missing, and for
+    an archive that is damaged or leads out of the folder; then nothing is left there.
     """
     parts = _parts(source)
     if not parts:
@@ -55,15 +56,26 @@ def unpack(source: Path, run: Path) -> None:
     run.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=run.parent) as folder, tempfile.TemporaryFile() as whole:
         for path in parts:
-            whole.write(path.read_bytes())
+            with path.open("rb") as part:
+                shutil.copyfileobj(part, whole)
         whole.seek(0)
         new = Path(folder) / run.name
         try:
-            with tarfile.open(fileobj=whole) as archive:
-                archive.extractall(new, filter="data")
+            # "r:" opens no compressed archive, so that what comes out is as large as what came.
+            with tarfile.open(fileobj=whole, mode="r:") as archive:
+                archive.extractall(new, filter=_plain_files)
         except tarfile.TarError as error:
             raise RuntimeError(f"{source} holds a damaged state ({error}); copy it anew") from error
         shutil.move(new, run)
+
+
+def _plain_files(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
+    """What `pack` writes: files inside the folder, without links, devices and holes."""
+    if not (member.isreg() or member.isdir()) or member.issparse():
+        raise tarfile.TarError(f"{member.name!r} is no plain file")
+    if Path(member.name).is_absolute():
+        raise tarfile.TarError(f"{member.name!r} leads out of the folder")
+    return tarfile.data_filter(member, folder)
 
 
 def _parts(folder: Path) -> list[Path]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import resource
+import struct
+import zlib
 from pathlib import Path
 
 import numpy
@@ -83,6 +86,19 @@ def test_the_number_of_pixels_is_bounded(
     load_images(tree, torch.Generator())
     Image.new("RGB", (16, 17)).save(tree / "test" / "a" / "0.png")
     refused(tree, r"0\.png has 16x17 pixels", square)
+
+
+def test_a_picture_that_claims_to_be_huge_is_not_decoded(tree: Path) -> None:
+    header = struct.pack(">LLBBBBB", 100_000, 90_000, 8, 2, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")):
+        content += struct.pack(">L", len(data)) + kind + data
+        content += struct.pack(">L", zlib.crc32(kind + data))
+    (tree / "train" / "a" / "0.png").write_bytes(content)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for square in (None, 16):
+        refused(tree, r"0\.png (has 100000x90000 pixels|cannot be read as an image)", square)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**16  # KiB
 
 
 @pytest.mark.parametrize("name", ["../../train/a/0.png", "/etc/passwd", "..", "", "a/../0.png"])

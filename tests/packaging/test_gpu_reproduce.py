@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,6 +66,46 @@ def test_an_incomplete_state_is_refused_and_leaves_nothing(run: Path, tmp_path: 
     with pytest.raises(RuntimeError, match="lacks a part"):
         unpack(out, there)
     assert not there.exists()
+
+
+MEMBERS: dict[str, dict[str, object]] = {
+    "a path above": {"name": "../outside"},
+    "an absolute path": {"name": "/tmp/outside"},
+    "a link to elsewhere": {"name": "a", "type": tarfile.SYMTYPE, "linkname": "/etc"},
+    "a link inside": {"name": "a", "type": tarfile.SYMTYPE, "linkname": "state"},
+    "a hard link": {"name": "a", "type": tarfile.LNKTYPE, "linkname": "/etc/passwd"},
+    "a device": {"name": "a", "type": tarfile.CHRTYPE, "devmajor": 1, "devminor": 5},
+    "a pipe": {"name": "a", "type": tarfile.FIFOTYPE},
+    "holes": {"name": "a", "type": tarfile.GNUTYPE_SPARSE},
+    "a claimed size": {"name": "a", "size": 1 << 40},
+}
+
+
+@pytest.mark.parametrize("kind", [*MEMBERS, "a compressed archive"])
+def test_a_hostile_state_is_refused_and_leaves_nothing(tmp_path: Path, kind: str) -> None:
+    header = tarfile.TarInfo("config.json")
+    header.size = 1
+    content = header.tobuf() + b"x".ljust(512, b"\0")
+    if kind in MEMBERS:
+        member = tarfile.TarInfo("a")
+        for key, value in MEMBERS[kind].items():
+            setattr(member, key, value)
+        content += member.tobuf()
+    content += bytes(1024)
+    if kind == "a compressed archive":
+        packed = io.BytesIO()
+        with gzip.GzipFile(fileobj=packed, mode="wb") as file:
+            file.write(content)
+        content = packed.getvalue()
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "state.tar.00").write_bytes(content)
+    with pytest.raises(RuntimeError, match="holds a damaged state") as caught:
+        unpack(source, tmp_path / "there" / "run")
+    assert "\n" not in str(caught.value)
+    assert list((tmp_path / "there").iterdir()) == []
+    assert not (tmp_path / "outside").exists()
+    assert not (tmp_path / "there" / "outside").exists()
 
 
 def piece(run: Path, out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
