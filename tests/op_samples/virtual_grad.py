@@ -183,7 +183,7 @@ SHARED: dict[str, Any] = {
     "samples": of_kinds(KINDS, LINEAR, IMAGES),
     "few": of_kinds(LAYERS, LINEAR[:5], IMAGES),
     "small": of_kinds(KINDS, [(5, 3), (4, 2)], [(2, 2, 3, 3)]),
-    "large": of_kinds(LAYERS, [(9000, 64), (700, 500), (30, 5)], [(4, 64, 16, 16)]),
+    "large": of_kinds(LAYERS, [(9000, 64), (700, 500), (30, 5)], [(4, 40, 12, 12)]),
     "empty": [
         *(
             positions([shape, (3, 2)], *kind)
