@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from growkernels import info as information
 from growkernels.experiments.time_limit import TimeLimitError, time_limit
+from growkernels.termination import Terminated, raised_on_sigterm
 
 try:
     import typer
@@ -193,7 +194,7 @@ def papers(context: typer.Context) -> None:
 
 @contextlib.contextmanager
 def resumable(minutes: float | None, ddp: bool) -> Iterator[None]:
-    """Limits the time a run takes, and says how to continue after Ctrl-C."""
+    """Limits the time a run takes, and says how to continue after Ctrl-C or SIGTERM."""
     from growkernels.experiments.team import together
 
     try:
@@ -202,6 +203,9 @@ def resumable(minutes: float | None, ddp: bool) -> Iterator[None]:
     except KeyboardInterrupt:
         print("growkernels: Interrupted; continue with --resume.", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
+    except Terminated as terminated:
+        terminated.advice = "continue with --resume."
+        raise
 
 
 @reproduce.command()
@@ -309,7 +313,11 @@ def scaling(
 def main() -> int:
     """Runs the command line; what a user got wrong is one sentence and a non-zero exit status."""
     try:
-        return int(app(standalone_mode=True) or 0)
+        with raised_on_sigterm():
+            return int(app(standalone_mode=True) or 0)
+    except Terminated as terminated:
+        print(f"growkernels: Terminated; {terminated.advice}", file=sys.stderr)
+        return terminated.code
     except TimeLimitError as error:
         print(f"growkernels: {error}", file=sys.stderr)
         return STOPPED

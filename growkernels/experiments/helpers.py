@@ -51,9 +51,15 @@ def helped() -> bool:
     others = [
         subprocess.Popen([sys.executable, "-c", program], env=environment) for _ in range(own - 1)
     ]
-    help_out()
-    for process in others:
-        process.wait()
+    try:
+        help_out()
+    except BaseException:
+        for process in others:
+            process.terminate()
+        raise
+    finally:
+        for process in others:
+            process.wait()
     return True
 
 
