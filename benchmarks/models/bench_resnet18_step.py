@@ -108,10 +108,10 @@ def _build(compile_it: bool, count: int, dtype: torch.dtype, device: torch.devic
     return Workload(steps, flops, 8 * 4.0 * weights, tolerance=2e-2)
 
 
-def _cases(count: int, dtype: torch.dtype) -> list[Case]:
+def _cases(count: int, dtype: torch.dtype, suffix: str = "") -> list[Case]:
     return [
         Case(
-            name=name,
+            name=name + suffix,
             shape=f"{count} images [3, {_PIXELS}, {_PIXELS}], R = Cout/2 in 16 layers",
             dtype=dtype,
             layout="channels_last",
@@ -126,8 +126,8 @@ def _cases(count: int, dtype: torch.dtype) -> list[Case]:
     ]
 
 
-CASES = _cases(128, torch.float32)
-# Autocast: the weights stay in float32.
+# bfloat16 is autocast's: the weights stay in float32.
+CASES = [*_cases(128, torch.float32), *_cases(128, torch.bfloat16, ", autocast")]
 GPU_CASES = _cases(512, torch.bfloat16)
 
 
