@@ -11,9 +11,7 @@ from growkernels.nn import BasisConv2d
 
 
 def test_all_time_is_shared_out_and_ops_are_of_their_kinds() -> None:
-    model = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), BasisConv2d(8, 8, 3, 4)
-    )
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), BasisConv2d(8, 8, 3, 4))
     images = torch.randn(2, 3, 12, 12)
     milliseconds, found = shares(lambda: model(images).square().sum().backward())
     assert milliseconds > 0
