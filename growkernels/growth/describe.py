@@ -98,7 +98,9 @@ def describe(model: nn.Module, sample: Any) -> Description:
     """
     check_watchable(model)
     graph = traced(model, sample)
-    names = {path: type(module).__name__ for path, module in model.named_modules()}
+    # A module that runs in several places has a row for each of its paths.
+    modules = model.named_modules(remove_duplicate=False)
+    names = {path: type(module).__name__ for path, module in modules}
     found: list[Row] = []
 
     def note(action: str, possible: Mapping[str, str], others: Mapping[str, str]) -> None:

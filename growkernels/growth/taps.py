@@ -94,14 +94,9 @@ class Tap(DriverHook):
         if torch.compiler.is_compiling():
             return
         if self._recorder is None:
-            self._vanish(module)
+            self.vanish(module)
         elif torch.is_grad_enabled() and (recorder := self._recorder()) is not None:
             recorder.forward_ran(module, args, output)
-
-    def _vanish(self, module: nn.Module) -> None:
-        for key, hook in list(module._forward_hooks.items()):
-            if hook is self:
-                del module._forward_hooks[key]
 
     def __reduce__(self) -> tuple[type[Tap], tuple[()]]:
         return Tap, ()

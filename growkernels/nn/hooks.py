@@ -20,6 +20,21 @@ class DriverHook:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError
 
+    def vanish(self, module: nn.Module) -> None:
+        """Leave a module; what torch.jit scripts, for one, may have no hooks."""
+        for key, hook in list(module._forward_hooks.items()):
+            if hook is self:
+                del module._forward_hooks[key]
+                module._forward_hooks_with_kwargs.pop(key, None)
+
+
+def forget_left_overs(model: nn.Module) -> None:
+    """Take off all modules of a copy what drivers had put on the model that it is a copy of."""
+    for module in model.modules():
+        for hook in list(module._forward_hooks.values()):
+            if isinstance(hook, DriverHook) and hook.left_over:
+                hook.vanish(module)
+
 
 def hooks_of(module: nn.Module) -> list[Callable[..., Any]]:
     """The forward and backward hooks that the module carries, left-overs aside."""

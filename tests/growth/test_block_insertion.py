@@ -289,8 +289,11 @@ def test_copies_and_closed_drivers_leave_nothing_behind() -> None:
         "blocks.0",
         "blocks.1",
     ]
+    inserter.insert("blocks.0")
     inserter.close()
     assert not any(m._forward_hooks for m in model.modules())
+    other(**SAMPLE)
+    assert not any(m._forward_hooks or m._forward_hooks_with_kwargs for m in other.modules())
 
 
 class Convolutions(nn.Module):

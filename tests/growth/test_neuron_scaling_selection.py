@@ -362,6 +362,8 @@ def test_budgets_and_scores_that_do_not_fit() -> None:
     ):
         scaling.select(scores, 13, min_eligible=1)  # proj has 6 inputs
     heads = NeuronScaling(model, "magnitude", widen=("v",), layers=["blocks.0.attn.v"])
+    with pytest.raises(ValueError, match="budget of nan parameters is too small for"):
+        scaling.select(scores, float("nan"), min_eligible=1)
     with pytest.raises(ValueError, match="too small for one neuron in each head"):
         heads.select(Scores("random", {"blocks.0.attn.v": -torch.ones(6)}), 113, min_eligible=1)
     with pytest.raises(ValueError, match="scores are of other layers"):

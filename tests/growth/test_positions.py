@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from small_networks import cnn, mlp, resnet
 from torch import Tensor, nn
 
-from growkernels.growth import LayerInsertion, find_positions
+from growkernels.growth import LayerInsertion, describe, find_positions
 from growkernels.growth.layer_insertion.positions import named_positions
 from growkernels.nn import Conv2dReLU, LinearReLU, ResidualBlock
 
@@ -93,3 +94,14 @@ def test_bad_positions() -> None:
         LayerInsertion(nn.Sequential(nn.Linear(2, 2), relu, nn.Linear(2, 2), relu))
     with pytest.raises(ValueError, match="different activations"):
         LayerInsertion(nn.Sequential(ResidualBlock(2, "tanh"), ResidualBlock(2, "gelu")))
+
+
+def test_a_module_in_several_places_is_no_position_and_said_to_be_none() -> None:
+    relu = nn.ReLU()
+    model = nn.Sequential(nn.Linear(3, 4), relu, nn.Linear(4, 4), relu, nn.Linear(4, 4), nn.ReLU())
+    x = torch.randn(2, 3)
+    found = describe(model, x)
+    assert found.possible("insert") == {"5": "linear_relu"}
+    for path in ("1", "3"):
+        assert "the same module is at '1' and '3'" in found.why_not(path)["insert"]
+    assert [position.name for position in LayerInsertion(model, sample=x).positions] == ["5"]

@@ -19,7 +19,7 @@ from growkernels.nn.exchange import (
     group_of_each,
     places_of,
 )
-from growkernels.nn.hooks import DriverHook, hooks_of
+from growkernels.nn.hooks import DriverHook, forget_left_overs, hooks_of
 from growkernels.nn.optimizers import ParamGroup
 from growkernels.nn.record_fields import SEED, TEXT, WHOLE, list_of, or_none
 from growkernels.nn.records import Record, new_record, repeats
@@ -102,6 +102,7 @@ def identity_copy(
             f"Block {template!r} cannot be copied: copy.deepcopy raises {type(error).__name__} "
             f"({error})."
         ) from error
+    forget_left_overs(new)
     held = dict(new.named_parameters())
     for name in zero:
         if name not in held:

@@ -53,9 +53,11 @@ class BlockTap(DriverHook):
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
-        if torch.compiler.is_compiling() or self._watcher is None:
+        if torch.compiler.is_compiling():
             return
-        if torch.is_grad_enabled() and (watcher := self._watcher()) is not None:
+        if self._watcher is None:
+            self.vanish(module)
+        elif torch.is_grad_enabled() and (watcher := self._watcher()) is not None:
             watcher.block_ran(module, block_call(args, kwargs))
 
     def __reduce__(self) -> tuple[type[BlockTap], tuple[()]]:

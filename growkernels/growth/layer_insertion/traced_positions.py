@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from torch import nn
@@ -70,9 +71,25 @@ def traced_positions(
     for position in blocks:
         found.setdefault(position.name, position)
     left_out.update(no_blocks)
+    for path, reason in _at_several_places(model, found).items():
+        left_out[path] = reason
+        del found[path]
     order = [name for name, _ in model.named_modules(remove_duplicate=False)]
     kept = [p for p in found.values() if kinds is None or p.kind in kinds]
     return sorted(kept, key=lambda position: order.index(position.name)), left_out
+
+
+def _at_several_places(model: nn.Module, paths: Iterable[str]) -> dict[str, str]:
+    """Those of the paths that are of one module with others, and the reason against them."""
+    places: defaultdict[nn.Module, list[str]] = defaultdict(list)
+    for path in paths:
+        places[model.get_submodule(path)].append(path)
+    return {
+        path: f"the same module is at {' and '.join(map(repr, same))}; give each place its own"
+        for same in places.values()
+        if len(same) > 1
+        for path in same
+    }
 
 
 def _behind_relu(model: nn.Module, graph: TracedGraph, path: str) -> tuple[str | None, str | None]:

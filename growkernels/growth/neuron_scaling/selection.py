@@ -183,7 +183,7 @@ def _check_pays(offered: Sequence[tuple[Unit, Ledger]], budget: float) -> None:
     prices = [ledger.cost(unit.candidate, len(unit.neurons)) for unit, ledger in offered]
     price = min(prices)
     cheapest, ledger = offered[prices.index(price)]
-    if budget < price:
+    if not budget >= price:  # or NaN
         count = len(cheapest.neurons)
         widening = cheapest.candidate.widening
         in_heads = widening is not None and count == widening.heads > 1
