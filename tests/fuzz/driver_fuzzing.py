@@ -22,9 +22,13 @@ from typing import Any
 FOLDER = Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER.parent / "ops"))
 
+import conversion_calls as conversions  # noqa: E402
+import growth_calls as growths  # noqa: E402
 import layer_calls as layers  # noqa: E402
+import record_calls as records  # noqa: E402
 import solver_calls as solvers  # noqa: E402
 from fuzz_runs import Calls, Case, command  # noqa: E402
+from random_networks import random_network  # noqa: E402
 from refusals import RefusedError  # noqa: E402
 
 # No call on networks this small takes as long, on any machine.
@@ -41,6 +45,15 @@ FAMILIES: dict[str, tuple[Callable[[random.Random], Words], Callable[[Words], No
     "from_conv": (layers.random_layer, layers.basis_from_conv),
     "identity_layer": (layers.random_layer, layers.identity),
     "Attention": (layers.random_layer, layers.attention),
+    "convert": (conversions.random_plan, conversions.conversion),
+    "separate_attention": (conversions.random_separation, conversions.separation),
+    "BasisSearch": (conversions.random_search, conversions.search),
+    "LayerInsertion": (growths.random_insertion, growths.insertion),
+    "NeuronScaling": (growths.random_scaling, growths.scaling),
+    "share_budget": (growths.random_scaling, records.shared),
+    "rebuild": (records.random_tampering, records.tampered),
+    "describe": (random_network, records.described),
+    "Monitor": (records.random_watching, records.watched),
 }
 
 
