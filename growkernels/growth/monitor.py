@@ -89,7 +89,7 @@ class Monitor:
             }
         elif isinstance(found, Scores):
             kind = "eigenvalue" if found.directions else "score"
-            noted = {f"{kind}/{name}": float(v.min()) for name, v in found.values.items()}
+            noted = {f"{kind}/{name}": float(v.min()) for name, v in found.values.items() if len(v)}
             noted |= {f"eligible/{name}": float((v < 0).sum()) for name, v in found.values.items()}
         else:
             raise TypeError(

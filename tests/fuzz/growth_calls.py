@@ -37,7 +37,7 @@ def _recorded(rng: random.Random) -> Words:
 
 
 def random_insertion(rng: random.Random) -> Words:
-    common = rng.random() < 0.6
+    common = rng.random() < 0.8
     return {
         **_recorded(rng),
         "norm": "frobenius" if common else rng.choice(("frobenius_scaled", "operator", "nuclear")),
@@ -106,33 +106,47 @@ def _insert_once(model: nn.Module, optimizer: Any, words: Words) -> None:
     states.check_grown(record, model, optimizer)
 
 
+def _widened(rng: random.Random, network: Words) -> list[str]:
+    """Roles that layers of the network may have; at times others."""
+    if rng.random() < 0.05:
+        return rng.choice((["fc1"], ["conv"], ["v", "qk"], ["gated"]))
+    roles = {"conv": "conv", "block": "conv", "linear": "fc1", "mlp": "fc1", "gated": "gated"}
+    found = {roles[step[0]] for step in network["steps"] if step[0] in roles}
+    if any(step[0] == "attention" and not step[3] for step in network["steps"]):
+        found |= {"v", "qk"}
+    return sorted(role for role in found if rng.random() < 0.6)
+
+
 def random_scaling(rng: random.Random) -> Words:
+    recorded = _recorded(rng)
     criterion = rng.choice(
         ("splitting", "splitting", "s2d", "gradient_sum", "gradmax", "tiny", "magnitude", "random")
     )
-    widen = rng.choice(([], [], ["fc1"], ["conv"], ["v", "qk"], ["gated"], ["fc1", "v", "qk"]))
-    closed = criterion in ("gradmax", "tiny") and rng.random() < 0.9
+    widen = _widened(rng, recorded)
+    closed = criterion in ("gradmax", "tiny") and rng.random() < 0.95
     if closed:
-        widen = rng.choice((["fc1"], ["conv"]))
+        widen = ["conv" if recorded["images"] else "fc1"]
+    usual = criterion if closed else rng.choice(("parent", "parent", "eigenvector"))
     return {
-        **_recorded(rng),
+        **recorded,
+        "sample": recorded["sample"] or bool({"conv", "gated"} & set(widen)),
         "criterion": criterion,
-        "layers": rng.choice((*(None,) * 12, ["*"], ["0"], ["absent"], ["blocks.*"])),
-        "kinds": rng.choice((["linear"], ["linear", "conv2d"], ["conv2d"])),
+        "layers": rng.choice((*(None,) * 20, ["*"], ["0"], ["absent"], ["blocks.*"])),
+        "kinds": rng.choice((*(["linear", "conv2d"],) * 6, ["linear"], ["conv2d"])),
         "form": rng.choice(("single", "pair", "gated")),
         "depth": not (closed or (widen and rng.random() < 0.5)),
         "widen": widen,
-        "rows": rng.choice((*(4096, 3, 1) * 4, 0)),
-        "relu_beta": rng.choice((None, *(3.0,) * 8, 0.0)),
-        "budget": rng.choice((*(10, 50, 1000) * 6, 0, -1, "nan", "inf")),
-        "min_eligible": rng.choice((*(1,) * 9, 0, 2, 60)),
-        "unit": rng.choice(("parameters",) * 10 + ("flops", "seconds", "steps")),
-        "round_to": rng.choice((*(None,) * 9, 2, 4, 0)),
-        "init": criterion
-        if closed and rng.random() < 0.9
-        else rng.choice((*("parent", "eigenvector") * 5, "gradmax", "zeros")),
-        "scale": rng.choice((*(0.2, 0.2, 1.0) * 4, 0.0, -1.0, "nan", 1e30)),
-        "loss": rng.random() < 0.1,
+        "rows": rng.choice((*(4096, 3, 1) * 10, 0)),
+        "relu_beta": rng.choice((None, *(3.0,) * 20, 0.0)),
+        "budget": rng.choice((*(50, 200, 1000) * 8, 0, -1, "nan", "inf")),
+        "min_eligible": rng.choice((*(1,) * 20, 0, 2, 60)),
+        "unit": rng.choice(("parameters",) * 20 + ("flops", "seconds", "steps")),
+        "round_to": rng.choice((*(None,) * 20, 2, 4, 0)),
+        "init": usual
+        if rng.random() < 0.95
+        else rng.choice(("parent", "eigenvector", "gradmax", "tiny", "zeros")),
+        "scale": rng.choice((*(0.2, 0.2, 1.0) * 8, 0.0, -1.0, "nan", 1e30)),
+        "loss": (criterion == "tiny" and rng.random() < 0.3) or rng.random() < 0.02,
     }
 
 
@@ -183,7 +197,7 @@ def _grow_once(model: nn.Module, optimizer: Any, words: Words) -> None:
             )
         assert str(chosen)
         if words["unit"] == "parameters":
-            assert chosen.parameters <= float(words["budget"])
+            assert not chosen or chosen.parameters <= float(words["budget"]), chosen
         how = {"init": words["init"], "scale": float(words["scale"])}
         states = States(model, optimizer, words)
         with one_call(model, optimizer):

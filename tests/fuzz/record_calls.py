@@ -208,7 +208,8 @@ def shared(words: Words) -> None:
         asked = [(driver, driver.scores()) for driver in drivers]
     with one_call(model):
         chosen = gk.growth.share_budget(asked, float(words["budget"]), step=float(words["scale"]))
-    assert sum(each.parameters for each in chosen) <= float(words["budget"])
+    parameters = sum(each.parameters for each in chosen)
+    assert not any(chosen) or parameters <= float(words["budget"]), chosen
     before = function_of(build(words), probe(words))
     with one_call(model):
         for driver, choice, init in zip(drivers, chosen, ("parent", "gradmax"), strict=True):

@@ -202,10 +202,10 @@ def tiny(
     """The same of TINY."""
     passed, cross = sums.passed.double() / batches, sums.cross.double() / batches
     hidden, mixed = sums.hidden.double() / sums.rows, sums.mixed.double() / sums.rows
-    taps, outputs = reader.weight[0, 0].numel(), len(rows_of(reader))
+    taps = reader.weight[0, 0].numel()
     delta = -passed @ torch.linalg.pinv(hidden, hermitian=True, rtol=_cutoff(sums.hidden))
     of_reader = delta @ mixed.view(taps, hidden.shape[0], -1)  # [K, D, d]
-    rest = -cross - of_reader.transpose(0, 1).reshape(outputs * taps, -1)
+    rest = -cross - of_reader.transpose(0, 1).flatten(0, 1)
     root, rank = _inverse_root(sums.inputs, sums.places if normed else sums.rows)
     u, s, vh = torch.linalg.svd(root @ rest.T, full_matrices=False)
     s = _without_rounding(s, sums.cross)
@@ -251,13 +251,13 @@ def _statistics(incoming: Tensor, sums: CrossSums, normed: bool) -> dict[str, Te
 
 def _as_kernels(outgoing: Tensor, reader: Layer) -> Tensor:
     """[D K, k] as the reader's weights of k channels."""
-    kernels = outgoing.reshape(len(rows_of(reader)), -1, outgoing.shape[1]).transpose(1, 2)
+    kernels: Tensor = outgoing.unflatten(0, (len(rows_of(reader)), -1)).transpose(1, 2)
     return kernels.reshape(*kernels.shape[:2], *reader.weight.shape[2:])
 
 
 def _over_taps(outgoing: Tensor) -> Tensor:
     """[D, k], the sums of kernels: what a channel of ones gives where nothing is padded."""
-    return outgoing.reshape(*outgoing.shape[:2], -1).sum(2)
+    return outgoing[..., None].flatten(2).sum(2)
 
 
 def _mean_norm(rows: Tensor) -> float:

@@ -126,7 +126,12 @@ def closed_form_scores(
         f = _function(model, candidate)
         assert f is not None
         sums = closed_form.over_ranks(recording.layers[candidate.name], ranks)
-        if not bool(sums.cross.isfinite().all() and sums.hidden.isfinite().all()):
+        if not sums.rows:
+            raise ValueError(
+                f"The batches that were recorded for layer {candidate.name!r} are empty; record "
+                "batches with samples."
+            )
+        if not all(bool(v.isfinite().all()) for v in vars(sums).values() if isinstance(v, Tensor)):
             raise ValueError(
                 f"The scores of layer {candidate.name!r} are NaN or infinite, because its inputs "
                 "or gradients are; nothing can be chosen by them."

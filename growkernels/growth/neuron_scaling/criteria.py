@@ -140,11 +140,9 @@ class Scores(NotedByPath):
             lines.append(f"{self.overflowed} batches overflowed under their loss scale: left out")
         for layer, values in self.values.items():
             eligible = int((values < 0).sum())
+            lowest = f"{values.min().item():.3g}" if len(values) else "none"
             noise = f", signal to noise {self.snr[layer]:.3g}" if layer in self.snr else ""
-            lines.append(
-                f"{layer}: {eligible} of {len(values)} eligible, lowest "
-                f"{values.min().item():.3g}{noise}"
-            )
+            lines.append(f"{layer}: {eligible} of {len(values)} eligible, lowest {lowest}{noise}")
         return "\n".join(lines)
 
 

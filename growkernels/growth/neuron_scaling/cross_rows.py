@@ -31,7 +31,8 @@ def patches(layer: Layer, x: Tensor) -> Tensor:
         for size, k, s, p, d in zip(x.shape[2:], kernel, stride, padding, dilation, strict=True)
     )
     columns = F.unfold(x, kernel, dilation, padding, stride).transpose(1, 2)
-    return columns.reshape(len(x), height, width, -1)
+    places: Tensor = columns.unflatten(1, (height, width))
+    return places
 
 
 def outputs(layer: Layer, y: Tensor) -> Tensor:

@@ -198,7 +198,9 @@ class CrossRecorder(LayerRecorder[CrossSums]):
             mixed += virtual_grads([read], [h], "linear") if self._covariances else []
         x = x.flatten(0, -2)
         covariance = self._covariances or normed
-        passed, hidden = virtual_grads([h, h], [g, h], "linear") if len(h) else (empty, empty)
+        passed = hidden = empty
+        if self._covariances:
+            passed, hidden = virtual_grads([h, h], [g, h], "linear")
         return CrossSums(
             cross=torch.stack(cross, 1).flatten(0, 1),
             passed=passed,

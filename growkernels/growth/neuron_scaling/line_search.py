@@ -34,7 +34,7 @@ def best_scale(
     def of(candidate: nn.Module) -> float:
         return ranks.sum(torch.tensor(float(loss(candidate)), device=device)).item()
 
-    least, best = of(model), 0.0
+    least, best = of(copy.deepcopy(model)), 0.0  # a batch norm in training mode notes what it sees
     rising = 0
     for scale in SCALES:
         grown = copy.deepcopy(model)
