@@ -292,6 +292,11 @@ def check_replaceable(conv: nn.Module) -> None:
             f"A {kind.__name__} has a forward of its own, which a basis convolution would not "
             "keep; only a plain nn.Conv2d can be replaced."
         )
+    if not conv.weight.numel():
+        raise ValueError(
+            f"The convolution's weight is empty (shape {list(conv.weight.shape)}), so there is "
+            "nothing to approximate; leave it as it is."
+        )
     if conv.groups != 1:
         raise ValueError(
             f"The convolution has groups={conv.groups}; a basis convolution mixes all channels, so "

@@ -209,4 +209,7 @@ def _identity(training: ShortTraining) -> list[object]:
     For a function that builds the model: those it builds with seed 0.
     """
     model = training.initial_model(torch.Generator("cpu").manual_seed(0))
-    return [[name, torch.hash_tensor(tensor).item()] for name, tensor in model.state_dict().items()]
+    return [
+        [name, torch.hash_tensor(tensor).item() if tensor.numel() else 0]
+        for name, tensor in model.state_dict().items()
+    ]

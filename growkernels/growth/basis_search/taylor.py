@@ -116,6 +116,12 @@ def _expanded(
             module.train()
     copied.requires_grad_(False)
     weights = [_weight_of(copied, path).requires_grad_() for path in candidates]
+    for path, weight in zip(candidates, weights, strict=True):
+        if not bool(weight.isfinite().all()):
+            raise ValueError(
+                f"The weight of layer {path!r} contains NaN or infinity, so there is no nearest "
+                "basis convolution; use finite weights."
+            )
     kernels = [
         TruncatedKernel(weight, ranks)
         for weight, ranks in zip(weights, candidates.values(), strict=True)
