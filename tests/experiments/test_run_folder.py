@@ -60,6 +60,26 @@ def test_two_processes_cannot_share_a_folder(tmp_path):
     RunFolder(tmp_path / "run", CONFIG, resume=True).close()
 
 
+def test_another_process_holds_a_folder_until_it_is_killed(tmp_path):
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from growkernels.experiments.run_folder import RunFolder\n"
+        f"folder = RunFolder(Path(sys.argv[1]), {CONFIG})\n"
+        "print('ready', flush=True); sys.stdin.read()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path / "run")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout.readline() == b"ready\n"
+    with pytest.raises(RunFolderError, match="in use by another process; wait for it"):
+        RunFolder(tmp_path / "run", CONFIG, resume=True)
+    process.kill()
+    process.communicate()
+    RunFolder(tmp_path / "run", CONFIG, resume=True).close()
+
+
 def test_an_unwritable_place_is_one_sentence(tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise PermissionError(errno.EACCES, "Permission denied")
