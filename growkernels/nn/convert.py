@@ -128,9 +128,10 @@ def convert(
             wrapped or sharded part.
         ValueError: a path that is not there, is the model itself, is no convolution that a basis
             convolution can replace (from_conv says which), is used in several places, shares its
-            weights or carries hooks; an R or fraction out of range; an unknown init; an optimizer
-            that holds no parameter of the model; with a sample, a layer whose weight the model
-            reads itself, or an error of the model on the sample, before or afterwards.
+            weights or carries hooks; a kernel with NaN or infinity, or one that its basis and
+            coefficients make and that overflows; an R or fraction out of range; an unknown init; an
+            optimizer that holds no parameter of the model; with a sample, a layer whose weight the
+            model reads itself, or an error of the model on the sample, before or afterwards.
     """
     check_plain_module(model)
     model = without_compiling_wrapper(model)
@@ -335,6 +336,11 @@ def _exchanged(old: Layer, filters: int, init: str, as_zeros: bool) -> Layer:
         new = zeros_like_exchanged(old, filters, init)
     else:
         conv = old.to_conv() if isinstance(old, BasisConv2d) else old
+        if conv is not old and not bool(conv.weight.isfinite().all()):
+            raise ValueError(
+                "The kernel that its basis and coefficients make has NaN or infinity, or overflows "
+                f"{conv.weight.dtype}, so no convolution computes the same; use smaller weights."
+            )
         full = filters == old.out_channels
         new = conv if full else BasisConv2d.from_conv(conv, filters, init)
     new.bias = old.bias

@@ -146,7 +146,7 @@ def described(words: Words) -> None:
         driver = NeuronScaling(model, layers=layers, kinds=("linear", "conv2d"))  # type: ignore[assignment]
         assert set(driver.layers) == set(layers)  # type: ignore[attr-defined]
         driver.close()
-    for path in based if words["values"] not in ("nan", "inf") else ():
+    for path in based if words["values"] not in ("nan", "inf", "huge") else ():
         layer = model.get_submodule(path)
         assert isinstance(layer, nn.Conv2d | BasisConv2d)
         gk.nn.convert(model, {path: 1}, record_only=True)
