@@ -1,4 +1,4 @@
-"""What the fields of records hold: told to ``repeats``, and asked before a record is repeated."""
+"""What the fields of records and of drivers' states hold, asked before anything is made of them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor
 
 _MOST = 2**31  # no layer has so many neurons
 _DEEPEST = 6  # lists in lists: of weights
@@ -41,6 +43,9 @@ SEED = Field(
     "a whole number of 64 bits", lambda value: type(value) is int and -(2**63) <= value < 2**64
 )
 NUMBER = Field("a finite number", lambda value: _is_number(value) and math.isfinite(value))
+TENSOR = Field("a tensor", lambda value: isinstance(value, Tensor))
+COUNTED = Field("a whole number from 0", lambda value: type(value) is int and value >= 0)
+SUM = Field("a number", lambda value: type(value) in (int, float))
 NUMBERS = Field("numbers, in lists", _are_numbers)
 
 
@@ -74,6 +79,27 @@ def by_name(field: Field) -> Field:
     )
 
 
+def by_number(field: Field) -> Field:
+    named = by_name(field)
+    return Field(
+        f"numbers as strings with, for each, {field.words}",
+        lambda value: named.holds(value) and all(name.isdecimal() for name in value),
+    )
+
+
+def pair_of(field: Field) -> Field:
+    listed = list_of(field)
+    return Field(
+        f"a pair, each {field.words}", lambda value: listed.holds(value) and len(value) == 2
+    )
+
+
+def either(one: Field, other: Field) -> Field:
+    return Field(
+        f"{one.words}; or {other.words}", lambda value: one.holds(value) or other.holds(value)
+    )
+
+
 def entries(needed: Mapping[str, Field], more: Mapping[str, Field]) -> Field:
     """A mapping with all of the needed names, perhaps with more, and what these names hold."""
     known = {**needed, **more}
@@ -86,3 +112,28 @@ def entries(needed: Mapping[str, Field], more: Mapping[str, Field]) -> Field:
             and all(known[name].holds(held) for name, held in value.items() if name in known)
         ),
     )
+
+
+def listed_states(driver: str, state: object) -> Sequence[Mapping[str, Any]]:
+    """The states of several processes, or one as a list; whose they are, `check_state` tells."""
+    states = [state] if isinstance(state, Mapping) else state
+    if not isinstance(states, list | tuple) or not states:
+        raise ValueError(
+            f"The state of the {driver} is a {type(state).__name__}; pass what state_dict() gave, "
+            "or a list of what it gave in several processes."
+        )
+    return states
+
+
+def check_state(driver: str, state: object, fields: Mapping[str, Field]) -> None:
+    """Raise ValueError unless this is a state of such a driver, with all of these fields."""
+    state = state if isinstance(state, Mapping) else {}
+    given = state.get("driver", "driver unknown")
+    if given != driver:
+        raise ValueError(f"The state is of a {given}, not of a {driver}.")
+    for name, field in fields.items():
+        if name not in state or not field.holds(state[name]):
+            raise ValueError(
+                f"The state of the {driver} has no {name!r} that is {field.words}; pass what "
+                "state_dict() gave, whole."
+            )

@@ -27,6 +27,7 @@ import growth_calls as growths  # noqa: E402
 import layer_calls as layers  # noqa: E402
 import record_calls as records  # noqa: E402
 import solver_calls as solvers  # noqa: E402
+import state_calls as states  # noqa: E402
 from fuzz_runs import Calls, Case, command  # noqa: E402
 from random_networks import random_network  # noqa: E402
 from refusals import RefusedError  # noqa: E402
@@ -44,6 +45,7 @@ FAMILIES: dict[str, tuple[Callable[[random.Random], Words], Callable[[Words], No
     "BasisConv2d": (layers.random_layer, layers.basis_layer),
     "from_conv": (layers.random_layer, layers.basis_from_conv),
     "identity_layer": (layers.random_layer, layers.identity),
+    "trained_layer": (layers.random_layer, layers.trained_layer),
     "Attention": (layers.random_layer, layers.attention),
     "convert": (conversions.random_plan, conversions.conversion),
     "separate_attention": (conversions.random_separation, conversions.separation),
@@ -52,6 +54,7 @@ FAMILIES: dict[str, tuple[Callable[[random.Random], Words], Callable[[Words], No
     "NeuronScaling": (growths.random_scaling, growths.scaling),
     "share_budget": (growths.random_scaling, records.shared),
     "rebuild": (records.random_tampering, records.tampered),
+    "load_state_dict": (states.random_state, states.state),
     "describe": (random_network, records.described),
     "Monitor": (records.random_watching, records.watched),
 }

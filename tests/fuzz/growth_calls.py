@@ -24,7 +24,7 @@ import growkernels as gk
 from growkernels.growth import LayerInsertion, NeuronScaling
 
 
-def _recorded(rng: random.Random) -> Words:
+def random_recording(rng: random.Random) -> Words:
     return {
         **random_network(rng),
         "batches": rng.choice((1, 1, 1, 2, 3, 0)),
@@ -39,7 +39,7 @@ def _recorded(rng: random.Random) -> Words:
 def random_insertion(rng: random.Random) -> Words:
     common = rng.random() < 0.8
     return {
-        **_recorded(rng),
+        **random_recording(rng),
         "norm": "frobenius" if common else rng.choice(("frobenius_scaled", "operator", "nuclear")),
         "kinds": None
         if common
@@ -118,7 +118,7 @@ def _widened(rng: random.Random, network: Words) -> list[str]:
 
 
 def random_scaling(rng: random.Random) -> Words:
-    recorded = _recorded(rng)
+    recorded = random_recording(rng)
     criterion = rng.choice(
         ("splitting", "splitting", "s2d", "gradient_sum", "gradmax", "tiny", "magnitude", "random")
     )

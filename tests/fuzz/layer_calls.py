@@ -191,6 +191,34 @@ def _is_conv(words: dict[str, Any]) -> bool:
     return bool(words["kind"] == "conv2d_relu")
 
 
+def trained_layer(words: dict[str, Any]) -> None:
+    """The layers that growth inserts, at values far from those that they start with."""
+    width, kind = words["sizes"][0], words["kind"]
+    dtype, activation = DTYPES[words["dtype"]], words["activation"]
+    with one_call():
+        layer = gk.nn.identity_layer(kind, width, activation=activation, dtype=dtype)
+    _fill(layer, words)
+    if _is_conv(words) and not all(words["sides"]):
+        return  # torch convolves no empty images
+    x = _input(words, words["batch"], width, *(words["sides"] if _is_conv(words) else ()))
+    y = layer(x)
+    wide = {name: value.detach().double() for name, value in layer.named_parameters()}
+    h = x.double()
+    if kind == "residual":
+        act = ACTIVATIONS[activation]()
+        inner = F.linear(h, wide["linear1.weight"], wide["linear1.bias"])
+        oracle = h + F.linear(act(inner), wide["linear2.weight"])
+        reach = h.abs() @ wide["linear1.weight"].abs().T + wide["linear1.bias"].abs() + 1
+        scale = h.abs() + reach @ wide["linear2.weight"].abs().T
+    elif _is_conv(words):
+        oracle = F.conv2d(h, wide["weight"], wide["bias"], padding=1).relu()
+        scale = F.conv2d(h.abs(), wide["weight"].abs(), wide["bias"].abs(), padding=1)
+    else:
+        oracle = F.linear(h, wide["weight"], wide["bias"]).relu()
+        scale = F.linear(h.abs(), wide["weight"].abs(), wide["bias"].abs())
+    check_close(y, oracle, scale, 16.0)
+
+
 def attention(words: dict[str, Any]) -> None:
     """softmax(scale q k') v, head by head."""
     embed, width, heads = words["sizes"]

@@ -61,7 +61,7 @@ def tampered(words: Words) -> None:
     records: Any = gk.growth.insertions(model)
     if not records:
         return
-    _tamper(records, words)
+    tamper(records, words)
     if words["text"] != "no":
         records = json.dumps(records)
         if words["text"] == "cut":
@@ -111,7 +111,7 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
             yield from _places(part)
 
 
-def _tamper(records: list[Any], words: Words) -> None:
+def tamper(records: list[Any], words: Words) -> None:
     places = list(_places(records))
     container, key = places[words["at"] % len(places)]
     odd = float("nan") if words["odd"] == "nan" else words["odd"]

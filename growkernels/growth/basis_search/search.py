@@ -27,6 +27,7 @@ from growkernels.growth.basis_search.taylor import Batches, Loss, predicted_cost
 from growkernels.growth.processes import Group, ranks_of
 from growkernels.nn.convert import weights_read_elsewhere
 from growkernels.nn.module_paths import ModulePaths, Plan
+from growkernels.nn.record_fields import COUNT, by_name, check_state, list_of
 from growkernels.nn.wrappers import check_watchable
 
 
@@ -97,10 +98,7 @@ class BasisSearch:
         Raises:
             ValueError: a state of something else, or of layers that cannot be candidates here.
         """
-        if state.get("driver") != "BasisSearch":
-            raise ValueError(
-                f"The state is of a {state.get('driver', 'driver unknown')}, not of a BasisSearch."
-            )
+        check_state("BasisSearch", state, {"candidates": by_name(list_of(COUNT, least=1))})
         ranks: dict[str, tuple[int, ...]] = {}
         layers = dict(self.model.named_modules())
         for path, wanted in state["candidates"].items():

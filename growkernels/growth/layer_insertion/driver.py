@@ -35,6 +35,7 @@ from growkernels.nn import ResidualBlock
 from growkernels.nn.exchange import undone_on_error
 from growkernels.nn.module_paths import ModulePaths
 from growkernels.nn.optimizers import Optimizers, as_one
+from growkernels.nn.record_fields import listed_states
 from growkernels.nn.records import Record, append_record, records_of
 from growkernels.nn.wrappers import check_plain_module, check_watchable
 
@@ -344,7 +345,7 @@ class LayerInsertion:
         Raises:
             ValueError: a state of other positions.
         """
-        states = [state] if isinstance(state, Mapping) else state
+        states = listed_states("LayerInsertion", state)
         self._follow()
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
         self._recorder.load(sums_from(states, self._recorder.positions, device))

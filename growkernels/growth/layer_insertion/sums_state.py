@@ -11,8 +11,27 @@ import torch
 
 from growkernels.growth.layer_insertion.gradient_sums import GradientSums
 from growkernels.growth.layer_insertion.positions import Position
+from growkernels.nn.record_fields import (
+    COUNTED,
+    TENSOR,
+    TEXT,
+    WHOLE,
+    by_name,
+    by_number,
+    check_state,
+    entries,
+    pair_of,
+)
 
 KIND = "LayerInsertion"
+_SIDES = by_name(pair_of(WHOLE))
+FIELDS = {
+    "positions": by_name(TEXT),
+    **dict.fromkeys(("virtual", "second_moments", "samples"), by_name(TENSOR)),
+    "base": by_number(TENSOR),
+    "feature_maps": entries({"positions": _SIDES, "base": by_number(pair_of(WHOLE))}, {}),
+    **dict.fromkeys(("batches", "overflowed"), COUNTED),
+}
 
 
 def state_of(sums: GradientSums, positions: Sequence[Position]) -> dict[str, Any]:
@@ -44,15 +63,18 @@ def sums_from(
     """
     expected = {position.name: position.kind for position in positions}
     for state in states:
-        if state.get("driver") != KIND:
-            raise ValueError(
-                f"The state is of a {state.get('driver', 'driver unknown')}, not of a {KIND}."
-            )
+        check_state(KIND, state, FIELDS)
         if state["positions"] != expected:
             differing = sorted(state["positions"].keys() ^ expected.keys()) or list(expected)
             raise ValueError(
                 f"The state is of other positions, for instance {differing[0]!r}: rebuild the "
                 "model as it was, and build the LayerInsertion with the same arguments."
+            )
+        missing = expected.keys() - (state["virtual"].keys() & state["samples"].keys())
+        if state["batches"] and missing:
+            raise ValueError(
+                f"The state has nothing of position {min(missing)!r}; pass what state_dict() gave, "
+                "whole."
             )
     return reduce(_added, (_sums(state, device) for state in states))
 

@@ -32,6 +32,7 @@ from growkernels.growth.taps import left_out, one_batch
 from growkernels.nn.exchange import undone_on_error
 from growkernels.nn.grown_layers import FORMS
 from growkernels.nn.optimizers import Optimizers, all_step_by, as_one
+from growkernels.nn.record_fields import listed_states
 from growkernels.nn.records import Record, append_record
 from growkernels.nn.weights import weight_parameters
 from growkernels.nn.wrappers import check_plain_module, check_watchable
@@ -449,7 +450,7 @@ class NeuronScaling:
         Raises:
             ValueError: a state of other layers, or for another criterion.
         """
-        states = [state] if isinstance(state, Mapping) else state
+        states = listed_states("NeuronScaling", state)
         self._followed.follow()
         # Of one kind: that of the criterion.
         kept: list[Any] = [kept_from(s, self.criterion, self.layers, self.model) for s in states]
