@@ -71,7 +71,8 @@ def predicted_costs(
     deviation is about 1.4 times its mean.
 
     Raises:
-        ValueError: no batches or draws, logits or a loss of another shape, a loss not finite.
+        ValueError: no batches or draws, an error of the model on a batch, logits or a loss of
+            another shape, a loss or a weight not finite.
         RuntimeError: a candidate that the loss does not depend on.
     """
     started = time.perf_counter()
@@ -130,7 +131,14 @@ def _expanded(
     losses: list[float] = []
     for inputs, targets in batches:
         with torch.enable_grad():
-            logits = copied(inputs)
+            try:
+                logits = copied(inputs)
+            except Exception as error:
+                raise ValueError(
+                    f"The model raises {type(error).__name__} on a calibration batch "
+                    f"({str(error).partition(chr(10))[0]}), with its batch norms in training mode; "
+                    "give batches that it trains on."
+                ) from error
             _check_logits(logits)
             loss = loss_fn(logits, targets)
             _check_loss(loss)
