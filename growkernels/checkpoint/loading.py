@@ -112,24 +112,24 @@ def load(
         model = _grown(build, shard, head)
     with ranks.agreed():
         optimizers = listed(None if make_optimizer is None else make_optimizer(model))
-        mine = list(range(ranks.own, head["ranks"], ranks.number)) or [0]
+        mine = range(ranks.own, head["ranks"], ranks.number) or [0]
         wanted = _wanted(folder, metadata, head, model, optimizers, mine)
     with told_in_a_sentence(unreadable):
         load_entries(wanted, folder, no_dist=not ranks.several)
     state = wanted
     with ranks.agreed():
         set_model_state_dict(model, {k[6:]: v for k, v in state.items() if k.startswith("model/")})
-        _set_states(model, optimizers, state, _plain(state, "groups", folder))
-    drivers = []
-    for number in range(head["drivers"]):
-        states = [_plain(state, f"driver/{number}/{rank}", folder) for rank in mine]
-        if ranks.own >= head["ranks"] and states[0].get("driver") in NOTHING_OF:
-            states = [NOTHING_OF[states[0]["driver"]](states[0])]
-        drivers.append(tuple(states))
+        _set_states(model, optimizers, state, _plain(state, "groups", folder, list))
+        extra, drivers = _plain(state, "extra", folder), []
+        for number in range(head["drivers"]):
+            states = [_plain(state, f"driver/{number}/{rank}", folder, dict) for rank in mine]
+            if ranks.own >= head["ranks"] and states[0].get("driver") in NOTHING_OF:
+                states = [NOTHING_OF[states[0]["driver"]](states[0])]
+            drivers.append(tuple(states))
     optimizer = None if make_optimizer is None else optimizers
     if optimizer is not None and len(optimizers) == 1:
         optimizer = optimizers[0]  # type: ignore[assignment]
-    return Restored(model, optimizer, tuple(drivers), _plain(state, "extra", folder))
+    return Restored(model, optimizer, tuple(drivers), extra)
 
 
 def latest(folder: str | Path) -> Path | None:
@@ -158,6 +158,18 @@ def _begin(folder: Path, unreadable: str) -> tuple[Metadata, dict[str, Any]]:
             f"{folder} is of version {head['version']}, and this growkernels reads versions up to "
             f"{VERSION}; use the one that wrote it."
         )
+    keys = metadata.state_dict_metadata.keys()
+    of_drivers = sum(key.startswith("driver/") for key in keys)
+    if (
+        not {"groups", "extra"} <= keys
+        or head["ranks"] < 1
+        or head["drivers"] < 0
+        or head["ranks"] * head["drivers"] != of_drivers
+    ):
+        raise ValueError(
+            f"The checkpoint in {folder} has not the entries that its head tells of; use another "
+            "checkpoint."
+        )
     return metadata, head
 
 
@@ -177,11 +189,14 @@ def _head(text: Any, folder: Path) -> dict[str, Any]:
     return head  # type: ignore[no-any-return]
 
 
-def _plain(state: Mapping[str, Any], key: str, folder: Path) -> Any:
+def _plain(state: Mapping[str, Any], key: str, folder: Path, kind: type = object) -> Any:
     """What was packed into an entry."""
     try:
-        return unpacked(state[key])
-    except UnpicklingError as error:
+        value = unpacked(state[key])
+        if not isinstance(value, kind):
+            raise UnpicklingError(f"it is a {type(value).__name__}")
+        return value
+    except (UnpicklingError, AttributeError) as error:  # the entry is no tensor, maybe
         raise ValueError(
             f"{key!r} of the checkpoint in {folder} cannot be read ({error}), and nothing of it "
             "was run; use another checkpoint."
@@ -277,7 +292,12 @@ def _set_states(
 ) -> None:
     """The states to their parameters, and the settings of groups to the groups of the same."""
     names = {id(p): clean(name) for name, p in model.named_parameters()}
-    settings = {name: group for part in saved for group in part for name in group["params"]}
+    try:
+        settings = {name: group for part in saved for group in part for name in group["params"]}
+    except (TypeError, KeyError):
+        raise ValueError(
+            "The checkpoint's settings of optimizers are damaged; use another checkpoint."
+        ) from None
     found: dict[str, dict[str, Any]] = {}
     for key, value in state.items():
         if key.startswith("optimizer/"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystem
 from torch.distributed.checkpoint.metadata import Metadata
 
 from growkernels import checkpoint
+from growkernels.checkpoint import saving
 from growkernels.checkpoint.layout import HEAD
 from growkernels.growth import grow_state, insertions, rebuild
 from growkernels.growth.offline import grow_file
@@ -100,6 +102,42 @@ def test_a_huge_index_is_not_read(saved: Path) -> None:
 def test_a_head_that_is_none(saved: Path, content: bytes) -> None:
     replace_head(saved, content.decode())
     refused(lambda: checkpoint.load(saved, build), "The head of the checkpoint in .* is damaged")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"ranks": 0}, {"drivers": 10**12}, {"drivers": -1}, {"drivers": 1}], ids=str
+)
+def test_a_head_that_tells_of_other_entries(saved: Path, changes: dict[str, int]) -> None:
+    head = {"version": 1, "records": [], "frozen": [], "ranks": 1, "drivers": 0}
+    # However many processes have left nothing are not counted one by one.
+    replace_head(saved, json.dumps(head | {"ranks": 10**12}))
+    checkpoint.load(saved, build)
+    replace_head(saved, json.dumps(head | changes))
+    refused(lambda: checkpoint.load(saved, build), "has not the entries that its head tells of")
+
+
+@pytest.mark.parametrize("groups", [5, {"a": 1}, [5], [[5]], [[{"lr": 1}]], [[{"params": 5}]]])
+def test_settings_of_optimizers_that_are_none(tmp_path: Path, groups: Any) -> None:
+    plain = saving.packed_for_load
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            saving,
+            "packed_for_load",
+            lambda value, what: plain(groups if what.startswith("A group") else value, what),
+        )
+        checkpoint.save(tmp_path / "saved", build())
+    refused(
+        lambda: checkpoint.load(
+            tmp_path / "saved", build, None, lambda m: torch.optim.Adam(m.parameters())
+        ),
+        "'groups' of the checkpoint in .* cannot be read|settings of optimizers are damaged",
+    )
+
+
+@pytest.mark.parametrize("gone", ["groups", "extra"])
+def test_entries_that_are_missing(saved: Path, gone: str) -> None:
+    edit(saved, lambda index: index.state_dict_metadata.pop(gone))
+    refused(lambda: checkpoint.load(saved, build), "has not the entries that its head tells of")
 
 
 def test_a_head_with_code_is_refused(saved: Path, trace: Path) -> None:
