@@ -120,6 +120,11 @@ def _listed(
     """The states of all optimizers, with the type and the names that are given for each."""
     if isinstance(state, Mapping):
         return [state], [kind], [names]
+    if not isinstance(state, list | tuple) or not all(isinstance(s, Mapping) for s in state):
+        raise ValueError(
+            f"The optimizer's state is a {type(state).__name__}; pass what optimizer.state_dict() "
+            "gave, or a list of such."
+        )
     given = {"optimizer_type": kind, "parameter_names": names}
     for argument, entries in given.items():
         if entries is None:
@@ -134,6 +139,8 @@ def _listed(
 
 def _fill(model: nn.Module, state: Mapping[str, Any]) -> None:
     """Give a model the tensors of a state; parameters that are one stay one."""
+    if not isinstance(state, Mapping):
+        raise ValueError(f"The model's state is a {type(state).__name__}; pass model.state_dict().")
     own = model.state_dict()
     if missing := sorted(own.keys() - state.keys()) or sorted(state.keys() - own.keys()):
         which = "lacks" if missing[0] in own else "has"
@@ -144,6 +151,11 @@ def _fill(model: nn.Module, state: Mapping[str, Any]) -> None:
         )
     for name, value in own.items():
         given = state[name]
+        if isinstance(value, Tensor) and not isinstance(given, Tensor):
+            raise ValueError(
+                f"{name!r} is a {type(given).__name__} in the state, and a tensor in the model "
+                "that build() gives; pass model.state_dict()."
+            )
         if isinstance(value, Tensor) and given.shape != value.shape:
             raise ValueError(
                 f"{name!r} has shape {tuple(given.shape)} in the state and {tuple(value.shape)} in "
@@ -239,6 +251,12 @@ def _with_names(state: Mapping[str, Any], names: Names, model: nn.Module) -> Map
             "optimizer.state_dict() or get_optimizer_state_dict gave, not flattened."
         )
     groups = state["param_groups"]
+    if not _formed(state["state"], groups):
+        raise ValueError(
+            "The optimizer's state is not of the form of one: 'state' has a mapping for each "
+            "parameter, and 'param_groups' is a list of mappings, whose 'params' are all numbers "
+            "(those of 'state' among them) or all names; pass what optimizer.state_dict() gave."
+        )
     numbers = [entry for group in groups for entry in group["params"]]
     if not any(isinstance(entry, int) for entry in numbers):
         return state
@@ -259,6 +277,25 @@ def _with_names(state: Mapping[str, Any], names: Names, model: nn.Module) -> Map
             {**group, "params": [name_of[number] for number in group["params"]]} for group in groups
         ],
     }
+
+
+def _formed(state: Any, groups: Any) -> bool:
+    """Whether the two parts of an optimizer's state have the form that any optimizer gives them."""
+    if not isinstance(state, Mapping) or not isinstance(groups, list | tuple):
+        return False
+    parameters: list[Any] = []
+    for group in groups:
+        if not isinstance(group, Mapping):
+            return False
+        for names in (group.get("params"), group.get("param_names", ())):
+            if not isinstance(names, list | tuple):
+                return False
+        if not all(isinstance(name, str) for name in group.get("param_names", ())):
+            return False
+        parameters += group["params"]
+    named = all(isinstance(entry, str) for entry in parameters)
+    numbered = all(type(entry) is int for entry in parameters) and state.keys() <= set(parameters)
+    return (named or numbered) and all(isinstance(entries, Mapping) for entries in state.values())
 
 
 def _with_numbers(named: State) -> State:
