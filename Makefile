@@ -112,7 +112,7 @@ test-cuda-build: setup-cuda  ## compile the CUDA sources, test that build withou
 
 wheel: $(TOOLS_STAMP)  ## dist/: one wheel for torch 2.11 to 2.14 and every Python; downloads 2 GB, once
 	$(BIN)/python -c "import auditwheel" 2>/dev/null || $(PIP) --group wheel
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/make_wheel.py
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/make_wheel.py $(if $(CUDA),--cuda) $(if $(TORCHES),--torch $(TORCHES))
 
 test-wheel:  ## try that wheel in fresh environments, which take up to 6 GB each; TRY="python3.12:2.14.1 …"
 	$(BIN)/python tools/try_wheel.py $(TRY)
