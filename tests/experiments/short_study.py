@@ -8,7 +8,7 @@ import sys
 import tiny_spirals_study
 
 from growkernels import cli
-from growkernels.experiments import plots, sensli
+from growkernels.experiments import sensli
 from growkernels.experiments.sensli.spirals_study import run_spirals
 
 EPOCHS = 10
@@ -20,6 +20,5 @@ def run(preset, net, data, device, out, resume, optimizer):
 
 
 if __name__ == "__main__":
-    plots.DPI = 40
     sensli.run = run
     sys.exit(cli.main())
