@@ -138,13 +138,6 @@ HEADLINES = HeadlineTable(
             ("explicit eigh",),
         ),
         Headline(
-            "`splitting_eigs`, DeiT-S' fc1",
-            "M=6304, d=384, float32, tol 1e-3",
-            "splitting_eigs",
-            ("DeiT-S fc1, 48 neurons",),
-            ("authors' loop",),
-        ),
-        Headline(
             "`virtual_grad_norms`",
             "12 × [6304, 384], float32",
             "virtual_grad",
@@ -160,13 +153,6 @@ HEADLINES = HeadlineTable(
                 for stage in range(3)
             ),
             ("conv2d_weight", "autograd"),
-        ),
-        Headline(
-            "`virtual_grad_norms`",
-            "6 × [450, 5], float32",
-            "virtual_grad",
-            ("linear_relu small float32",),
-            ("eager loop", "torch.compile"),
         ),
     ),
 )
