@@ -5,7 +5,6 @@ run, and no more memory is taken than the file has.
 from __future__ import annotations
 
 import io
-import os
 import pickle
 import resource
 import struct
@@ -17,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from hostile_pickle import Payload
 from torch import nn
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
@@ -34,16 +34,6 @@ ALLOWED = 2**26
 
 def build() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
-
-
-class Payload:
-    """Makes a folder where it is unpickled."""
-
-    def __init__(self, trace: Path) -> None:
-        self.trace = trace
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.trace),)
 
 
 class Claim:

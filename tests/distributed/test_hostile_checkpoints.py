@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from hostile_pickle import Payload
 from torch import nn
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata
@@ -25,16 +26,6 @@ from growkernels.growth.offline import grow_file
 
 def build() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
-
-
-class Payload:
-    """Makes a file where it is unpickled."""
-
-    def __init__(self, trace: Path) -> None:
-        self.trace = trace
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.trace),)
 
 
 @pytest.fixture

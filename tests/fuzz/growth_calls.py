@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -55,10 +56,14 @@ def random_insertion(rng: random.Random) -> Words:
 
 
 def insertion(words: Words) -> None:
+    _in_rounds(words, _insert_once)
+
+
+def _in_rounds(words: Words, once: Callable[[nn.Module, Any, Words], None]) -> None:
     model = build(words)
     optimizer = optimizer_of(model, words)
     for _ in range(words["rounds"]):
-        _insert_once(model, optimizer, words)
+        once(model, optimizer, words)
         check_after(model, optimizer, words, holds_all(model, optimizer))
 
 
@@ -153,11 +158,7 @@ def random_scaling(rng: random.Random) -> Words:
 
 
 def scaling(words: Words) -> None:
-    model = build(words)
-    optimizer = optimizer_of(model, words)
-    for _ in range(words["rounds"]):
-        _grow_once(model, optimizer, words)
-        check_after(model, optimizer, words, holds_all(model, optimizer))
+    _in_rounds(words, _grow_once)
 
 
 def _grow_once(model: nn.Module, optimizer: Any, words: Words) -> None:
