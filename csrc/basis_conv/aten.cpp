@@ -19,8 +19,12 @@ namespace {
 
 at::Tensor as_kernel(const at::Tensor& matrix) { return matrix.unsqueeze(-1).unsqueeze(-1); }
 
+// oneDNN crashes where it should write the bias alone, as a dilated kernel meets no column of a narrow image.
 at::Tensor convolution(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias, const Form& form) {
-  return at::conv2d_symint(x, weight, bias, form.stride, form.padding, form.dilation);
+  const bool apart = bias.has_value() && (form.dilation[0] != 1 || form.dilation[1] != 1);
+  const OptionalTensor given = apart ? std::nullopt : bias;
+  const at::Tensor y = at::conv2d_symint(x, weight, given, form.stride, form.padding, form.dilation);
+  return apart ? y + bias->view({-1, 1, 1}) : y;
 }
 
 using ConvolutionGradients = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
