@@ -13,13 +13,17 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from toolchain import cuda_release, find_cuda_toolkit
 
 ROOT = Path(__file__).resolve().parent.parent
 TORCHES = ROOT / "build" / "torch"
+BUILT = ROOT / "build" / "wheel"
 DIST = ROOT / "dist"
+# Setuptools writes the last one.
+WRITTEN = (DIST, ROOT / "build", TORCHES, BUILT, ROOT / "growkernels.egg-info")
 # Any release of a minor version serves them all: torch keeps its C++ interface within it.
 VERSIONS = ("2.11.0", "2.12.1", "2.13.0", "2.14.1")
 # What is linked against, and comes with torch, which is loaded first. The rest of it, gigabytes, is
@@ -33,6 +37,8 @@ def main() -> int:
     parser.add_argument("--torch", nargs="+", default=VERSIONS, help="versions to build for")
     parser.add_argument("--cuda", action="store_true", help="compile the CUDA sources too")
     options = parser.parse_args()
+    if obstacle := unwritable():
+        sys.exit(f"growkernels: {obstacle}")
     toolkit = find_cuda_toolkit() if options.cuda else None
     if options.cuda and toolkit is None:
         sys.exit("growkernels: no CUDA toolkit is found; put its nvcc on PATH, or set CUDA_HOME")
@@ -41,6 +47,21 @@ def main() -> int:
     wheel = relabelled(build(folders, toolkit), linked, toolkit)
     print(f"{wheel} is for torch {', '.join(options.torch)}")
     return 0
+
+
+def unwritable() -> str | None:
+    """What stands in the way of writing all that a wheel takes, before anything is begun."""
+    for folder in WRITTEN:
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        try:
+            with tempfile.TemporaryFile(dir=existing):
+                pass
+        except OSError as error:
+            return (
+                f"a wheel is made in {folder}, and nothing can be written to {existing} "
+                f"({error.strerror}); allow it, or make the wheel in another clone"
+            )
+    return None
 
 
 def headers_of(version: str, linked: tuple[str, ...]) -> Path:
@@ -76,15 +97,14 @@ def build(torches: list[Path], toolkit: Path | None) -> Path:
         environment.setdefault("CMAKE_CXX_COMPILER_LAUNCHER", "ccache")
         # Precompiled headers are not cached otherwise.
         environment.setdefault("CCACHE_SLOPPINESS", "pch_defines,time_macros")
-    target = ROOT / "build" / "wheel"
-    shutil.rmtree(target, ignore_errors=True)
+    shutil.rmtree(BUILT, ignore_errors=True)
     command = ["-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run(
-        [sys.executable, *command, "--wheel-dir", str(target), str(ROOT)],
+        [sys.executable, *command, "--wheel-dir", str(BUILT), str(ROOT)],
         env=environment,
         check=True,
     )
-    (wheel,) = target.glob("*.whl")
+    (wheel,) = BUILT.glob("*.whl")
     return wheel
 
 

@@ -5,7 +5,6 @@ and leaves nothing behind. Run as a program, this file calls the writers.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import io
 import json
 import os
@@ -17,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from write_rights import NOT_GIVEN_UP, without_the_right_to_write_anywhere
 
 from growkernels import checkpoint, cli
 from growkernels.experiments.run_folder import RunFolder
@@ -24,12 +24,8 @@ from growkernels.experiments.run_folder import RunFolder
 TOLD = (
     "status 1: growkernels", "status 2: growkernels", "OSError: ", "RunFolderError: ",
 )  # fmt: skip
-ROOT = Path(cli.__file__).parents[1]
+ROOT, HERE = Path(cli.__file__).parents[1], Path(__file__).parent
 CONFIG = {"experiment": "test"}
-_DROP_CAPABILITY, _MAY_WRITE_ANYWHERE = (
-    24,
-    1,
-)  # PR_CAPBSET_DROP, CAP_DAC_OVERRIDE: see capabilities(7)
 
 
 def build() -> nn.Module:
@@ -83,14 +79,6 @@ def writers(target: str, inputs: str) -> dict[str, Callable[[], str]]:
     }
 
 
-def without_the_right_to_write_anywhere() -> None:
-    """Root writes where modes forbid it by this capability alone."""
-    if os.geteuid() == 0 and ctypes.CDLL(None).prctl(
-        _DROP_CAPABILITY, _MAY_WRITE_ANYWHERE, 0, 0, 0
-    ):
-        os._exit(77)
-
-
 def test_one_sentence_and_nothing_left(tmp_path: Path) -> None:
     inputs, begun = tmp_path / "inputs", tmp_path / "begun"
     inputs.mkdir()
@@ -104,7 +92,7 @@ def test_one_sentence_and_nothing_left(tmp_path: Path) -> None:
     finished = subprocess.run(
         [sys.executable, __file__, str(tmp_path)],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}"},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, HERE, HERE.parent)))},
         preexec_fn=without_the_right_to_write_anywhere,
         capture_output=True,
         text=True,
@@ -112,7 +100,7 @@ def test_one_sentence_and_nothing_left(tmp_path: Path) -> None:
     )
     after = sorted(map(str, tmp_path.rglob("*")))
     begun.chmod(0o755)  # so that it can be removed
-    if finished.returncode == 77:
+    if finished.returncode == NOT_GIVEN_UP:
         pytest.skip("root may write anywhere here, and cannot give that up")
     assert finished.returncode == 0, finished.stderr
     told = json.loads(finished.stdout.splitlines()[-1])
