@@ -43,11 +43,12 @@ TORCH_VERSION_FILE = $(wildcard $(VENV)/lib/python*/site-packages/torch/version.
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
 
+IS_READY = -c "from growkernels.ops.library import build_info; b = build_info(); \
+  print(f'growkernels is ready in $(1): torch {b.torch_version}, {b.cuda_note}')"
 setup: $(PACKAGE_STAMP)  ## make .venv with torch, the tools and growkernels: whatever is missing
-	@$(BIN)/python -c "import growkernels.ops" 2>/dev/null || \
-	  { rm -f growkernels/libgrowkernels* growkernels/*.so $<; $(MAKE) --no-print-directory $<; }
-	@$(BIN)/python -c "from growkernels.ops.library import build_info; b = build_info(); \
-	  print(f'growkernels is ready in $(VENV): torch {b.torch_version}, {b.cuda_note}')"
+	@$(BIN)/python $(call IS_READY,$(VENV)) 2>/dev/null || \
+	  { rm -f growkernels/libgrowkernels* growkernels/*.so $<; $(MAKE) --no-print-directory $<; \
+	  $(BIN)/python $(call IS_READY,$(VENV)); }
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -71,22 +72,22 @@ test: setup  ## run the tests, and test-cuda-build where a CUDA toolkit is found
 	@obstacle="$$($(CUDA_OBSTACLE))"; cuda=0; \
 	if [ -z "$$obstacle" ]; then $(MAKE) --no-print-directory test-cuda-build || cuda=$$?; \
 	else echo "make test-cuda-build is left out: $$obstacle"; fi; \
-	$(MAKE) --no-print-directory test-cpu && exit $$cuda
+	$(TEST_CPU) && exit $$cuda
 
 # Tests wait for compilers and for Python more than for arithmetic: two at a time take half as long.
 # Threads of the one that spin while they wait would hold up those of the other.
-test-cpu test-cuda-build sanitize: export OMP_WAIT_POLICY = passive
+test test-cpu test-cuda-build sanitize: export OMP_WAIT_POLICY = passive
 # In the order that tests/conftest.py puts the files into.
 SIDE_BY_SIDE = -n 2 --dist loadfile --no-loadscope-reorder
 # Compiled modules are kept, also where the environment says otherwise: a process that compiles torch
 # anew starts twice as slowly, and tests start many.
-test-cpu test-cuda-build sanitize reproduce: export PYTHONDONTWRITEBYTECODE =
+test test-cpu test-cuda-build sanitize reproduce: export PYTHONDONTWRITEBYTECODE =
+TEST_CPU = $(BIN)/python -m pytest -q $(SIDE_BY_SIDE) tests
 test-cpu: setup
-	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) tests
+	$(TEST_CPU)
 
 setup-cuda: $(PACKAGE_CUDA_STAMP)  ## make .venv-cuda: growkernels with its CUDA sources, timm, torchvision
-	@$(BIN_CUDA)/python -I -c "from growkernels.ops.library import build_info; b = build_info(); \
-	  print(f'growkernels is ready in $(VENV_CUDA): torch {b.torch_version}, {b.cuda_note}')"
+	@$(BIN_CUDA)/python -I $(call IS_READY,$(VENV_CUDA))
 
 $(BIN_CUDA)/python:
 	$(PYTHON) -m venv $(VENV_CUDA)

@@ -14,6 +14,7 @@ import pytest
 from pool_work import in_this_process
 
 from growkernels.experiments import runner, team
+from growkernels.experiments.sensli import spirals_conclusion
 
 
 def unmeasured(summary: Any) -> Any:
@@ -31,6 +32,7 @@ def test_the_same_numbers_over_two_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner, "run_parts", in_this_process)
+    monkeypatch.setattr(spirals_conclusion, "_plots", lambda evidence: {})
     alone, together, notes = tmp_path / "alone", tmp_path / "together", tmp_path / "notes"
     notes.mkdir()
     helped_study.run("quick", "fc", None, "cpu", alone, False, "plain")

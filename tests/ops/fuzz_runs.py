@@ -132,16 +132,21 @@ def command(calls: Calls, description: str | None) -> int:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=None, help="another one at every start")
-    parser.add_argument("--calls", type=int, default=None, help="as many in RECORD, of all runs")
+    counted = "as many in RECORD, of all runs; with --seed, as many of that seed alone"
+    parser.add_argument("--calls", type=int, default=None, help=counted)
     parser.add_argument("--record", type=Path, default=calls.record)
     parser.add_argument("--store", action="store_true", help="append failures to the corpus")
     options = parser.parse_args()
-    if options.calls is not None:
+    if options.calls is not None and options.seed is None:
         outcomes = long_run(calls, options.calls, options.record, options.store)
         print(f"{options.record}: {outcomes}")
     else:
         seed = options.seed if options.seed is not None else random.randrange(1 << 31)
         end = time.monotonic() + 60 * options.minutes
-        outcomes = run(calls, random.Random(seed), lambda _: time.monotonic() < end, options.store)
+
+        def goes_on(done: Outcomes) -> bool:
+            return time.monotonic() < end if options.calls is None else done.calls < options.calls
+
+        outcomes = run(calls, random.Random(seed), goes_on, options.store)
         print(f"seed {seed}: {outcomes}")
     return 1 if outcomes.failed else 0

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,15 +30,51 @@ def package(tmp_path: Path) -> Path:
 START = f"import sys; sys.path += [{str(Path(torch.__file__).parents[1])!r}]; "
 
 
-def import_error(package: Path, prelude: str = "") -> str:
-    """The last line that `import growkernels` leaves on stderr in a new interpreter."""
-    program = f"{START}sys.path.insert(0, {str(package.parent)!r}); {prelude}import growkernels"
-    finished = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True
-    )
-    assert finished.returncode == 1, finished.stderr
-    assert "During handling" not in finished.stderr
-    return finished.stderr.strip().splitlines()[-1]
+# Torch takes longer to import than all of the rest: every program is the fork of one interpreter
+# that has done it, and starts like a new one otherwise.
+FORKS = f"""{START}
+import json, os, torch
+for line in sys.stdin:
+    program, told = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open(told, os.O_CREAT | os.O_WRONLY), 2)
+        try:
+            exec(program, {{}})
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+            os._exit(1)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+Ask = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def import_error(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
+    """Gives the last line that `import growkernels` leaves on stderr, of this copy of it."""
+    told = tmp_path_factory.mktemp("told") / "stderr"
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", FORKS],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as forks:
+        assert forks.stdin is not None
+        assert forks.stdout is not None
+
+        def of(package: Path, prelude: str = "") -> str:
+            told.unlink(missing_ok=True)
+            place = f"import sys; sys.path.insert(0, {str(package.parent)!r}); "
+            request = json.dumps([f"{place}{prelude}import growkernels", str(told)])
+            print(request, file=forks.stdin, flush=True)
+            status = forks.stdout.readline()
+            assert status == "1\n", told.read_text()
+            assert "During handling" not in told.read_text()
+            return told.read_text().strip().splitlines()[-1]
+
+        yield of
+        forks.stdin.close()
 
 
 REINSTALL = (
@@ -49,7 +87,7 @@ def libraries(package: Path) -> list[Path]:
     return sorted(package.glob("libgrowkernels*"))
 
 
-def test_missing_library(package: Path) -> None:
+def test_missing_library(package: Path, import_error: Ask) -> None:
     for path in libraries(package):
         path.unlink()
     message = import_error(package)
@@ -57,7 +95,7 @@ def test_missing_library(package: Path) -> None:
 
 
 @pytest.mark.parametrize("text", [None, "", "{}", "[]", '{"torch_version": 3}'])
-def test_missing_build_information(package: Path, text: str | None) -> None:
+def test_missing_build_information(package: Path, import_error: Ask, text: str | None) -> None:
     (beside,) = package.glob("libgrowkernels*.json")
     beside.unlink() if text is None else beside.write_text(text)
     message = import_error(package)
@@ -69,7 +107,7 @@ def test_missing_build_information(package: Path, text: str | None) -> None:
     [("2.99.0", "2.15"), ("2.9.1+cpu", "2.11"), ("2.14.0", "2.11"), ("3.0.0a0", "2.15")],
 )
 def test_an_unknown_torch_is_told_the_nearest_known_one(
-    package: Path, running: str, nearest: str
+    package: Path, import_error: Ask, running: str, nearest: str
 ) -> None:
     for path in libraries(package):
         path.rename(path.with_name("libgrowkernels-torch2.11" + path.suffix))
@@ -97,7 +135,9 @@ def test_the_library_of_the_running_torch_is_loaded_among_several(package: Path)
     assert finished.stdout.split() == [name, torch.__version__], finished.stderr
 
 
-def test_library_with_a_symbol_that_torch_lacks(package: Path, tmp_path: Path) -> None:
+def test_library_with_a_symbol_that_torch_lacks(
+    package: Path, import_error: Ask, tmp_path: Path
+) -> None:
     source = tmp_path / "needy.c"
     source.write_text("void gone(void); __attribute__((constructor)) void start(void) { gone(); }")
     target = package / library.library_path().name
@@ -108,12 +148,12 @@ def test_library_with_a_symbol_that_torch_lacks(package: Path, tmp_path: Path) -
     assert REINSTALL in message
 
 
-def test_damaged_library(package: Path) -> None:
+def test_damaged_library(package: Path, import_error: Ask) -> None:
     (package / library.library_path().name).write_bytes(b"no ELF file")
     assert "does not load beside torch" in import_error(package)
 
 
-def test_in_a_checkout_the_remedy_is_make(package: Path) -> None:
+def test_in_a_checkout_the_remedy_is_make(package: Path, import_error: Ask) -> None:
     (package.parent / "Makefile").touch()
     (package.parent / "setup.py").touch()
     for path in libraries(package):
