@@ -65,6 +65,9 @@ def on_ranks(checks: dict[str, Check], number: int, folder: Path) -> dict[str, l
 
 def _one(rank: int, checks: dict[str, Check], number: int, folder: str) -> None:
     torch.set_num_threads(1)
+    # What was imported is no garbage, and no wrapper of a model, which surgeries look for among all
+    # objects: a million of them otherwise, each time.
+    gc.freeze()
     told: dict[str, Any] = {}
     for name, check in checks.items():
         # A group of its own for each, so that what one leaves behind does not reach the next.
