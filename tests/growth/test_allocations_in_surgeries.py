@@ -145,6 +145,7 @@ def digest(model: nn.Module, optimizer: Optimizer) -> list[Any]:
 def do_all_surgeries() -> dict[str, int]:
     """How often there was no memory for each."""
     torch.set_num_threads(1)
+    gc.freeze()  # what was imported: every refusal is followed by a collection
     found = {}
     for prepare in SURGERIES:
         print(prepare.__name__, file=sys.stderr, flush=True)  # the last one, should this abort
