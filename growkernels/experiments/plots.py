@@ -38,6 +38,7 @@ STYLE: Any = {  # matplotlib types this as a dict of literal keys
     "lines.linewidth": 1.7,
     "legend.frameon": False,
     "savefig.facecolor": "white",
+    "figure.constrained_layout.use": True,
 }
 
 
@@ -46,9 +47,8 @@ def panels(count: int, columns: int, size: tuple[float, float] = (4.6, 3.4)) -> 
     rows = -(-count // columns)
     with plt.rc_context(STYLE):
         figure, grid = plt.subplots(
-            rows, columns, figsize=(size[0] * columns, size[1] * rows), squeeze=False,
-            layout="constrained",
-        )  # fmt: skip
+            rows, columns, figsize=(size[0] * columns, size[1] * rows), squeeze=False
+        )
     axes = list(grid.flat)
     for unused in axes[count:]:
         unused.set_visible(False)

@@ -3,6 +3,17 @@ import pytest
 from growkernels.experiments import plots as style
 
 
+def test_panels_leave_room_for_what_is_written_beside_them():
+    boxes = {}
+    for label in ("", "an axis that is called\nin three\nlines"):
+        figure, axes = style.panels(2, columns=2)
+        axes[1].set_ylabel(label)
+        figure.draw_without_rendering()
+        boxes[label] = axes[0].get_position()
+    one, other = boxes.values()
+    assert other.x1 < one.x1 - 0.03
+
+
 def test_labels_of_close_curves_move_to_both_sides():
     figure, (axes,) = style.panels(1, columns=1)
     axes.plot([0, 1], [0, 1])

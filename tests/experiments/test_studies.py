@@ -147,6 +147,8 @@ def study(
         for module in (runner, search):
             patch.setattr(module, "run_parts", in_this_process)
         patch.setattr(plots, "DPI", 40)
+        # It takes as long as all else that is drawn; test_plots.py has it.
+        patch.setitem(plots.STYLE, "figure.constrained_layout.use", False)
         study.run(whole, resume=False)
         share_measured_times(whole, killed)
         kill_at_a_checkpoint(study, killed)
