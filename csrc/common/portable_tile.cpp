@@ -46,13 +46,18 @@ template <bool transposed, bool partial, typename T, int bytes, int rows, int ve
   }
   const auto keep = lane_of < done;
   for (int64_t p = 0; p < k; ++p) {
+    V b_values[vectors];
 #pragma GCC unroll 4
     for (int j = 0; j < vectors; ++j) {
       __builtin_prefetch(b + (p + rows_ahead) * ldb + j * lanes);
-      const V b_value = *reinterpret_cast<const V*>(b + p * ldb + j * lanes);
+      b_values[j] = *reinterpret_cast<const V*>(b + p * ldb + j * lanes);
+    }
 #pragma GCC unroll 8
-      for (int i = 0; i < rows; ++i) {
-        sum[i][j] += *element<transposed>(a, lda, i, p) * b_value;
+    for (int i = 0; i < rows; ++i) {
+      const T a_value = *element<transposed>(a, lda, i, p);
+#pragma GCC unroll 4
+      for (int j = 0; j < vectors; ++j) {
+        sum[i][j] += a_value * b_values[j];
       }
     }
   }
