@@ -18,8 +18,6 @@ namespace {
 
 using c10::BFloat16;
 
-#ifdef __x86_64__
-
 struct Product {
   int64_t m, n, k;
   const BFloat16* a;
@@ -30,6 +28,8 @@ struct Product {
   int64_t ldc;
   bool accumulate;
 };
+
+#ifdef __x86_64__
 
 // --- AVX-512: dot products of pairs. A block of C (rows x vectors) stays in registers over all of k.
 
@@ -226,6 +226,9 @@ Bfloat16Unit unit_of_cpu() {
 
 Bfloat16Unit unit_of_cpu() { return Bfloat16Unit::None; }
 
+void multiply_tiles(const Product&) {}
+void multiply_pairs(const Product&) {}
+
 #endif
 
 Bfloat16Unit wanted_unit() {
@@ -267,10 +270,8 @@ int64_t bfloat16_step() { return bfloat16_unit() == Bfloat16Unit::Amx ? 32 : 2; 
 
 void bfloat16_tile(int64_t m, int64_t n, int64_t k, const BFloat16* a, int64_t lda, const BFloat16* b, int64_t ldb,
                    float* c, int64_t ldc, bool accumulate) {
-#ifdef __x86_64__
   const Product product{m, n, k, a, lda, b, ldb, c, ldc, accumulate};
   bfloat16_unit() == Bfloat16Unit::Amx ? multiply_tiles(product) : multiply_pairs(product);
-#endif
 }
 
 void release_bfloat16_tiles() {

@@ -152,7 +152,8 @@ TileSums::TileSums() : unit_(bfloat16_unit()) {
 
 TileSums::~TileSums() { release_bfloat16_tiles(); }
 
-void TileSums::add(int64_t row_tiles, int64_t column_tiles, const TileSum& sum) const {
+void TileSums::add([[maybe_unused]] int64_t row_tiles, [[maybe_unused]] int64_t column_tiles,
+                   [[maybe_unused]] const TileSum& sum) const {
 #ifdef __x86_64__
   if (unit_ != Bfloat16Unit::Amx) {
     avx512_sums(row_tiles, column_tiles, sum);
