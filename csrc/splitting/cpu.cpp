@@ -9,8 +9,12 @@
 #include <ATen/ops/mm.h>
 #include <ATen/ops/zeros.h>
 
+#include <algorithm>
+
 namespace growkernels::splitting {
 namespace {
+
+constexpr int64_t vendor_rows_at_a_time = 4096;
 
 // y [n, k, width] for a problem whose sizes may be zero. rounded: float32 by bfloat16 tiles.
 at::Tensor solve(const Problem& problem, bool rounded = false) {
@@ -28,13 +32,26 @@ at::Tensor solve(const Problem& problem, bool rounded = false) {
   return y;
 }
 
+// P = X V^T, P *= W, P^T X, some thousand rows at a time.
 at::Tensor vendors_products(const Hvp& call) {
   note(Ran::VendorsProduct);
   const int64_t rows = call.x.size(0), neurons = call.w.size(1);
   const at::Tensor vectors = call.v.dim() == 2 ? call.v : call.v.flatten(0, 1);
-  at::Tensor products = at::mm(call.x, vectors.t());
-  products.view({rows, neurons, vectors.size(0) / neurons}).mul_(call.w.unsqueeze(2));
-  return at::mm(products.t(), call.x).view(call.v.sizes());
+  at::Tensor y;
+  int64_t first = 0;
+  do {
+    const int64_t count = std::min(vendor_rows_at_a_time, rows - first);
+    const at::Tensor x = call.x.narrow(0, first, count), w = call.w.narrow(0, first, count);
+    at::Tensor products = at::mm(x, vectors.t());
+    products.view({count, neurons, vectors.size(0) / neurons}).mul_(w.unsqueeze(2));
+    if (first == 0) {
+      y = at::mm(products.t(), x);
+    } else {
+      y.addmm_(products.t(), x);
+    }
+    first += count;
+  } while (first < rows);
+  return y.view(call.v.sizes());
 }
 
 at::Tensor hvp(const Hvp& call) {

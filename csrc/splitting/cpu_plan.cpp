@@ -18,8 +18,9 @@ constexpr int64_t most_vectors_per_range = 384;
 constexpr int64_t sums_per_range = 384 * 384;       // of one thread at a time, in L2 beside the rows
 constexpr int64_t fewest_vectors = 128;             // of a thread that has vectors of its own
 constexpr int64_t serial_below_products = 1 << 19;  // starting threads costs more than this much work
-// Up to so many rows from so many features on, packing the vectors takes a part of the time that P, still in cache,
-// does not: the vendor's two products are faster (measured on Sapphire Rapids).
+// From so many features on the vendor's two products are faster (measured on Sapphire Rapids) where P, which they
+// write and read, is no larger than X, and up to so many rows, where P is still in cache and packing the vectors takes
+// a part of the time.
 constexpr int64_t vendor_rows = 1024;
 constexpr int64_t vendor_features = 256;
 constexpr int64_t partial_bytes = 16 << 20;  // of sums over ranges of rows, at most
@@ -67,11 +68,12 @@ const char* tiles_obstacle(at::ScalarType dtype, bool full_precision) {
 }
 
 const char* vendor_obstacle(const Hvp& call) {
-  if (call.x.size(0) > vendor_rows) {
-    return "of so many rows one pass is faster";
-  }
-  if (std::min(call.x.size(1), call.w.size(1)) < vendor_features) {
+  const int64_t features = call.x.size(1);
+  if (std::min(features, call.w.size(1)) < vendor_features) {
     return "for so few features one pass is faster";
+  }
+  if (call.x.size(0) > vendor_rows && call.v.numel() / features > features) {
+    return "of so many rows and neurons one pass is faster";
   }
   return vendor_product_obstacle(call.x.scalar_type());
 }
