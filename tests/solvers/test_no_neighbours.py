@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import growkernels as gk
+from growkernels.solvers.batched_lanczos import solve
 
 D, NEURONS = 64, 1500
 
@@ -88,3 +89,17 @@ def test_matrices_are_formed_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("growkernels.solvers.explicit_matrices._NUMBERS_AT_ONCE", 8 * D**2)
     for part, expected in zip(gk.splitting_eigs(x, w, k=2), whole, strict=True):
         torch.testing.assert_close(part.abs(), expected.abs(), rtol=1e-4, atol=1e-4)
+
+
+def test_the_smallest_comes_out_of_a_start_that_has_little_of_it() -> None:
+    """What is left of it when the neighbour's residual falls below tol is no smaller than tol / 10."""
+    spectrum = torch.cat([torch.tensor([-1.0, -0.9]), torch.linspace(0, 1, 108)])
+    start = torch.ones(1, 1, 110)
+    start[..., 0] = 1e-3
+
+    def product(v: Tensor) -> Tensor:
+        return v * spectrum
+
+    found = solve("solve", start, product, None, iters=None, tol=1e-3)
+    assert (found.residuals <= 1e-4).all()
+    torch.testing.assert_close(found.values, torch.tensor([[-1.0]]), rtol=0, atol=1e-4)
