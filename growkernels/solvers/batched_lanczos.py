@@ -25,9 +25,9 @@ ITERS_ON_CPU = 200
 ITERS_ELSEWHERE = 64
 # No neuron is believed to have converged before.
 _FIRST_TEST = 6
-# Of tol: how small a residual has to be before the CPU lets a neuron go. At tol itself a neighbour's
-# pair may have converged while the smallest one is still hidden in the residual; the few further
-# products bring it out, at less cost than a second vector beside each would.
+# Of tol: how small a residual has to be before the CPU lets a neuron go. At tol itself a
+# neighbour's pair may have converged while the smallest one is still hidden in the residual; the
+# few further products bring it out, at less cost than a second vector beside each would.
 _BEYOND = 0.1
 # Neurons that have converged leave the batch once they are this part of it: repacking what belongs
 # to the others costs about a twentieth of a product with S.

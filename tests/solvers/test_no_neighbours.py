@@ -92,7 +92,7 @@ def test_matrices_are_formed_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_smallest_comes_out_of_a_start_that_has_little_of_it() -> None:
-    """What is left of it when the neighbour's residual falls below tol is no smaller than tol / 10."""
+    """When the neighbour's residual falls below tol, more than tol / 10 is left of it there."""
     spectrum = torch.cat([torch.tensor([-1.0, -0.9]), torch.linspace(0, 1, 108)])
     start = torch.ones(1, 1, 110)
     start[..., 0] = 1e-3
