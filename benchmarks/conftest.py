@@ -71,6 +71,10 @@ class Progress:
             "sources": fingerprint(family, device.type),
             "uncommitted": uncommitted(),
         }
+        if not self.environment["uncommitted"]:
+            # Results and pages may differ from the commit: they are not measured.
+            commit = self.environment["commit"]
+            self.environment["commit"] = commit and commit.removesuffix("+")
         self._begun = time.monotonic()
         self._family = family
         self._names = names
