@@ -14,8 +14,14 @@ import pytest
 import torch
 import torch.utils.deterministic
 
+# Nothing depends on how fast the machine is, or an emulated one.
 hypothesis.settings.register_profile(
-    "repeatable", derandomize=True, deadline=None, database=None, print_blob=False
+    "repeatable",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    print_blob=False,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("repeatable")
 
