@@ -94,6 +94,8 @@ def assert_at_most_twice_plain_torch(
         slack = roundings * torch.finfo(mine.dtype).eps
         if i < results:
             slack += rounding_of_squares(op, sample, mine.dtype)
+        if mine.dtype == torch.float32:  # as for squares: a vendor's partial sums may be more
+            slack += math.sqrt(op.summands(sample)) * torch.finfo(torch.float32).eps / 2
         if exact.numel() < 10:  # of so few values one may be a small difference
             slack += torch.finfo(dtype).eps / 2
         assert relative(mine, exact) <= 2 * relative(plain, exact) + slack, i

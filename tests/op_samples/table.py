@@ -103,6 +103,8 @@ class Op:
     slack: float = 1.0
     """Roundings of the result that its error may have beside twice that of plain torch."""
     gradient_slack: float = 1.0
+    summands: Callable[[Sample], int] = field(default=lambda sample: 0)
+    """How many samples a result or gradient adds up in an order that plain torch need not share."""
     squares: Callable[[Sample], int] = field(default=lambda sample: 0)
     """How many squares a result of a call adds up by a vendor's float32 dot product, at most."""
     tolerance: Mapping[torch.dtype, float] = field(default_factory=dict)

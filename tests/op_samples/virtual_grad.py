@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -101,6 +102,13 @@ def squares_of_kernels(sample: Sample) -> int:
     if sample.arguments["layer"] != "conv2d_relu":
         return 0
     return max(9 * shape[1] ** 2 for shape in sample.shapes)
+
+
+def samples_of_positions(sample: Sample) -> int:
+    """Rows of linear positions, of which few columns leave a vendor's product its own order."""
+    if sample.arguments["layer"] == "conv2d_relu":
+        return 0
+    return max(math.prod(shape[:-1]) for shape in sample.shapes)
 
 
 H = torch.ones(4, 3)
@@ -215,6 +223,7 @@ OPS = [
         },
         resized=lambda size: of_kinds(LAYERS, [(size, 6), (2, size, 3)], [(size, 3, 4, 5)]),
         flops=[(positions([(2, 3, 4, 5)], "conv2d_relu"), 2 * 2 * 4 * 5 * 9 * 3 * 3, 0)],
+        summands=samples_of_positions,
         **SHARED,
     ),
     Op(
@@ -229,6 +238,7 @@ OPS = [
             (positions([(10, 4), (2, 3, 5)]), 2 * (10 * 4 * 4 + 6 * 5 * 5), 0),
             (positions([(10, 4)], "linear"), 2 * 10 * 4 * 11, 0),
         ],
+        summands=samples_of_positions,
         **SHARED,
     ),
 ]  # fmt: skip
