@@ -39,16 +39,14 @@ def tolerance(op: Op, dtype: torch.dtype) -> float:
     return op.tolerance.get(dtype, default[dtype])
 
 
-def rounding_of_squares(op: Op, sample: Sample, dtype: torch.dtype) -> float:
-    """How far a vendor's float32 dot product may be off, relative to the sum; 0 for other dtypes.
+def rounding_of_sum(terms: int, dtype: torch.dtype) -> float:
+    """How far a float32 sum of so many terms may be off, relative to it; 0 for other dtypes.
 
-    Each of n additions of squares rounds by at most u = eps / 2 of the whole sum; signs are as good
-    as random, so n of them make sqrt(n) u (Higham and Mary 2019) in the worst order, one after
-    another. In how many partial sums a vendor adds is its own.
+    Each of n additions rounds by at most u = eps / 2 of the whole sum; signs are as good as random,
+    so n of them make sqrt(n) u (Higham and Mary 2019) in the worst order, one after another. In how
+    many partial sums a vendor adds is its own.
     """
-    if dtype != torch.float32:
-        return 0.0
-    return math.sqrt(op.squares(sample)) * torch.finfo(dtype).eps / 2
+    return math.sqrt(terms) * torch.finfo(dtype).eps / 2 if dtype == torch.float32 else 0.0
 
 
 def assert_oracle(
@@ -70,7 +68,7 @@ def assert_oracle(
         error = largest(mine, exact)
         allowed = tolerance(op, tensors[0].dtype)
         if index < results:
-            allowed += rounding_of_squares(op, sample, mine.dtype)
+            allowed += rounding_of_sum(op.squares(sample), mine.dtype)
         if not error <= allowed:
             plain = op.with_gradients(op.plain, tensors, sample, arrange)[index]
             assert error <= 2 * largest(plain, exact), f"error {error:.1e} of number {index}"
@@ -92,10 +90,9 @@ def assert_at_most_twice_plain_torch(
         roundings = 64 if dtype == torch.float64 else 1.0
         roundings *= op.slack if i < results else op.gradient_slack
         slack = roundings * torch.finfo(mine.dtype).eps
+        slack += rounding_of_sum(op.summands(sample), mine.dtype)
         if i < results:
-            slack += rounding_of_squares(op, sample, mine.dtype)
-        if mine.dtype == torch.float32:  # as for squares: a vendor's partial sums may be more
-            slack += math.sqrt(op.summands(sample)) * torch.finfo(torch.float32).eps / 2
+            slack += rounding_of_sum(op.squares(sample), mine.dtype)
         if exact.numel() < 10:  # of so few values one may be a small difference
             slack += torch.finfo(dtype).eps / 2
         assert relative(mine, exact) <= 2 * relative(plain, exact) + slack, i
