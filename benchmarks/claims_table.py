@@ -42,6 +42,12 @@ class Reproduction:
             f"{environment['gpu'] or environment['cpu']} with torch {environment['torch']}; claims "
             f"registered in `{registration['file']}`, commit `{registration['commit']}`."
         )
+        for part in summary.get("earlier", ()):
+            of = part["environment"]
+            where += (
+                f" Of the {summary['runs']} runs the first {part['runs']} were finished at commit "
+                f"`{of['commit']}` on {of['gpu'] or of['cpu']} with torch {of['torch']}."
+            )
         rows = [
             [
                 f"{'Ours: ' if claim['ours'] else ''}{claim['claim']}",

@@ -1,20 +1,26 @@
 """`python -m benchmarks.store_reproduction FOLDER`: what belongs in docs from a reproduction's run.
 
 Its summary.json and the pictures that the documents show go to `docs/evidence/NAME`, and the
-documents' tables are written anew.
+documents' tables are written anew. Of a study to which more runs can be added `trainings.tar.xz`
+goes there too: unpacked into a folder, `growkernels reproduce` goes on in it on any machine.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import sys
+import tarfile
 from pathlib import Path
+from typing import Any
 
+import torch
 from PIL import Image
 
 from benchmarks import readme_tables
 from benchmarks.claims_table import DOCUMENTS, REPRODUCTIONS
+from growkernels.saved_files import read_saved
 
 COLOURS = 64  # of a stored picture; more than its lines and bands have
 
@@ -45,7 +51,26 @@ def store(run: Path, documents: Path = DOCUMENTS) -> Path:
             small = picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
             small.save(target / f"{name}.png", optimize=True)
     shutil.copyfile(path, target / path.name)
+    if summary.get("runs") is not None:
+        _archive(run, target / "trainings.tar.xz")
     return target
+
+
+def _archive(run: Path, path: Path) -> None:
+    """What the finished trainings measured, without their weights, which nothing begins with."""
+    with tarfile.open(path, "w:xz") as archive:
+        states = sorted(p for p in (run / "state").iterdir() if p.suffix in (".pt", ".jsonl"))
+        for file in (run / "config.json", run / "summary.json", *states):
+            content = file.read_bytes() if file.suffix != ".pt" else _measured(read_saved(file))
+            member = tarfile.TarInfo(str(file.relative_to(run)))
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+
+def _measured(state: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state | {"state": None} if "state" in state else state, buffer)
+    return buffer.getvalue()
 
 
 def main() -> int:

@@ -161,6 +161,14 @@ Minutes = Annotated[
     float | None,
     typer.Option(help="Stop at a checkpoint after so long (exit status 3), to be resumed later."),
 ]
+Runs = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="How many runs of every variant, instead of the preset's number; more of them are "
+        "added to a finished run with --resume.",
+    ),
+]
 Together = Annotated[
     bool,
     typer.Option(
@@ -271,6 +279,7 @@ def basis(
     out: Out = Path("runs/basis"),
     resume: Resume = False,
     minutes: Minutes = None,
+    runs: Runs = None,
     ddp: Together = False,
 ) -> None:
     """Basis convolutions and the search for their layers.
@@ -281,7 +290,7 @@ def basis(
     from growkernels.experiments.basis import run
 
     with resumable(minutes, ddp):
-        run(preset, data, device, out, resume, autocast)
+        run(preset, data, device, out, resume, autocast, runs)
 
 
 @reproduce.command()
@@ -297,6 +306,7 @@ def scaling(
     out: Out = Path("runs/scaling"),
     resume: Resume = False,
     minutes: Minutes = None,
+    runs: Runs = None,
     ddp: Together = False,
 ) -> None:
     """Neurons added where splitting matrices say so.
@@ -307,7 +317,7 @@ def scaling(
     from growkernels.experiments.scaling import run
 
     with resumable(minutes, ddp):
-        run(preset, data, device, out, resume)
+        run(preset, data, device, out, resume, runs)
 
 
 def main() -> int:

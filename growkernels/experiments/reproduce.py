@@ -11,7 +11,7 @@ from rich.console import Console
 from growkernels.experiments import report, team
 from growkernels.experiments.claims import judge, registered, registration, tally
 from growkernels.experiments.progress import StretchProgress, progress_bar
-from growkernels.experiments.run_folder import RunFolder
+from growkernels.experiments.run_folder import RunFolder, RunFolderError
 from growkernels.experiments.runner import train
 from growkernels.experiments.study import Content, Result
 from growkernels.experiments.time_limit import TimeLimitError
@@ -64,15 +64,37 @@ def reproduce(
     folder = RunFolder(out, config | content.config(), resume)
     page = out / "report.html"
     try:
-        if folder.read_json("summary.json") is None or not page.exists():
-            _run(content, folder, save_seconds, console)
+        done = folder.read_json("summary.json")
+        if done is None or done.get("runs") != content.run_count or not page.exists():
+            _run(content, folder, save_seconds, console, _earlier(done, content.run_count, out))
         console.print(f"report: {page}", soft_wrap=True)
     finally:
         folder.close()
     return page
 
 
-def _run(content: Content, folder: RunFolder, save_seconds: float, console: Console) -> None:
+def _earlier(done: dict[str, Any] | None, runs: int | None, folder: Path) -> list[dict[str, Any]]:
+    """Where and with how many runs the study was finished before more were asked for."""
+    if done is None:
+        return []
+    before = done.get("runs")
+    if before is None or runs is None or before == runs:
+        return list(done.get("earlier", ()))
+    if runs < before:
+        raise RunFolderError(
+            f"{folder} holds {before} runs of every variant, and --runs asks for {runs}; give "
+            f"--runs {before} or more, or --out another folder."
+        )
+    return [*done["earlier"], {key: done[key] for key in ("runs", "environment")}]
+
+
+def _run(
+    content: Content,
+    folder: RunFolder,
+    save_seconds: float,
+    console: Console,
+    earlier: list[dict[str, Any]],
+) -> None:
     content = content.prepare(folder, console)
     results: dict[str, Result] = {}
     try:
@@ -92,6 +114,8 @@ def _run(content: Content, folder: RunFolder, save_seconds: float, console: Cons
         **{key: folder.config[key] for key in ("experiment", "net", "preset", "data")
            if key in folder.config},
         "overview": f"{tour}{found.overview} {tally(claims)}",
+        "runs": content.run_count,
+        "earlier": earlier,
         **found.summary,
         "claims": [claim.as_json() for claim in claims],
         "registration": registration(content.claims),

@@ -147,9 +147,14 @@ class Content(ABC):
 
     device: str
 
+    @property
+    def run_count(self) -> int | None:
+        """How many runs of every variant there are, where more can be added later."""
+        return None
+
     @abstractmethod
     def config(self) -> dict[str, Any]:
-        """What defines the run, as plain JSON values."""
+        """What defines the trainings, ``run_count`` aside, as plain JSON values."""
 
     def prepare(self, folder: RunFolder, console: Console) -> Content:
         """What comes before the trainings; the study that knows what was found."""

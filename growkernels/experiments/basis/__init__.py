@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 __all__ = ["run"]
@@ -14,12 +15,14 @@ def run(
     out: Path,
     resume: bool = False,
     autocast: bool = False,
+    runs: int | None = None,
 ) -> Path:
     """Search, train, compare and report; returns the path of ``report.html`` in ``out``.
 
     ``data`` is a folder that ``load_images`` understands; without one the quick preset generates
     images, which it calls synthetic everywhere. ``autocast`` trains in bfloat16 where torch holds
-    that to be safe.
+    that to be safe. ``runs`` of every variant replace the preset's number; a finished run is
+    resumed with more of them.
     Raises ValueError for an unknown choice, what ``load_images`` raises, and RunFolderError for a
     folder that cannot be used.
     """
@@ -30,4 +33,5 @@ def run(
     check_choice("preset", preset, PRESETS)
     check_images(preset, data)
     settings = preset_settings(preset, synthetic=data is None, autocast=autocast)
+    settings = replace(settings, runs=runs or settings.runs)
     return run_study(settings, preset, data, device, out, resume)

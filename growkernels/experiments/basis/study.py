@@ -49,8 +49,14 @@ class BasisStudy(ImageStudy):
     claims: ClassVar[Path] = Path(__file__).with_name("claims.toml")
     page: ClassVar[str] = "basis/page.html"
 
+    @property
+    def run_count(self) -> int:
+        return self.settings.runs
+
     def config(self) -> dict[str, Any]:
-        return {"data": self.source.about, "settings": asdict(self.settings)}
+        settings = asdict(self.settings)
+        del settings["runs"]
+        return {"data": self.source.about, "settings": settings}
 
     def prepare(self, folder: RunFolder, console: Console) -> BasisStudy:
         from growkernels.experiments.progress import progress_bar

@@ -30,8 +30,14 @@ class ScalingStudy(ImageStudy):
     claims: ClassVar[Path] = Path(__file__).with_name("claims.toml")
     page: ClassVar[str] = "scaling/page.html"
 
+    @property
+    def run_count(self) -> int:
+        return self.setting.runs
+
     def config(self) -> dict[str, Any]:
-        return {"data": self.source.about, "setting": asdict(self.setting)}
+        setting = asdict(self.setting)
+        del setting["runs"]
+        return {"data": self.source.about, "setting": setting}
 
     def graph(self) -> Graph:
         variants: dict[str, tuple[int, Forks]] = {}
@@ -92,17 +98,19 @@ def run_study(
     setting: Setting | None = None,
     selection: Selection | None = None,
     save_seconds: float = 20.0,
+    runs: int | None = None,
 ) -> Path:
     """Trains all variants and returns the path of ``report.html``.
 
-    ``data`` None: generated images. ``setting`` and ``selection`` replace what the preset stands
-    for (tests). Raises as ``reproduce_on_images``.
+    ``data`` None: generated images. ``setting``, ``selection`` and ``runs`` replace what the preset
+    stands for. Raises as ``reproduce_on_images``.
     """
     from growkernels.experiments.image_content import reproduce_on_images
 
     def build(source: ImageSource) -> ScalingStudy:
         size = source.images.train_images.shape[-1]
-        return ScalingStudy(setting or preset_setting(preset, size), source)
+        chosen = setting or preset_setting(preset, size)
+        return ScalingStudy(replace(chosen, runs=runs or chosen.runs), source)
 
     return reproduce_on_images(
         build, preset, data, selection or SELECTIONS[preset], device, out, resume, save_seconds
