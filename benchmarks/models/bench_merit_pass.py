@@ -18,7 +18,7 @@ from growkernels.experiments.models.batched import RESIDUAL_SCALE
 from growkernels.growth import LayerInsertion
 
 FAMILY = "merit_pass"
-KERNELS = ("virtual_grad", "convolution")
+KERNELS = ("virtual_grad", "wide_products", "convolution")
 TABLE = Table(
     name=FAMILY,
     family=FAMILY,

@@ -14,7 +14,7 @@ from benchmarks.case import OURS, Call, Case, Ceiling, Workload, while_torch_rou
 from benchmarks.table import Table
 
 FAMILY = "splitting"
-KERNELS = ("splitting", "convolution")
+KERNELS = ("splitting", "wide_products", "convolution")
 TABLE = Table(
     name=FAMILY,
     family=FAMILY,

@@ -16,7 +16,7 @@ from benchmarks.models.deit import HIDDEN, TOKENS, WIDTH, DeiT
 from benchmarks.table import Table
 
 FAMILY = "splitting_eigs"
-KERNELS = ("splitting", "eigen", "solvers")
+KERNELS = ("splitting", "wide_products", "eigen", "solvers")
 TABLE = Table(
     name=FAMILY,
     family=FAMILY,

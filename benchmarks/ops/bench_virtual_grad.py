@@ -15,7 +15,7 @@ from benchmarks.table import Table
 from growkernels.experiments.models.batched import RESIDUAL_SCALE
 
 FAMILY = "virtual_grad"
-KERNELS = ("virtual_grad", "convolution")
+KERNELS = ("virtual_grad", "wide_products", "convolution")
 TABLE = Table(
     name=FAMILY,
     family=FAMILY,

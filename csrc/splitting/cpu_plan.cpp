@@ -2,6 +2,7 @@
 
 #include "common/bfloat16_tile.h"
 #include "common/float32_products.h"
+#include "wide_products/wide_products.h"
 
 #include <ATen/Parallel.h>
 
@@ -23,6 +24,9 @@ constexpr int64_t serial_below_products = 1 << 19;  // starting threads costs mo
 // a part of the time.
 constexpr int64_t vendor_rows = 1024;
 constexpr int64_t vendor_features = 256;
+// Without AVX-512 they are faster however many rows there are, from so many features and neurons on (Zen 3).
+constexpr int64_t vendor_features_of_avx2 = 192;
+constexpr int64_t vendor_neurons_of_avx2 = 512;
 constexpr int64_t partial_bytes = 16 << 20;  // of sums over ranges of rows, at most
 
 }  // namespace
@@ -68,8 +72,14 @@ const char* tiles_obstacle(at::ScalarType dtype, bool full_precision) {
 }
 
 const char* vendor_obstacle(const Hvp& call) {
-  const int64_t features = call.x.size(1);
-  if (std::min(features, call.w.size(1)) < vendor_features) {
+  const int64_t features = call.x.size(1), neurons = call.w.size(1);
+  if (vendor_leads_without_avx512(call.x.scalar_type())) {
+    if (features < vendor_features_of_avx2 || neurons < vendor_neurons_of_avx2) {
+      return "for so few features or neurons one pass is faster";
+    }
+    return call.v.numel() / features > neurons ? "of several vectors of each neuron one pass is faster" : nullptr;
+  }
+  if (std::min(features, neurons) < vendor_features) {
     return "for so few features one pass is faster";
   }
   if (call.x.size(0) > vendor_rows && call.v.numel() / features > features) {

@@ -10,6 +10,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/mm.h>
+#include <ATen/ops/threshold_backward.h>
 
 #include <numeric>
 
@@ -34,8 +35,29 @@ double squared_norm(const at::Tensor& matrix) {
   return std::accumulate(rows.begin(), rows.end(), 0.0);
 }
 
+constexpr int64_t masked_rows_at_a_time = 4096;  // whose masked gradients stay in cache
+
+void multiply_by_vendor(const Position& p, const Kind& kind, at::Tensor& product) {
+  if (kind.layer == Layer::Linear) {
+    at::mm_out(product, p.g.t(), p.h);
+    return;
+  }
+  int64_t first = 0;
+  do {
+    const int64_t count = std::min(masked_rows_at_a_time, p.samples - first);
+    at::Tensor h = p.h.narrow(0, first, count), g = p.g.narrow(0, first, count);
+    if (kind.layer == Layer::LinearRelu) {
+      g = at::threshold_backward(g, h, 0);
+    } else {
+      h = activate(h, kind);
+    }
+    first == 0 ? at::mm_out(product, g.t(), h) : product.addmm_(g.t(), h);
+    first += count;
+  } while (first < p.samples);
+}
+
 // One position after the other, each as one tile; what is not stored is written over by the next.
-std::vector<Tile> run_vendors_product(const std::vector<Position>& positions, Store store) {
+std::vector<Tile> run_vendors_product(const std::vector<Position>& positions, const Kind& kind, Store store) {
   note(Ran::VendorsProduct);
   std::vector<Tile> tiles;
   at::Tensor product;
@@ -47,7 +69,7 @@ std::vector<Tile> run_vendors_product(const std::vector<Position>& positions, St
     if (store == Store::Write || !product.defined() || product.size(0) != p.height || product.size(1) != p.width) {
       product = store == Store::Write ? stored : at::empty({p.height, p.width}, p.h.options());
     }
-    at::mm_out(product, p.g.t(), p.h);
+    multiply_by_vendor(p, kind, product);
     Tile tile{static_cast<int64_t>(tiles.size()), 0, p.height, 0, p.width, false, 1};
     tile.squares = tile.batch_squares = squared_norm(product);
     if (store == Store::Accumulate) {
@@ -77,7 +99,7 @@ std::vector<Tile> run_kernel(const std::vector<Position>& positions, const Kind&
     if (part.empty()) {
       continue;
     }
-    std::vector<Tile> tiles = part[0].vendors                 ? run_vendors_product(part, store)
+    std::vector<Tile> tiles = part[0].vendors                 ? run_vendors_product(part, kind, store)
                               : part[0].rounded               ? run_rounded_kernel(part, kind, store)
                               : part[0].h.element_size() == 2 ? run_16_bit_kernel(part, kind, store)
                                                               : run_wide_kernel(part, kind, store);

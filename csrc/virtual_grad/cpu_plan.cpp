@@ -2,6 +2,7 @@
 
 #include "common/float32_products.h"
 #include "common/gemm_tile.h"
+#include "wide_products/wide_products.h"
 
 #include <ATen/Parallel.h>
 
@@ -24,6 +25,9 @@ constexpr int64_t narrow_chunk_bytes = 24 << 10;
 constexpr int64_t max_chunk = 2048;
 // From here on the vendor's product alone is faster than ours with the norm (measured on Sapphire Rapids).
 constexpr int64_t vendor_features = 256;
+// Without AVX-512 it is with masks and activations applied before it as well, and without any from fewer features on
+// (measured on Zen 3).
+constexpr int64_t vendor_features_of_avx2 = 192;
 constexpr int64_t serial_below_products = 1 << 20;  // starting threads costs more than this much work
 
 // What a position is multiplied in.
@@ -53,7 +57,12 @@ const char* tiles_obstacle(at::ScalarType dtype, int64_t height, int64_t width) 
 }
 
 const char* vendor_obstacle(at::ScalarType dtype, const Kind& kind, int64_t height, int64_t width) {
-  if (kind.layer != Layer::Linear) {
+  const bool masked = kind.layer != Layer::Linear;
+  if (vendor_leads_without_avx512(dtype)) {
+    const int64_t fewest = masked ? vendor_features : vendor_features_of_avx2;
+    return std::min(height, width) < fewest ? "for so few features one pass over all positions is faster" : nullptr;
+  }
+  if (masked) {
     return "a mask or an activation is applied on the way";
   }
   if (std::min(height, width) < vendor_features) {

@@ -119,6 +119,21 @@ def test_headlines_are_of_cpus_alone(tmp_path: Path) -> None:
     assert "Some GPU" not in table.markdown(tmp_path)
 
 
+def test_headlines_leave_out_a_makers_older_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.results.fingerprint", lambda family, device: "now")
+    for machine, sources in (("Ours 1", "then"), ("Ours 2", "now"), ("Theirs 1", "then")):
+        result = family_result(machine=machine)
+        result.environment["sources"] = sources
+        result.store(tmp_path)
+    headline = Headline("sum", "one", "toy", ("toy",), ("eager",))
+    assert [name.partition(" (")[0] for name in headline.speedups(tmp_path)] == [
+        "Ours 2",
+        "Theirs 1",
+    ]
+
+
 def test_the_gpu_table_has_one_row_per_case_against_its_best_opponent(tmp_path: Path) -> None:
     family_result().store(tmp_path)
     table = GpuTable("gpu", (GpuRow("toy", "toy"), GpuRow("toy", "not measured yet")))

@@ -13,7 +13,8 @@ ops = torch.ops.growkernels
 # Rows, neurons, vectors of each, features: on both sides of every limit.
 SHAPES = [
     (40, 256, 1, 256), (7, 300, 2, 257), (40, 255, 1, 300), (40, 300, 1, 255), (1025, 256, 1, 256),
-    (1025, 257, 1, 256), (1025, 256, 2, 511), (4097, 256, 1, 256),
+    (1025, 257, 1, 256), (1025, 256, 2, 511), (4097, 256, 1, 256), (4097, 512, 1, 192),
+    (40, 511, 1, 192), (40, 512, 1, 191), (40, 512, 2, 192),
     (1, 256, 1, 256), (0, 256, 1, 256),
 ]  # fmt: skip
 
@@ -38,8 +39,7 @@ def test_products_are_right_and_what_the_plan_says(
     y = gk.splitting_hvp(x, w, v)
     chosen = plan.plan_hvp(x, w, v).backend
     assert ops.kernels_ran() == ([chosen] if rows or chosen == "vendor's product" else [])
-    small = rows <= 1024 or neurons * k <= width
-    wide = small and min(neurons, width) >= 256 and dtype != torch.bfloat16
+    wide = min(neurons, width) >= 192 and dtype != torch.bfloat16
     assert wide or chosen != "vendor's product"
     exact = reference.splitting_hvp(x.double(), w.double(), v.double())
     bound = reference.splitting_hvp(*(part.double().abs() for part in (x, w, v)))

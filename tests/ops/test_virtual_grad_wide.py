@@ -13,7 +13,10 @@ from growkernels.ops.virtual_grad import plan as virtual_grad
 ops = torch.ops.growkernels
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 # Features of inputs and of gradients.
-WIDTHS = [(256, 512), (512, 256), (300, 601), (255, 600), (600, 64), (256, 511), (5, 600)]
+WIDTHS = [
+    (256, 512), (512, 256), (300, 601), (255, 600), (600, 64), (256, 511), (5, 600), (191, 600),
+    (192, 300),
+]  # fmt: skip
 
 
 def position(inputs: int, outputs: int, dtype: torch.dtype, samples: int = 40) -> list[Tensor]:
@@ -39,8 +42,30 @@ def test_what_ran_is_what_the_plan_says(inputs: int, outputs: int, dtype: torch.
         ops.kernels_ran()
         op()
         assert ops.kernels_ran() == [chosen.backend]
-    masked = virtual_grad.plan_position(h, "residual", outputs=inputs)
-    assert masked.backend != "vendor's product"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layer", ["linear_relu", "residual"])
+@pytest.mark.parametrize(("width", "samples"), [(255, 40), (256, 0), (300, 4100)])
+def test_masks_and_activations_of_wide_positions(
+    width: int, samples: int, layer: str, dtype: torch.dtype
+) -> None:
+    """Without AVX-512 they are applied to some thousand rows before the vendor's product."""
+    h, g = position(width, width, dtype, samples)
+    chosen = virtual_grad.plan_position(h, layer)
+    ops.kernels_ran()
+    (actual,) = ops.virtual_grads([h], [g], layer, "tanh", 0.5)
+    ran = ops.kernels_ran()
+    assert ran == ([chosen.backend] if samples or chosen.backend == "vendor's product" else [])
+    left, right = g.double(), h.double()
+    if layer == "linear_relu":
+        left = left * (right > 0)
+    else:
+        right = (0.5 * right).tanh()
+    rounding = torch.finfo(torch.float32).eps * (samples + 8)
+    if dtype == torch.bfloat16:
+        rounding += 2 * torch.finfo(dtype).eps
+    assert ((actual - left.T @ right).abs() <= rounding * (left.abs().T @ right.abs())).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
