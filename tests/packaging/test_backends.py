@@ -33,7 +33,7 @@ def test_cpu_always_has_a_backend(op: str, dtype: torch.dtype) -> None:
 
 def test_float64_has_no_tiles_of_bfloat16() -> None:
     choice = backends.choose_backend("virtual_grads", "cpu", torch.float64)
-    assert choice.backend == "portable"
+    assert choice.backend in ("portable", "vendor's product")
     assert ("bfloat16 tiles", "they are for bfloat16") in choice.refused
 
 
