@@ -22,12 +22,12 @@ class Headline:
 
     def speedups(self, results: Path) -> dict[str, dict[str, float]]:
         """By machine, every CPU that has results, and opponent: the geometric mean over the cases
-        of the median ratios. Stale ones are left out where a maker's other CPU has newer ones.
+        of the median ratios. Of a maker's CPUs it is the one that was measured last.
         Raises FileNotFoundError or ValueError for missing results.
         """
         families = stored(self.family, results, "cpu")
-        up_to_date = {_maker(family) for family in families if not family.stale}
-        families = [f for f in families if not f.stale or _maker(f) not in up_to_date]
+        last = {f.machine.partition(" ")[0]: f for f in sorted(families, key=_measured)}
+        families = [family for family in families if family in last.values()]
         if not families:
             raise FileNotFoundError(
                 f"no results of {self.family!r} are stored in {results}; "
@@ -54,8 +54,8 @@ class Headline:
         return geometric_mean(by_name[name].speedup(opponent).median for name in self.cases)
 
 
-def _maker(family: FamilyResult) -> str:
-    return family.machine.partition(" ")[0]
+def _measured(family: FamilyResult) -> str:
+    return str(family.environment.get("time", ""))
 
 
 def times(ratio: float) -> str:
