@@ -50,7 +50,8 @@ def splitting_eigs(
             where the solver stops as soon as all neurons have converged and those that have cost
             nothing further. On other devices exactly so many steps are taken, 64 unless given.
         tol: converged is |S v - lambda v| <= tol * |S|, with the largest |Ritz value| seen for |S|,
-            which never exceeds it.
+            which never exceeds it. The CPU takes those steps on to a tenth of `tol`, as far as the
+            dtype resolves that, so that a neighbouring eigenpair seldom passes for the smallest.
         generator: for the start vectors of those steps, on the device of `x`; None means a fixed
             seed. The same seed gives the same bits on the same machine with the same number of
             threads.
