@@ -19,6 +19,7 @@ from benchmarks.environment import machine_slug
 from benchmarks.sources import fingerprint
 
 RESULTS = Path(__file__).resolve().parent / "results"
+STALE = " (**stale**:"  # behind a machine's name
 _SCHEMA = 1
 
 
@@ -143,7 +144,7 @@ class FamilyResult:
         if not self.stale:
             return name
         day = str(self.environment.get("time", "an unknown day"))[:10]
-        return f"{name} (**stale**: sources changed after {day})"
+        return f"{name}{STALE} sources changed after {day})"
 
     def noise(self) -> str | None:
         """What one function timed against itself gave, in a sentence; None where it was not."""

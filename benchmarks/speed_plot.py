@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.headlines import Headline, times
+from benchmarks.results import STALE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,13 +21,14 @@ _TICKS = (1, 2, 5, 10, 20, 50, 100)
 def draw(headlines: Sequence[Headline], results: Path, path: Path) -> None:
     """Write the picture, whole or not at all, with a panel for every CPU that has results.
 
+    Those of other sources than this checkout's are marked in it.
     Raises what `Headline.speedups` raises for missing results.
     """
     from matplotlib import pyplot as plt
 
     from growkernels.experiments.plots import STYLE
 
-    speedups = [headline.speedups(results) for headline in headlines]
+    speedups = [_by_name(headline.speedups(results)) for headline in headlines]
     machines = sorted({machine for by_machine in speedups for machine in by_machine})
     bars = sum(len(headline.opponents) + _GAP for headline in headlines)
     inches = len(machines) * (bars * _BAR_INCHES + 0.7)
@@ -41,6 +43,16 @@ def draw(headlines: Sequence[Headline], results: Path, path: Path) -> None:
         figure.savefig(part, dpi=130, bbox_inches="tight", pad_inches=0.1)
         plt.close(figure)
     os.replace(part, path)
+
+
+def _by_name(speedups: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """By the machine's name alone; what is stale says so behind the opponent's."""
+    named = {}
+    for machine, by_opponent in speedups.items():
+        name, stale, _ = machine.partition(STALE)
+        mark = ", stale" if stale else ""
+        named[name] = {f"{opponent}{mark}": ratio for opponent, ratio in by_opponent.items()}
+    return named
 
 
 def _panel(axes: Axes, headlines: Sequence[Headline], speedups: Sequence[dict[str, float]]) -> None:
