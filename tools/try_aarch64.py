@@ -29,8 +29,9 @@ PROGRAMS = {
 # The one that describe_processor describes.
 PROCESSOR = "neoverse-n1"
 # All ops at all kinds of shapes and dtypes, against float64. Left out is what starts processes or
-# compilers, which are not emulated.
-TESTS = ("ops/test_contract_numbers.py", "ops/test_fuzz_corpus.py")
+# compilers, which are not emulated, and the same bits every time, whose many calls of large samples
+# take over a minute each.
+TESTS = ("ops/test_contract_numbers.py", "ops/test_fuzz_corpus.py", "-k", "not same_bits")
 
 
 def main() -> int:
