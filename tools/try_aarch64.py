@@ -135,7 +135,7 @@ def emulated(*arguments: str) -> int:
         "PYTHONPATH": os.pathsep.join(map(str, (BUILT, PACKAGES))),
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONNOUSERSITE": "1",
-        # Threads that spin while they wait cost an emulator minutes.
+        # As in the suite: threads that wait leave the processor to others.
         "OMP_WAIT_POLICY": "passive",
     }
     python = str(SYSTEM / "usr" / "bin" / "python3")
